@@ -1,0 +1,1 @@
+"""Dux, many trials: the command line, the study, the front, export."""

@@ -1,0 +1,122 @@
+"""The dry run: one tiny trial from end to end, before a cluster is asked for anything, and what the study will cost."""
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from search.export import FORMATS, verify
+from search.study import needs_of
+from search.study_file import StudyFile
+from spaces import Choice, Recipe
+from trainers.data import load_dataset, pixels
+from trainers.knowledge import Knowledge
+from trainers.measure import measure, predictions
+from trainers.store import load_student, save_student
+from trainers.task import Task
+from trainers.trial import run_trial
+
+IMAGES = 512
+"""How many images the tiny trial trains on."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the dry run found."""
+
+    steps: tuple[tuple[str, float], ...]
+    """What was done, and the seconds it took."""
+    largest_logit_difference: float
+    """Between the exported and the measured network."""
+    study_seconds: float
+    """What the whole study will take, roughly: trials on this machine's processor, the teacher included."""
+
+
+def check(file: StudyFile) -> Checked:
+    """Train a tiny teacher and a tiny student, cut it, save, reload and export it; nothing is left behind.
+
+    Args:
+        file: the study.
+
+    Raises:
+        ExportRefused, ValueError: a step did not give back what it was given.
+    """
+    steps: list[tuple[str, float]] = []
+    clock = time.monotonic()
+
+    def did(what: str) -> float:
+        nonlocal clock
+        now = time.monotonic()
+        steps.append((what, now - clock))
+        seconds, clock = now - clock, now
+        return seconds
+
+    spec = file.task
+    whole = load_dataset(
+        spec.dataset,
+        root=None if spec.root is None else Path(spec.root),
+        download=spec.download,
+        image_size=spec.image_size,
+        train_limit=spec.train_limit,
+    )
+    images = len(whole.train)
+    tiny = min(IMAGES, images - whole.classes)
+    did(f"data: {images:,} images to train on, {len(whole.validation):,} to validate with")
+    with tempfile.TemporaryDirectory() as scratch:
+        small = spec.model_copy(update={"train_limit": tiny, "teacher": spec.teacher.model_copy(update={"epochs": 1})})
+        threads = torch.get_num_threads()
+        torch.set_num_threads(file.search.cpus)
+        try:
+            task = Task.load(small, Path(scratch))
+            teacher_s = did(f"teacher: built, one epoch of {tiny} images")
+            recipe = _recipe(file)
+            result = run_trial(recipe, task, Knowledge(task), threads=file.search.cpus)
+            trial_s = did(
+                f"trial: {recipe.transfer}, one epoch, {result.units_cut} of {result.units} units cut, one epoch more"
+            )
+            save_student(Path(scratch) / "trial", result.files(task))
+            student = load_student(Path(scratch) / "trial")
+            if measure(student, task.data.validation) != result.measurements:
+                raise ValueError("a student that is saved and loaded must measure the same, but does not")
+            did("saved, loaded, measured again: the same")
+            write, run = FORMATS["onnx"]
+            path = Path(scratch) / "student.onnx"
+            write(student, pixels(task.data.validation.images[:2]), path)
+            difference = verify(
+                run(path, task.data.validation.images),
+                predictions(student, task.data.validation),
+                task.data.validation,
+                result.measurements["accuracy"],
+                "the ONNX file",
+            )
+            did("exported to ONNX, run by ONNX Runtime: the same")
+        finally:
+            torch.set_num_threads(threads)
+    concurrent = file.search.concurrent or max(1, (torch.get_num_threads()) // file.search.cpus)
+    whole_recipe = next(file.space.extremes())
+    epochs = whole_recipe.training.epochs + whole_recipe.pruning.fine_tune_epochs
+    trial = trial_s / 2 * epochs * images / tiny
+    teacher = teacher_s * spec.teacher.epochs * images / tiny
+    return Checked(tuple(steps), difference, teacher + trial * file.search.trials / concurrent)
+
+
+def _recipe(file: StudyFile) -> Recipe:
+    """One epoch, one epoch of fine-tuning, half the units cut, by the first method that needs no stage."""
+    methods = file.space.methods
+    simple = [method for method in methods if not any(needs.stage for needs in needs_of(file.space, method))]
+    student = {
+        name: domain.extremes()[-1] if isinstance(domain, Choice) else domain.extremes()[0]
+        for name, domain in file.space.parameters.items()
+        if name.startswith("student.")
+    }
+    return Recipe.from_flat(
+        {
+            **student,
+            "transfer": (simple or ["none"])[0],
+            "training.epochs": 1,
+            "pruning.fraction": 0.5,
+            "pruning.fine_tune_epochs": 1,
+        }
+    )

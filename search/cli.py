@@ -1,0 +1,391 @@
+"""The command line. Every command is a call or two of `search.study` and its neighbours."""
+
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from search.front import Bounds, Front, NoStudent, parse_bound, shortened, show
+from spaces import BadInput
+
+# Typer brings its own click and names only this one of its errors; what we catch is their common base
+_ClickException: Any = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    name="dux",
+    help="Searches for the best small students of a trained teacher network.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out = Console(soft_wrap=True)
+
+Home = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="DUX_HOME", help="Folder of studies, teachers and local stores [default: ~/.dux]", show_default=False
+    ),
+]
+Name = Annotated[str, typer.Argument(help="The study's name.")]
+Address = Annotated[
+    str | None, typer.Option(help="Of a running Ray cluster; without it, this machine computes.", show_default=False)
+]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show what Ray and MLflow say.")]
+
+
+@app.command()
+def search(
+    study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="What to search; see examples/.")],
+    home: Home = None,
+    address: Address = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Instead of the file's search.trials.", show_default=False)
+    ] = None,
+    concurrent: Annotated[
+        int | None, typer.Option(min=1, help="Instead of the file's search.concurrent.", show_default=False)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Instead of the file's search.seed.", show_default=False)
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Run a study and print its front."""
+    from search.study import Study
+    from search.study_file import StudyFile
+
+    file = StudyFile.read(study_file)
+    given = {"trials": trials, "concurrent": concurrent, "seed": seed}
+    changed = file.search.model_copy(update={key: value for key, value in given.items() if value is not None})
+    study = Study(file.model_copy(update={"search": changed}), _home(home))
+    if study.exists:
+        study.search()  # says why not
+    _run(study.name, lambda display: study.search(address=address, display=display, verbose=verbose), study, verbose)
+
+
+@app.command()
+def resume(name: Name, home: Home = None, address: Address = None, verbose: Verbose = False) -> None:
+    """Go on with a study after any interruption; a finished one is left as it is."""
+    from search.study import Study
+
+    study = Study.open(name, _home(home))
+    asked = study.file.search.trials
+    if not study.at_work and study.ledger().done() >= asked:
+        out.print(f"{name} is finished: {asked} of {asked} trials are done; nothing to resume")
+    _run(name, lambda display: study.resume(address=address, display=display, verbose=verbose), study, verbose)
+
+
+@app.command()
+def status(
+    name: Annotated[str | None, typer.Argument(help="The study's name; all studies without it.")] = None,
+    home: Home = None,
+) -> None:
+    """What runs, what is done, what failed and why."""
+    from search.study import Study
+
+    where = _home(home)
+    if name is None:
+        names = Study.names(where)
+        if not names:
+            out.print(f"no study in {where} yet; begin one with `dux search STUDY.yaml`")
+            return
+        table = _table("study", "state", "done", "failed", "front", "hypervolume")
+        for each in names:
+            study = Study.open(each, where)
+            table.add_row(each, *_state(study))
+        out.print(table)
+        return
+    study = Study.open(name, where)
+    state, done, failed, members, volume = _state(study)
+    out.print(f"{name}: {state}; {done} trials done, {failed} of them failed; front of {members}, hypervolume {volume}")
+    lines = study.lines()
+    at_work = study.at_work
+    for line in lines:
+        if line.outcome == "running":
+            recipe = "" if line.recipe is None else f" {line.recipe.transfer}, width {line.recipe.student.width:g}"
+            out.print(f"  trial {line.trial} {'runs:' if at_work else 'was cut short:'}{recipe}")
+    for line in lines:
+        if line.outcome == "failed":
+            out.print(f"  trial {line.trial} failed: {line.reason}")
+    if state == "interrupted":
+        out.print(f"`dux resume {name}` goes on")
+
+
+@app.command()
+def front(
+    name: Name,
+    home: Home = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, and nothing else.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write an interactive page to this file.", show_default=False)
+    ] = None,
+    png: Annotated[Path | None, typer.Option(help="Write a picture to this file.", show_default=False)] = None,
+) -> None:
+    """The students that no other student of the study beats on every objective."""
+    from search.chart import front_html, front_png
+    from search.study import Study
+    from trainers.store import write_whole
+
+    study = Study.open(name, _home(home))
+    found = study.front(study.run_ids())
+    teacher = study.task_record()["teacher"]
+    if as_json:
+        print(json.dumps(found.to_json(name), indent=1))
+    if html is not None:
+        write_whole(html, front_html(found, name, None, teacher))
+    if png is not None:
+        png.parent.mkdir(parents=True, exist_ok=True)
+        front_png(found, name, png, teacher)
+    if as_json:
+        return
+    for path in (html, png):
+        if path is not None:
+            out.print(f"wrote {path}")
+    if html is None and png is None:
+        _print_front(found)
+
+
+@app.command()
+def export(
+    name: Name,
+    home: Home = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the files [default: NAME-export]", show_default=False)
+    ] = None,
+    minimum: Annotated[
+        list[str] | None,
+        typer.Option("--min", metavar="NAME=VALUE", help="Least value, as accuracy=0.95.", show_default=False),
+    ] = None,
+    maximum: Annotated[
+        list[str] | None,
+        typer.Option("--max", metavar="NAME=VALUE", help="Greatest value, as parameters=50k.", show_default=False),
+    ] = None,
+    formats: Annotated[str, typer.Option("--format", help="onnx, pt2, or both with a comma.")] = "onnx",
+) -> None:
+    """Write the best student within bounds, proved to be the one that was measured."""
+    from search.export import ExportRefused
+    from search.export import export as write
+    from search.study import Study
+
+    bounds = _bounds(minimum or [], maximum or [])
+    study = Study.open(name, _home(home))
+    entry = study.front(study.run_ids()).select(bounds)
+    try:
+        paths = write(study, entry, folder or Path(f"{name}-export"), [part.strip() for part in formats.split(",")])
+    except ExportRefused as error:
+        _fail(1, f"refused: {error}")
+    out.print(f"trial {entry.trial}: " + ", ".join(f"{key} {show(value)}" for key, value in entry.measurements.items()))
+    for path in paths:
+        out.print(f"wrote {path}")
+
+
+@app.command()
+def check(study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml")]) -> None:
+    """A dry run: one tiny trial from data to ONNX, and an estimate of what the study will cost."""
+    from search.check import check as dry_run
+    from search.progress import duration
+    from search.study_file import StudyFile
+
+    file = StudyFile.read(study_file)
+    found = dry_run(file)
+    for what, seconds in found.steps:
+        out.print(f"{seconds:6.1f} s  {what}")
+    trials = file.search.trials
+    out.print(
+        f"{file.name} is sound; {trials} trials will take roughly {duration(found.study_seconds)} on this machine, "
+        "start-up excluded"
+    )
+
+
+@app.command()
+def methods(as_json: Annotated[bool, typer.Option("--json", help="As JSON, and nothing else.")] = False) -> None:
+    """The transfer methods that can be searched, their parameters, defaults and papers."""
+    from trainers.transfer import METHODS
+
+    found = [_described(method) for method in METHODS.values()]
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    for method in found:
+        out.print(
+            Text.assemble(
+                (method["name"], "bold"),
+                f"  {method['abbreviation']}" if method["abbreviation"] != method["name"] else "",
+            )
+        )
+        paper = method["paper"]
+        out.print(
+            "  " + "; ".join(part for part in (paper["authors"], paper["title"], paper["venue"], paper["link"]) if part)
+        )
+        for parameter in method["parameters"]:
+            out.print(
+                f"  {parameter['name']} = {parameter['default']}  ({parameter['range']})  {parameter['description']}"
+            )
+
+
+@app.command()
+def ui(
+    name: Annotated[str | None, typer.Argument(help="The study whose front the link opens.")] = None,
+    home: Home = None,
+    port: Annotated[int, typer.Option(help="0 for a free one.")] = 5000,
+) -> None:
+    """Serve MLflow's user interface for the studies' store, until Ctrl-C."""
+    from search.mlflow_view import database, serve, view_path
+    from search.study import Study
+    from search.tracking import find_runs
+
+    where = _home(home)
+    named = [Study.open(name, where)] if name is not None else [Study.open(each, where) for each in Study.names(where)]
+    if not named:
+        raise BadInput(
+            f"a study must exist to be looked at, but there is none yet in {where}; "
+            "begin one with `dux search STUDY.yaml`"
+        )
+    uri = named[0].tracking_uri
+    local = database(uri) is not None
+    server = serve(uri, port) if local else None
+    base = server.url if server is not None else uri.rstrip("/")
+    try:
+        for study in named:
+            runs = find_runs(study.folder, study.name, uri)
+            if runs is not None:
+                out.print(f"{study.name}: {base}/{view_path(runs.experiment_id)}")
+        if server is not None:
+            out.print("serving until Ctrl-C")
+            server.process.wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        if server is not None:
+            server.stop()
+
+
+def main() -> None:
+    """Run a command and exit with its code.
+
+    0 well, 1 refused or out of reach, 2 bad input, 3 no such student, 4 all trials failed, 130 interrupted.
+    """
+    warnings.simplefilter("ignore")  # other libraries' notes to their developers
+    try:
+        app(standalone_mode=False)
+    except BadInput as error:
+        _fail(2, str(error))
+    except NoStudent as error:
+        _fail(3, str(error))
+    except _ClickException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message())
+            sys.exit(2)
+        _fail(
+            2,
+            f"{error.format_message().rstrip('.')}; `dux --help` shows the commands, "
+            "`dux COMMAND --help` their options",
+        )
+    except (KeyboardInterrupt, typer.Abort):
+        _fail(130, "stopped")
+    except ConnectionError as error:
+        _fail(1, str(error))
+
+
+def _fail(code: int, message: str) -> None:
+    print("dux: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(code)
+
+
+def _home(home: Path | None) -> Path:
+    from search.study import default_home
+
+    return default_home() if home is None else home.expanduser().absolute()
+
+
+def _run(name: str, carry_out: Callable[[Any], Front], study: Any, verbose: bool) -> None:
+    from search.progress import Terminal
+    from search.study import AllFailed, Interrupted
+
+    try:
+        with Terminal(Console(stderr=True), name) as display:
+            found = carry_out(display)
+    except Interrupted as error:
+        _fail(130, str(error))
+    except AllFailed as error:
+        _fail(4, str(error))
+    _print_front(found)
+    out.print(f"the front as a page: {study.folder / 'front.html'}")
+    out.print(f"the study in MLflow: `dux ui {name}`")
+
+
+def _print_front(found: Front) -> None:
+    out.print(Text(found.plot(width=min(100, out.width))))
+    out.print()
+    out.print(found.table())
+
+
+def _state(study: Any) -> tuple[str, str, str, str, str]:
+    lines = study.lines()
+    failed = sum(line.outcome == "failed" for line in lines)
+    done = failed + sum(line.outcome == "complete" for line in lines)
+    asked = study.file.search.trials
+    state = "running" if study.at_work else "finished" if done >= asked else "interrupted"
+    try:
+        found = study.front()
+        members, volume = str(len(found.members)), f"{found.hypervolume:.4f}"
+    except BadInput:
+        members, volume = "0", "–"
+    return state, f"{done}/{asked}", str(failed), members, volume
+
+
+def _bounds(minimum: list[str], maximum: list[str]) -> Bounds:
+    bounds: dict[str, tuple[Any, float]] = {}
+    for side, texts in (("min", minimum), ("max", maximum)):
+        for text in texts:
+            name, value = parse_bound(text)
+            if name in bounds:
+                raise BadInput(
+                    f"a measurement may have one bound, but {name} has two; "
+                    f"drop one of {shortened(bounds[name][1])} and {shortened(value)}"
+                )
+            bounds[name] = (side, value)
+    return bounds
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _described(method: Any) -> dict[str, Any]:
+    """A transfer method as `dux methods --json` has it."""
+    schema = method.Options.model_json_schema()
+    parameters = []
+    for name, field in method.Options.model_fields.items():
+        limits = schema["properties"][name]
+        ends = [f"{sign} {limits[key]:g}" for key, sign in _LIMITS.items() if key in limits]
+        allowed = "one of " + ", ".join(map(str, limits["enum"])) if "enum" in limits else " and ".join(ends)
+        parameters.append(
+            {
+                "name": f"{method.name}.{name}",
+                "default": field.default,
+                "range": allowed or limits.get("type", ""),
+                "search": limits.get("search"),
+                "description": field.description or "",
+            }
+        )
+    return {
+        "name": method.name,
+        "abbreviation": method.abbreviation,
+        "paper": vars(method.paper),
+        "parameters": parameters,
+    }
+
+
+_LIMITS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}

@@ -1,0 +1,199 @@
+"""Export: a student as a file that a device can run, proved to be the one that was measured, with a card.
+
+The network takes images (B, C, H, W) float32 in [0, 1] and returns logits (B, classes); normalisation is inside.
+"""
+
+import hashlib
+import json
+import logging
+import platform
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from search.front import Entry
+from search.study import Study
+from spaces import BadInput
+from spaces.errors import known
+from trainers.data import load_dataset, pixels
+from trainers.data.dataset import Split
+from trainers.measure import EVALUATION_BATCH, measure, quality
+from trainers.store import load_student, write_whole
+
+TOLERANCE = 1e-4
+"""Largest difference between a logit of the exported and of the measured network."""
+
+
+class ExportRefused(RuntimeError):
+    """The exported file does not compute what was measured; nothing was written."""
+
+
+def export_onnx(network: nn.Module, example: torch.Tensor, path: Path) -> None:
+    """Write `network` as ONNX with a free batch size; example: (B, C, H, W) with B > 1."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter warns of its own dependencies
+            torch.onnx.export(
+                network,
+                (example,),
+                path,
+                dynamo=True,
+                external_data=False,
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
+    finally:
+        logger.setLevel(level)
+
+
+def run_onnx(path: Path, images: torch.Tensor) -> torch.Tensor:
+    """Logits (N, classes) of images (N, C, H, W) uint8 by ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    parts = [
+        session.run(["logits"], {"images": pixels(part).numpy()})[0] for part in torch.split(images, EVALUATION_BATCH)
+    ]
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def export_pt2(network: nn.Module, example: torch.Tensor, path: Path) -> None:
+    """Write `network` as a `torch.export` archive with a free batch size; example: (B, C, H, W) with B > 1."""
+    program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, path)
+
+
+def run_pt2(path: Path, images: torch.Tensor) -> torch.Tensor:
+    """Logits (N, classes) of images (N, C, H, W) uint8 by the archive alone, without our classes."""
+    module = torch.export.load(path).module()
+    with torch.no_grad():
+        return torch.cat([module(pixels(part)) for part in torch.split(images, EVALUATION_BATCH)])
+
+
+Writer = Callable[[nn.Module, torch.Tensor, Path], None]
+Runner = Callable[[Path, torch.Tensor], torch.Tensor]
+FORMATS: Mapping[str, tuple[Writer, Runner]] = MappingProxyType(
+    {"onnx": (export_onnx, run_onnx), "pt2": (export_pt2, run_pt2)}
+)
+"""How each format is written and run, by the file's ending."""
+
+
+def verify(found: torch.Tensor, expected: torch.Tensor, split: Split, accuracy: float, what: str) -> float:
+    """The largest difference between logits (N, classes) of the exported and of the measured network.
+
+    Raises:
+        ExportRefused: it is above TOLERANCE, or the accuracy on the split is not the recorded one.
+    """
+    difference = float((found - expected).abs().max())
+    if not difference <= TOLERANCE:
+        raise ExportRefused(
+            f"{what} must compute the measured network within {TOLERANCE:g}, but differs by {difference:.3g}"
+        )
+    exported = quality(found, split.labels)["accuracy"]
+    if exported != accuracy:
+        raise ExportRefused(f"{what} must have the measured accuracy {accuracy}, but has {exported}")
+    return difference
+
+
+def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = ("onnx",)) -> list[Path]:
+    """Write a student in the given formats, and `card.json`; all of it or nothing.
+
+    The test split is read here, once, for the card.
+
+    Args:
+        study: where the student is from.
+        entry: the student.
+        folder: where the files go.
+        formats: names in FORMATS.
+
+    Raises:
+        BadInput: an unknown format.
+        ExportRefused: the student's files, or an exported one, do not compute what was measured.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise BadInput(f"`--format` must be a known format, but got {name!r}; {known(FORMATS, name)}")
+    spec = study.file.task
+    data = load_dataset(
+        spec.dataset,
+        root=None if spec.root is None else Path(spec.root),
+        download=spec.download,
+        image_size=spec.image_size,
+        train_limit=spec.train_limit,
+    )
+    source = study.trial_folder(entry.trial)
+    network = load_student(source)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(study.file.search.cpus)  # as it was measured: sums round differently with another number
+    try:
+        measured = measure(network, data.validation)
+        test = measure(network, data.test)
+        expected = _logits(network, data.validation.images)
+    finally:
+        torch.set_num_threads(threads)
+    for name in ("accuracy", "parameters"):
+        if measured[name] != entry.measurements[name]:
+            raise ExportRefused(
+                f"the files of trial {entry.trial} must have the measured {name} {entry.measurements[name]}, "
+                f"but have {measured[name]}; were they changed?"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as scratch:
+        made: dict[str, dict[str, Any]] = {}
+        for name in formats:
+            write, run = FORMATS[name]
+            file = Path(scratch) / f"{study.name}-{entry.trial}.{name}"
+            write(network, pixels(data.validation.images[:2]), file)
+            found = run(file, data.validation.images)
+            difference = verify(found, expected, data.validation, entry.measurements["accuracy"], file.name)
+            content = file.read_bytes()
+            made[file.name] = {
+                "sha256": hashlib.sha256(content).hexdigest(),
+                "size_bytes": len(content),
+                "largest_logit_difference": difference,
+            }
+        card = {
+            "study": study.name,
+            "trial": entry.trial,
+            "mlflow_run_id": entry.run_id,
+            "recipe": dict(entry.recipe),
+            "input": {"name": "images", "shape": ["batch", *data.image_shape], "type": "float32", "range": [0.0, 1.0]},
+            "output": {"name": "logits", "shape": ["batch", data.classes], "type": "float32"},
+            "validation": dict(entry.measurements),
+            "test": {name: test[name] for name in ("accuracy", "nll")},
+            "teacher_validation": study.task_record()["teacher"],
+            "files": made,
+            "student": {
+                file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+                for file in (source / "student.json", source / "student.safetensors")
+            },
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("dux-search", "torch", "onnx", "onnxruntime")},
+            },
+        }
+        for name in made:
+            shutil.move(Path(scratch) / name, folder / name)
+    write_whole(folder / "card.json", json.dumps(card, indent=1))
+    return [*(folder / name for name in made), folder / "card.json"]
+
+
+def _logits(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.cat([network(pixels(part)) for part in torch.split(images, EVALUATION_BATCH)])

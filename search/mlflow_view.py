@@ -1,0 +1,200 @@
+"""What MLflow shows of a study: the shared view of its front, and a server for a store that has none.
+
+The view is an experiment tag holding JSON; MLflow's UI opens it by its key. The fields are those that MLflow 3.17
+reads, found by trying them in a browser (tests/search/test_mlflow_view.py does so again).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+from urllib.request import urlopen
+
+from spaces.errors import BadInput
+
+VIEW_TAG = "mlflow.sharedViewState.dux"
+
+
+def view_path(experiment_id: str) -> str:
+    """The part of the link to the front that follows the server's address and a slash."""
+    return f"#/experiments/{experiment_id}/runs?viewStateShareKey=dux&compareRunsMode=CHART"
+
+
+def view_state(objectives: Mapping[str, str], parameters: Sequence[str]) -> str:
+    """The value of `VIEW_TAG`: which charts show a study's front, and how its table is ordered.
+
+    A scatter of the two first objectives (x: the second, y: the first; left out where there is only one) stands beside
+    parallel coordinates over `parameters` and every objective, coloured by the first objective.
+
+    Args:
+        objectives: measurement -> "max" or "min", the most important first.
+        parameters: the names that a recipe of the study's space can hold.
+    """
+    first, *others = objectives
+    section = "dux-front"
+    common = {"runsCountToCompare": 100, "metricSectionId": section, "deleted": False, "isGenerated": False}
+
+    def axis(key: str) -> dict[str, str]:
+        return {"key": key, "type": "METRIC", "dataAccessKey": key}
+
+    charts: list[dict[str, Any]] = []
+    if others:
+        charts.append(
+            common | {"uuid": "dux-scatter", "type": "SCATTER", "xaxis": axis(others[0]), "yaxis": axis(first)}
+        )
+    charts.append(
+        common
+        | {
+            "uuid": "dux-parallel",
+            "type": "PARALLEL",
+            "showAllRuns": True,
+            "selectedParams": list(parameters),
+            "selectedMetrics": [*others, first],  # MLflow colours by the last one
+        }
+    )
+    return json.dumps(
+        {
+            "compareRunCharts": charts,
+            "compareRunSections": [
+                {
+                    "uuid": section,
+                    "name": "Front",
+                    "display": True,
+                    "columns": 2,
+                    "cardHeight": 480,
+                    "isReordered": False,
+                    "deleted": False,
+                    "isGenerated": False,
+                }
+            ],
+            "runsHiddenMode": "SHOW_ALL",
+            "hideEmptyCharts": False,
+            "searchFilter": "tags.`dux.role` = 'trial'",
+            "orderByKey": f"metrics.`{first}`",
+            "orderByAsc": objectives[first] == "min",
+            "startTime": "ALL",
+            "lifecycleFilter": "Active",
+            "modelVersionFilter": "All Runs",
+            "selectedColumns": [f"metrics.`{name}`" for name in objectives]
+            + [f"params.`{name}`" for name in parameters],
+        }
+    )
+
+
+def database(tracking_uri: str) -> Path | None:
+    """The file of a SQLite store, None for a server's address; the two kinds of tracking URI there are.
+
+    Raises:
+        BadInput: any other kind, or a relative path (workers have other folders than the driver).
+    """
+    if tracking_uri.startswith(("http://", "https://")):
+        with suppress(ValueError):  # an address that cannot be taken apart
+            if urlsplit(tracking_uri).hostname:
+                return None
+    path = Path(tracking_uri.removeprefix("sqlite:///").partition("?")[0])
+    if not tracking_uri.startswith("sqlite:///") or not path.is_absolute():
+        raise BadInput(
+            f"the tracking URI must be sqlite:////absolute/path.db or an MLflow server's http(s)://host:port, but got "
+            f"{redacted(tracking_uri)}; for another database start `mlflow server` on it and give its address"
+        )
+    return path
+
+
+def artifacts_of(database: Path) -> Path:
+    """Where the files logged to a SQLite store lie."""
+    return database.parent / "mlflow-artifacts"
+
+
+def redacted(text: str, tracking_uri: str = "") -> str:
+    """`text` without the credentials of any URL in it, nor the password of `tracking_uri` anywhere."""
+    text = re.sub(r"(?<=://)[^/\s]*@", "***@", text)
+    password = urlsplit(tracking_uri).password or ""
+    for secret in {password, unquote(password)} - {""}:
+        text = text.replace(secret, "***")
+    return text
+
+
+@dataclass(frozen=True)
+class Server:
+    """An MLflow server that we started, and its address."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+    def stop(self) -> None:
+        """Ends the server with all its processes; safe to call twice."""
+        for kind in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, kind)  # it leads a group of its own, which its workers are in
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(10.0)
+
+
+def serve(tracking_uri: str, port: int = 0, timeout_s: float = 180.0) -> Server:
+    """Serves MLflow's UI for a SQLite store on 127.0.0.1; returns once it answers (about 10 s).
+
+    Args:
+        tracking_uri: `sqlite:////absolute/path.db`; the file is made where there is none.
+        port: 0 for a free one.
+        timeout_s: how long it may take to answer.
+
+    Raises:
+        BadInput: a store that needs no server of ours, or a port that is taken.
+        RuntimeError: the server ended or did not answer in time; the message has the last it said.
+    """
+    file = database(tracking_uri)
+    if file is None:
+        raise BadInput(f"a store to serve must be sqlite:////…, but {redacted(tracking_uri)} is a server; open it")
+    artifacts_of(file).mkdir(parents=True, exist_ok=True)
+    server_port = _free_port(port)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(server_port)]
+    command += ["--workers", "1", "--uvicorn-opts", "--log-level warning"]
+    command += ["--backend-store-uri", tracking_uri, "--artifacts-destination", str(artifacts_of(file))]
+    settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            command,
+            env=os.environ | settings,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+        )
+        server = Server(f"http://127.0.0.1:{server_port}", process)
+        try:
+            deadline = time.monotonic() + timeout_s
+            while process.poll() is None and time.monotonic() < deadline:
+                with suppress(OSError), urlopen(f"{server.url}/health", timeout=5.0):
+                    return server
+                time.sleep(0.1)
+            said.seek(0)
+            last = said.read().decode(errors="replace").strip().splitlines()[-1:]
+            raise RuntimeError(f"the MLflow server for {file} does not answer: {' '.join(last) or 'it said nothing'}")
+        except BaseException:
+            server.stop()
+            raise
+
+
+def _free_port(port: int) -> int:
+    """`port` or, for 0, any other that is free; raises BadInput where it is taken."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError:
+            raise BadInput(f"the port must be free, but {port} is taken; give another one, or 0 for any") from None
+        free: int = listener.getsockname()[1]
+        return free

@@ -1,0 +1,73 @@
+"""Live progress in a terminal; nothing where output goes to a file or a pipe."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from search.front import show
+from search.study import Progress
+
+
+class Terminal:
+    """Shows a study's progress in place while it is open. A `search.study.Display`."""
+
+    def __init__(self, console: Console, study: str) -> None:
+        self._console, self._study = console, study
+        self._live: Live | None = None
+        self._began = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, progress: Progress) -> None:
+        """The study stands like this now."""
+        if self._live is not None:
+            self._live.update(drawn(self._study, progress, time.monotonic() - self._began))
+
+
+def drawn(study: str, progress: Progress, elapsed_s: float) -> RenderableType:
+    """Progress as a block of three lines."""
+    head = Table.grid(padding=(0, 2))
+    head.add_row(
+        Text(study, style="bold"),
+        ProgressBar(total=progress.trials, completed=progress.done, width=32),
+        Text(f"{progress.done}/{progress.trials} trials"),
+        Text(f"{progress.running} running" + (f", {progress.failed} failed" if progress.failed else "")),
+        Text(
+            f"{duration(elapsed_s)} gone"
+            + (f", {duration(progress.seconds_left)} left" if progress.seconds_left else "")
+        ),
+    )
+    found = Text(f"front of {progress.front_size}, hypervolume {progress.hypervolume:.4f}")
+    if progress.best:
+        found.append("; best " + ", ".join(f"{name} {show(value)}" for name, value in progress.best.items()))
+    lines: list[RenderableType] = [head]
+    if progress.phase != "trials":
+        lines.append(Text(f"{progress.phase} …", style="dim"))
+    if progress.front_size:
+        lines.append(found)
+    return Group(*lines)
+
+
+def duration(seconds: float | None) -> str:
+    """`75.0` is "1:15", `4000.0` is "1:06:40"; "–" for None."""
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,496 @@
+"""The study: many trials towards one front, resumable by its name. What the command line does is one call here."""
+
+import itertools
+import json
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from filelock import FileLock, Timeout
+
+from search.chart import front_html, front_png
+from search.front import Axis, Entry, Front
+from search.ledger import Ledger, Line
+from search.study_file import StudyFile
+from search.tracking import Tracker, find_runs
+from spaces import BadInput, Choice, Recipe, Space
+from spaces.errors import known
+from trainers.knowledge import Knowledge
+from trainers.measure import METRICS, best, worst
+from trainers.store import write_whole
+from trainers.task import Task
+from trainers.transfer import METHODS, Needs
+
+FLUSH_S = 60.0
+"""How long a finished study waits for MLflow; what is not sent by then goes out with `dux resume`."""
+
+
+def default_home() -> Path:
+    """Where studies, teachers and the local stores are kept: `$DUX_HOME`, or `.dux` in the user's home."""
+    return Path(os.environ.get("DUX_HOME") or Path.home() / ".dux").expanduser().absolute()
+
+
+class AllFailed(RuntimeError):
+    """Every trial of the study failed; the message has the reasons, grouped."""
+
+
+class Interrupted(RuntimeError):
+    """The study was told to stop before it was finished; the message says how to go on."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How a study stands."""
+
+    phase: str
+    """What is going on, in words."""
+    trials: int
+    """How many were asked for."""
+    done: int
+    failed: int
+    running: int
+    best: Mapping[str, float]
+    """Of the front's best member on the first objective; empty before there is one."""
+    front_size: int
+    hypervolume: float
+    seconds_left: float | None
+    """None while no trial is done."""
+
+
+class Display(Protocol):
+    """Who shows progress; called often."""
+
+    def show(self, progress: Progress) -> None:
+        """The study stands like this now."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def show(self, progress: Progress) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """One study in a home folder.
+
+    Args:
+        file: what the study is.
+        home: where its folder, the teachers and the local stores are.
+    """
+
+    file: StudyFile
+    home: Path = field(default_factory=default_home)
+
+    @classmethod
+    def open(cls, name: str, home: Path | None = None) -> Self:
+        """The study of that name.
+
+        Raises:
+            BadInput: there is none.
+        """
+        home = home or default_home()
+        record = home / "studies" / name / "study.json"
+        if not record.is_file():
+            names = cls.names(home)
+            way_out = (
+                known(names, name) if names else f"there is none yet in {home}; begin one with `dux search STUDY.yaml`"
+            )
+            raise BadInput(f"a study must exist to be opened, but {name!r} does not; {way_out}")
+        return cls(StudyFile.from_json(record.read_text()), home)
+
+    @staticmethod
+    def names(home: Path) -> list[str]:
+        """All studies of a home folder."""
+        return sorted(path.parent.name for path in (home / "studies").glob("*/study.json"))
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return self.file.name
+
+    @property
+    def folder(self) -> Path:
+        """The study's own folder."""
+        return self.home / "studies" / self.name
+
+    @property
+    def exists(self) -> bool:
+        """Whether it was ever begun."""
+        return (self.folder / "study.json").is_file()
+
+    @property
+    def tracking_uri(self) -> str:
+        """Where MLflow's records go."""
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.home}/mlflow.db"
+
+    @property
+    def storage(self) -> str:
+        """Where the ledger is."""
+        return os.environ.get("DUX_STORAGE") or f"sqlite:///{self.home}/ledger.db"
+
+    def ledger(self) -> Ledger:
+        """The study's ledger."""
+        search = self.file.search
+        return Ledger(self.storage, self.name, self.file.objectives, search.sampler, search.seed, self.file.space)
+
+    def search(self, *, address: str | None = None, display: Display | None = None, verbose: bool = False) -> Front:
+        """Begin the study and carry it out.
+
+        Args:
+            address: of a running Ray cluster; None computes on this machine.
+            display: who shows progress.
+            verbose: whether Ray's and MLflow's messages are shown.
+
+        Raises:
+            BadInput: a study of this name exists, or its data do not.
+            Interrupted: it was told to stop; `resume` goes on.
+            AllFailed: no trial succeeded.
+        """
+        if self.exists:
+            raise BadInput(
+                f"a new study must have a new name, but {self.name!r} exists in {self.home}; "
+                f"`dux resume {self.name}` goes on with it, another `name:` begins anew"
+            )
+        return self._run(address, display or Silent(), verbose)
+
+    def resume(self, *, address: str | None = None, display: Display | None = None, verbose: bool = False) -> Front:
+        """Go on with a study after any interruption; a finished one is left as it is and its front returned.
+
+        Raises:
+            BadInput: another process works on it.
+            Interrupted: it was told to stop again.
+            AllFailed: no trial succeeded.
+        """
+        return self._run(address, display or Silent(), verbose)
+
+    def front(self, run_ids: Mapping[int, str] | None = None) -> Front:
+        """The front of what has finished so far."""
+        record = self.task_record()
+        axes = []
+        for name, direction in self.file.objectives.items():
+            ends = (worst(name, record["teacher"], record["classes"]), best(name))
+            axes.append(Axis(name, direction, METRICS[name].scale, *ends))
+        return Front.of(self._entries(run_ids or {}), self.file.objectives, axes)
+
+    def run_ids(self) -> dict[int, str]:
+        """Trial -> MLflow run, as far as MLflow has them."""
+        try:
+            runs = find_runs(self.folder, self.name, self.tracking_uri)
+        except ConnectionError:
+            return {}
+        return {} if runs is None else runs.run_ids
+
+    def task_record(self) -> dict[str, Any]:
+        """What the study knows of its task: key, classes, image_shape, and the teacher's measurements."""
+        try:
+            found: dict[str, Any] = json.loads((self.folder / "task.json").read_text())
+        except FileNotFoundError:
+            raise BadInput(
+                f"study {self.name!r} must have its teacher before it has a front, but was stopped earlier; "
+                f"`dux resume {self.name}` goes on"
+            ) from None
+        return found
+
+    def trial_folder(self, trial: int) -> Path:
+        """Where a trial's files are."""
+        return self.folder / "trials" / str(trial)
+
+    def lines(self) -> list[Line]:
+        """Every trial of the ledger."""
+        return self.ledger().lines()
+
+    @property
+    def at_work(self) -> bool:
+        """Whether a process works on the study now."""
+        lock = self._lock()
+        try:
+            with lock.acquire(blocking=False):
+                return False
+        except Timeout:
+            return True
+
+    def _lock(self) -> FileLock:
+        return FileLock(self.folder / ".driver.lock")
+
+    def _entries(self, run_ids: Mapping[int, str]) -> list[Entry]:
+        return [
+            Entry(
+                line.trial,
+                line.recipe.flat(),
+                line.measurements,
+                run_ids.get(line.trial),
+                self.trial_folder(line.trial),
+            )
+            for line in self.lines()
+            if line.outcome == "complete" and line.recipe is not None
+        ]
+
+    def _run(self, address: str | None, display: Display, verbose: bool) -> Front:
+        self.file.task.check()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = self._lock().acquire(blocking=False)
+        except Timeout:
+            raise BadInput(
+                f"one process at a time may work on a study, but another works on {self.name!r}; "
+                f"`dux status {self.name}` shows it"
+            ) from None
+        with lock:
+            if not self.exists:
+                write_whole(self.folder / "study.json", self.file.to_json())
+            with _signals():
+                return _Session(self, display, verbose).run(address)
+
+
+class _Session:
+    """One process at work on a study: it is the watcher of the trials, and tells MLflow and the display."""
+
+    def __init__(self, study: Study, display: Display, verbose: bool) -> None:
+        self._study, self._display, self._verbose = study, display, verbose
+        self._tracker = Tracker(study.folder, study.name, study.tracking_uri)
+        self._ledger = study.ledger()
+        self._phase = "checking"
+        self._running: dict[int, float] = {}
+        """Trial -> share of it that is done."""
+        self._front: Front | None = None
+        self._done = self._failed = 0
+        self._done_before = 0
+        self._began = time.monotonic()
+        self._shown = 0.0
+
+    def run(self, address: str | None) -> Front:
+        """The whole study, or what is left of it."""
+        file, search = self._study.file, self._study.file.search
+        again = self._ledger.reconcile()
+        self._count()
+        if self._done >= search.trials and not again:
+            self._tracker.close(FLUSH_S)
+            return self._study.front(self._study.run_ids())
+        try:
+            self._carry_out(address)
+        except KeyboardInterrupt:
+            pass  # Ctrl-C outside of Tune's own loop: while the teacher was trained, say
+        finally:
+            self._ledger.reconcile()  # what is still open was cut short; it is queued for next time
+        self._count()
+        complete = self._done >= search.trials
+        if not (self._study.folder / "task.json").exists():
+            self._tracker.close(1.0)
+            raise Interrupted(f"stopped before the first trial; `dux resume {file.name}` goes on")
+        self._finish("FINISHED" if complete else "KILLED")
+        if not complete:
+            raise Interrupted(f"stopped after {self._done} of {search.trials} trials; `dux resume {file.name}` goes on")
+        front = self._study.front(self._study.run_ids())
+        if not front.entries:
+            reasons = Counter(line.reason for line in self._study.lines() if line.outcome == "failed")
+            grouped = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+            raise AllFailed(f"all {self._done} trials failed: {grouped}")
+        return front
+
+    def _carry_out(self, address: str | None) -> None:
+        file, search = self._study.file, self._study.file.search
+        self._now("reading the data, looking for the teacher")
+        epochs = file.task.teacher.epochs
+        task = Task.load(
+            file.task,
+            self._study.home,
+            lambda epoch, loss: self._now(f"training the teacher: epoch {epoch} of {epochs}"),
+        )
+        record = {
+            "key": task.key,
+            "classes": task.data.classes,
+            "image_shape": list(task.data.image_shape),
+            "teacher": dict(task.teacher_measurements),
+        }
+        write_whole(self._study.folder / "task.json", json.dumps(record, indent=1))
+        knowledge = Knowledge(task, self._study.home / "knowledge")
+        for method in file.space.methods:
+            for needs in needs_of(file.space, method):
+                self._now(f"computing what students learn of the teacher by {method}")
+                knowledge.prepare(needs)
+        self._now("starting the workers")
+        # imported here: Ray takes seconds, which `dux front` and bad input need not wait for
+        from search import workers
+
+        arrays = {**task.arrays(), **{f"knowledge/{name}": array for name, array in knowledge.arrays().items()}}
+        self._tracker.study_started(_flattened(file), {"dux.version": _version()}, file.objectives, file.space)
+        concurrent = search.concurrent or max(1, (os.cpu_count() or 1) // search.cpus)
+        size = sum(array.nbytes for array in arrays.values())
+        with workers.cluster(
+            address,
+            cpus=concurrent * search.cpus,
+            gpus=concurrent * search.gpus,
+            store_bytes=size,
+            verbose=self._verbose,
+        ):
+            job = workers.Job(
+                task=file.task,
+                task_key=task.key,
+                classes=task.data.classes,
+                teacher_measurements=dict(task.teacher_measurements),
+                trials_folder=str(self._study.folder / "trials"),
+                knowledge_folder=str(self._study.home / "knowledge"),
+                driver_node=workers.this_node(),
+                threads=search.cpus,
+                device="cuda" if search.gpus else "cpu",
+            )
+            self._began = time.monotonic()
+            self._done_before = self._done
+            self._phase = "trials"
+            workers.run(
+                job,
+                arrays,
+                self._ledger,
+                self,
+                trials=search.trials,
+                concurrent=concurrent,
+                cpus=search.cpus,
+                gpus=search.gpus,
+                scratch=self._study.folder / "ray",
+            )
+
+    def trial_started(self, trial: int, recipe: Recipe) -> None:
+        """A worker has the trial."""
+        self._running[trial] = 0.0
+        self._tracker.trial_started(trial, recipe.flat())
+
+    def trial_reported(self, trial: int, step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        """An epoch is over."""
+        self._running[trial] = step / steps
+        self._tracker.trial_reported(trial, step, {f"epoch.{name}": value for name, value in metrics.items()})
+
+    def trial_ended(self, trial: int) -> None:
+        """The ledger has the trial's outcome: pass it on."""
+        self._running.pop(trial, None)
+        self._count()
+        line = next(line for line in self._study.lines() if line.trial == trial)
+        folder = self._study.trial_folder(trial)
+        files = folder if folder.is_dir() else None
+        if line.outcome == "complete":
+            self._tracker.trial_finished(trial, "FINISHED", {**line.measurements, "seconds": line.seconds}, {}, files)
+        else:
+            self._tracker.trial_finished(trial, "FAILED", {}, {"dux.reason": line.reason}, files)
+        if self._front is not None:
+            self._tracker.front_changed(self._done, self._front.hypervolume, len(self._front.members))
+
+    def tick(self) -> None:
+        """Show how it goes, four times a second at most."""
+        if time.monotonic() - self._shown > 0.25:
+            self._shown = time.monotonic()
+            self._display.show(self._progress())
+
+    def _now(self, phase: str) -> None:
+        self._phase = phase
+        self._display.show(self._progress())
+
+    def _count(self) -> None:
+        lines = self._study.lines()
+        self._failed = sum(line.outcome == "failed" for line in lines)
+        self._done = self._failed + sum(line.outcome == "complete" for line in lines)
+        if (self._study.folder / "task.json").exists():
+            self._front = self._study.front()
+
+    def _progress(self) -> Progress:
+        trials, front = self._study.file.search.trials, self._front
+        new = self._done - self._done_before
+        seconds_left = None
+        if new and self._phase == "trials":
+            share = new + sum(self._running.values())
+            seconds_left = (time.monotonic() - self._began) / share * (trials - self._done_before - share)
+        leading: Mapping[str, float] = {}
+        if front is not None and front.members:
+            entry = front.select({})
+            leading = {name: entry.value(name) for name in front.objectives}
+        return Progress(
+            self._phase,
+            trials,
+            self._done,
+            self._failed,
+            len(self._running),
+            leading,
+            0 if front is None else len(front.members),
+            0.0 if front is None else front.hypervolume,
+            seconds_left,
+        )
+
+    def _finish(self, status: str) -> None:
+        """Put the front beside the study and into MLflow."""
+        self._now("writing the front")
+        study, teacher = self._study, self._study.task_record()["teacher"]
+        front = study.front()
+        self._tracker.front_members([entry.trial for entry in front.members])
+        self._tracker.flush(FLUSH_S)
+        front = study.front(study.run_ids())
+        paths = write_front(front, study.name, study.folder, teacher)
+        rows = [
+            {"trial": entry.trial, **entry.measurements, **entry.recipe, "mlflow_run_id": entry.run_id or ""}
+            for entry in front.members
+        ]
+        self._tracker.study_finished("FINISHED" if status == "FINISHED" else "KILLED", paths, rows)
+        self._tracker.close(FLUSH_S)
+
+
+def write_front(front: Front, study: str, folder: Path, teacher: Mapping[str, float]) -> list[Path]:
+    """Write front.json, front.html and front.png into `folder`; returns their paths."""
+    paths = [folder / f"front.{kind}" for kind in ("json", "html", "png")]
+    write_whole(paths[0], json.dumps(front.to_json(study), indent=1))
+    write_whole(paths[1], front_html(front, study, None, teacher))
+    front_png(front, study, paths[2], teacher)
+    return paths
+
+
+def needs_of(space: Space, method: str) -> list[Needs]:
+    """What a method of the space needs of the teacher, as far as that can be listed before recipes are drawn.
+
+    Empty where a stage depends on a parameter drawn from an interval: that is left to the first trial that needs it.
+    """
+    own = {key: domain for key, domain in space.parameters.items() if key.rpartition(".")[0] == method}
+    options = [key.rpartition(".")[2] for key in own]
+    combinations = itertools.product(*(domain.extremes() for domain in own.values()))
+    parsed = [METHODS[method].parse(dict(zip(options, values, strict=True))) for values in combinations]
+    found = {METHODS[method].needs(option) for option in parsed}
+    listed = len(found) == 1 or all(isinstance(domain, Choice) for domain in own.values())
+    return sorted(found, key=repr) if listed else []
+
+
+def _flattened(file: StudyFile) -> dict[str, str]:
+    """The study file as parameters of a run: dotted names, values as text."""
+    flat: dict[str, str] = {}
+
+    def visit(prefix: str, value: object) -> None:
+        if isinstance(value, Mapping) and prefix.count(".") < 1 + (prefix == "task.teacher"):
+            for key, inner in value.items():
+                visit(f"{prefix}.{key}" if prefix else str(key), inner)
+        else:
+            flat[prefix] = json.dumps(value) if isinstance(value, Mapping | list) else str(value)
+
+    visit("", json.loads(file.to_json()))
+    return flat
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("dux-search")
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM, which schedulers send, is taken as Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,205 @@
+"""The study file: what a study is, read from YAML and checked whole before anything starts."""
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError
+
+from search.ledger import SAMPLERS
+from spaces import BadInput, Choice, Space, Student
+from spaces.errors import known, one_line, shown
+from spaces.recipe import Part
+from trainers.families import check_student
+from trainers.measure import METRICS
+from trainers.task import TaskSpec
+from trainers.transfer import METHODS
+
+Direction = Literal["min", "max"]
+
+
+class SearchSpec(Part):
+    """How the space is searched."""
+
+    trials: int = Field(default=24, ge=1)
+    """Trials that end, well or badly; interrupted ones are done again and do not count."""
+    concurrent: int | None = Field(default=None, ge=1)
+    """Trials at a time; left out, as many as the CPUs allow."""
+    sampler: str = "tpe"
+    """A name in `search.ledger.SAMPLERS`."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    cpus: int = Field(default=1, ge=1)
+    """CPUs a trial has; it computes with as many threads."""
+    gpus: float = Field(default=0.0, ge=0.0)
+    """GPUs a trial has; a fraction shares one between trials."""
+
+
+def _as_space(raw: object) -> object:
+    if isinstance(raw, Space):
+        return raw
+    if isinstance(raw, str):
+        return _space_from_function(raw)
+    if not isinstance(raw, Mapping):
+        raise ValueError("must be a mapping of parameters, or `package.module:function`")
+    return Space.from_mapping(raw)
+
+
+class StudyFile(Part):
+    """A study as its file writes it. Making one checks everything that can be checked without reading data.
+
+    Raises:
+        BadInput: through `read` and `from_mapping`; one line with the rule, the value and the way out.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    task: TaskSpec = TaskSpec()
+    space: Annotated[Any, BeforeValidator(_as_space), PlainSerializer(lambda space: space.to_mapping())]
+    objectives: dict[str, Direction] = Field(default={"accuracy": "max", "parameters": "min"}, min_length=1)
+    search: SearchSpec = SearchSpec()
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The study that a YAML file describes; a relative `task.root` is taken from the file's folder.
+
+        Raises:
+            BadInput: the file cannot be read, is not YAML, or breaks a rule.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            near = (
+                ", ".join(sorted(str(found) for found in path.parent.glob("*.y*ml"))[:5])
+                if path.parent.is_dir()
+                else ""
+            )
+            raise BadInput(
+                f"a study file must exist, but {path} does not; {f'there is {near}' if near else 'check the path'}"
+            ) from None
+        except IsADirectoryError:
+            raise BadInput(f"a study file must be a file, but {path} is a folder; name a .yaml file in it") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(f"{path} must be text in UTF-8, but {_brief(error)}; is it a YAML file?") from None
+        try:
+            raw = yaml.load(text, Loader=_UniqueKeys)
+        except yaml.YAMLError as error:
+            raise BadInput(f"{path} must be YAML, but {_brief(error)}; see examples/digits.yaml") from None
+        if raw is None:
+            raise BadInput(f"{path} must describe a study, but is empty; see examples/digits.yaml")
+        return cls.from_mapping(raw, folder=path.parent)
+
+    @classmethod
+    def from_mapping(cls, raw: object, folder: Path | None = None) -> Self:
+        """The study that a mapping of the study file's form describes.
+
+        Args:
+            raw: what the YAML file holds.
+            folder: where a relative `task.root` starts, and where the module of a `space: module:function` may lie.
+        """
+        if not isinstance(raw, Mapping):
+            raise BadInput(f"a study file must be a mapping with `name`, `task` and `space`, but got {shown(raw)}")
+        for key in raw:
+            if not isinstance(key, str):
+                raise BadInput(f"keys of a study file must be texts, but got {shown(key)}")
+        if folder is not None and str(folder.resolve()) not in sys.path and isinstance(raw.get("space"), str):
+            sys.path.append(str(folder.resolve()))
+        try:
+            study = cls.model_validate(dict(raw))
+        except ValidationError as error:
+            raise BadInput(one_line(error, cls)) from None
+        if study.task.root is not None:
+            root = str(((folder or Path()) / Path(study.task.root).expanduser()).resolve())
+            study = study.model_copy(update={"task": study.task.model_copy(update={"root": root})})
+        study.task.check()
+        _check_objectives(study.objectives)
+        _check_space(study.space)
+        if study.search.sampler not in SAMPLERS:
+            way_out = known(SAMPLERS, study.search.sampler)
+            raise BadInput(f"`search.sampler` must be a known sampler, but got {study.search.sampler!r}; {way_out}")
+        return study
+
+    def to_json(self) -> str:
+        """What `from_json` reads back as an equal study; the space of a Python function is written out."""
+        return self.model_dump_json(indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The study that `to_json` wrote; not checked against this machine's files again."""
+        return cls.model_validate(json.loads(text))
+
+
+def _check_objectives(objectives: Mapping[str, Direction]) -> None:
+    for name, direction in objectives.items():
+        if name not in METRICS:
+            raise BadInput(f"`objectives.{name}` must be a measurement; {known(METRICS, name)}")
+        if direction != METRICS[name].direction:
+            better = METRICS[name].direction
+            raise BadInput(
+                f"`objectives.{name}` must be {better}, since that is better, but got {direction}; write {better}"
+            )
+
+
+def _check_space(space: Space) -> None:
+    for method in space.methods:
+        if method not in METHODS:
+            raise BadInput(f"`space.transfer` must name known methods, but got {method!r}; {known(METHODS, method)}")
+    for name, domain in space.parameters.items():
+        method, _, option = name.rpartition(".")
+        if method in METHODS:
+            for value in domain.extremes():
+                METHODS[method].parse({option: value})
+    families = space.parameters.get("student.family", Choice((Student().family,))).extremes()
+    depths = space.parameters.get("student.depth", Choice((Student().depth,))).extremes()
+    for family in families:
+        for depth in depths:
+            try:
+                check_student(Student(family=str(family), depth=int(depth)))
+            except BadInput as error:
+                raise BadInput(f"`space.student.depth`: {error}") from None
+
+
+def _space_from_function(reference: str) -> Space:
+    module_name, colon, function_name = reference.partition(":")
+    if not colon or not module_name or not function_name.isidentifier():
+        raise BadInput(f"`space` must be a mapping or `package.module:function`, but got {reference!r}")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+        found = function()
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(
+            f"`space: {reference}` must be a function that runs, but {_brief(error)}; try it in Python"
+        ) from None
+    if isinstance(found, Mapping):
+        return Space.from_mapping(found)
+    if not isinstance(found, Space):
+        raise BadInput(f"`space: {reference}` must return a spaces.Space or a mapping, but got {shown(found)}")
+    return found
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice: YAML would take the last and forget the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        for key in _repeated(node):
+            raise yaml.constructor.ConstructorError(None, None, f"key `{key.value}` stands twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _repeated(node: yaml.MappingNode) -> Iterator[yaml.ScalarNode]:
+    seen = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode):
+            if key.value in seen:
+                yield key
+            seen.add(key.value)

@@ -1,0 +1,525 @@
+"""What a study does, mirrored to MLflow without ever making the study wait.
+
+Every event is first a line of a spool on disk; a thread of its own sends the lines to MLflow in order and notes how far
+it came. MLflow may be slow, down or gone: the study goes on, and what was missed follows later, in the next process if
+need be. Sending a line twice changes nothing, so after a crash the thread may start before the first unsent one:
+
+- runs are found by their tags before they are made;
+- a point carries the time of its event, and MLflow keeps one of two points equal in key, step, time and value;
+- parameters, tags, states and files are set, not added.
+
+One experiment a study (`dux-NAME`), one parent run (`NAME`), one nested run a trial (`NAME/12`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from search.mlflow_view import VIEW_TAG, artifacts_of, database, redacted, view_state
+from spaces import Domain, Space
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 15.0  # between tries while MLflow does not answer
+
+_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # The spool is what tries again. MLflow's own tries would hold one call for minutes, and repeat a "create run" whose
+    # answer was lost, which makes a second run; the spool's next try looks first.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+"""Environment variables that MLflow reads; one that is set already keeps its value."""
+
+_FINAL_CODES = {"BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"}
+_FINAL_STATUS = {400, 413, 422}  # of an artifact upload
+_FINAL_FILE_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, shutil.Error)
+
+
+class Spool:
+    """The events of one study, one JSON object a line, and how many bytes of them have been sent.
+
+    `spool.jsonl` only grows. A last line without its end was torn by a kill in the middle of a write: it is dropped.
+    `spool.sent` names the store beside the count, so that another store gets everything from the start.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "spool.jsonl"
+        self._sent_path = folder / "spool.sent"
+        self._refused_path = folder / "spool.refused.jsonl"
+        self._file = self._path.open("ab", buffering=0)
+        self.end = self._path.read_bytes().rfind(b"\n") + 1
+        """Size in bytes, always after a whole line."""
+        self._file.truncate(self.end)
+
+    def append(self, event: Mapping[str, object]) -> None:
+        """Adds a line; raises OSError, and adds nothing, where the disk has no room for it."""
+        line = json.dumps(event, default=_plain).encode() + b"\n"
+        if self._file.write(line) != len(line):
+            self._file.truncate(self.end)
+            raise OSError(f"no room for an event of {len(line)} bytes in {self._path}")
+        self.end += len(line)
+
+    def read(self, offset: int) -> bytes:
+        """The line that starts at `offset`."""
+        with self._path.open("rb") as file:
+            file.seek(offset)
+            return file.readline()
+
+    def count(self, offset: int) -> int:
+        """The number of lines from `offset` on."""
+        with self._path.open("rb") as file:
+            file.seek(offset)
+            return sum(1 for _ in file)
+
+    def load_sent(self, store: str) -> int:
+        """How many bytes `store` has; 0 where that is not known, since sending again does no harm."""
+        try:
+            note = json.loads(self._sent_path.read_bytes())
+            offset = int(note["offset"]) if note["store"] == store else 0
+        except (FileNotFoundError, KeyError, TypeError, ValueError):
+            return 0
+        return offset if 0 <= offset <= self.end else 0
+
+    def save_sent(self, store: str, offset: int) -> None:
+        """Notes that `store` has the first `offset` bytes."""
+        _replace(self._sent_path, {"store": store, "offset": offset})
+
+    def refuse(self, line: bytes, why: str) -> None:
+        """Sets a line aside that no store will ever take."""
+        with self._refused_path.open("a") as file:
+            file.write(json.dumps({"why": why, "line": line.decode(errors="replace").rstrip("\n")}) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Where a study is in MLflow."""
+
+    experiment_id: str
+    parent_run_id: str | None
+    run_ids: dict[int, str]
+    """Trial -> run."""
+
+
+def find_runs(folder: Path, study: str, tracking_uri: str) -> Runs | None:
+    """Where a study is in MLflow, read from `folder/runs.json` or else asked of the store; None where it is not there.
+
+    Raises:
+        BadInput: a tracking URI of another kind than a Tracker takes.
+        ConnectionError: the store does not answer; no password is in the message.
+    """
+    file = database(tracking_uri)
+    try:
+        note = json.loads((folder / "runs.json").read_bytes())
+        if note.pop("store") == redacted(tracking_uri):
+            return Runs(**note | {"run_ids": {int(trial): run for trial, run in note["run_ids"].items()}})
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        pass  # not there, or another version's
+    if file is not None and not file.exists():
+        return None
+    try:
+        with _mlflow():
+            client = _connect(tracking_uri)
+            experiment = client.get_experiment_by_name(f"dux-{study}")
+            return None if experiment is None else _runs_of(client, experiment.experiment_id)
+    except Exception as error:
+        raise ConnectionError(redacted(f"MLflow does not answer: {error}", tracking_uri)) from None
+
+
+class Tracker:
+    """Tells MLflow about a study. No event method raises or waits for MLflow; each costs some 0.1 ms.
+
+    An exception here would end Ray's whole `fit()`, hence the promise; what went wrong last is in `last_error`. One
+    process at a time has a Tracker on a folder, and it calls `study_started` first: the space given there says what the
+    trials' runs are filled up with. A Tracker on a folder with a spool goes on with it.
+
+    Args:
+        folder: the study's; `spool.jsonl`, `spool.sent`, `spool.refused.jsonl` and `runs.json` are written there.
+        study: the study's name.
+        tracking_uri: `sqlite:////absolute/path.db` (artifacts go to `mlflow-artifacts` beside the file) or an MLflow
+            server's `http(s)://` address.
+
+    Raises:
+        BadInput: a tracking URI of any other kind.
+    """
+
+    def __init__(self, folder: Path, study: str, tracking_uri: str) -> None:
+        database(tracking_uri)  # raises BadInput here rather than in the thread
+        self.last_error: str | None = None
+        self._folder, self._study, self._uri = folder, study, tracking_uri
+        self._store = redacted(tracking_uri)
+        self._spool = Spool(folder)
+        self._sent = self._spool.load_sent(self._store)
+        self._last_time = 0
+        self._last_step: dict[int, int] = {}
+        self._fillers: dict[str, str] = {}
+        self._changed = threading.Condition()
+        self._hurry = self._closing = False
+        self._thread = threading.Thread(target=self._send_all, name="dux-mlflow", daemon=True)
+        self._thread.start()
+
+    def study_started(
+        self, parameters: Mapping[str, str], tags: Mapping[str, str], objectives: Mapping[str, str], space: Space
+    ) -> None:
+        """Opens the parent run, anew where a resumed study has one, and sets the view of the front.
+
+        Args:
+            parameters: what the study's file says, for the parent run; MLflow refuses to change them later.
+            tags: more tags of the parent run.
+            objectives: measurement -> "max" or "min", the most important first.
+            space: what recipes are drawn from.
+        """
+        self._fillers = {name: filler(domain) for name, domain in space.parameters.items()}
+        drawn = [name for name, domain in space.parameters.items() if len(domain.extremes()) > 1]
+        self._append("study_started", parameters=parameters, tags=tags, objectives=objectives, drawn=drawn)
+
+    def trial_started(self, trial: int, recipe: Mapping[str, object]) -> None:
+        """Opens a trial's run; `recipe` in its flat form."""
+        self._append("trial_started", trial=trial, parameters=self._fillers | dict(recipe))
+
+    def trial_reported(self, trial: int, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds a point to each of a trial's metrics."""
+        self._last_step[trial] = step
+        self._append("trial_reported", trial=trial, step=step, metrics=metrics)
+
+    def trial_finished(
+        self, trial: int, status: Status, metrics: Mapping[str, float], tags: Mapping[str, str], files: Path | None
+    ) -> None:
+        """Closes a trial's run: its final metrics (at the last reported step), tags and the files of its folder."""
+        step = self._last_step.pop(trial, 0)
+        where = None if files is None else files.absolute()
+        self._append("trial_finished", trial=trial, status=status, step=step, metrics=metrics, tags=tags, files=where)
+
+    def front_changed(self, trials_finished: int, hypervolume: float, size: int) -> None:
+        """Adds a point to the front's course, on the parent run; the step is the number of finished trials."""
+        self._append("front_changed", trials_finished=trials_finished, hypervolume=hypervolume, size=size)
+
+    def front_members(self, trials: Iterable[int]) -> None:
+        """Says which trials are on the front now: `dux.pareto` is "true" on their runs and "false" on all others."""
+        self._append("front_members", trials=sorted(trials))
+
+    def study_finished(
+        self, status: Status, artifacts: Sequence[Path], front: Sequence[Mapping[str, object]] = ()
+    ) -> None:
+        """Closes the parent run; `artifacts` (files) and a table with the rows of `front` become its artifacts."""
+        where = [path.absolute() for path in artifacts]
+        self._append("study_finished", status=status, artifacts=where, front=[dict(row) for row in front])
+
+    def flush(self, timeout_s: float) -> int:
+        """Waits until MLflow has every event, at most `timeout_s`; returns how many it has not."""
+        with self._changed:
+            self._hurry = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._closing or self._sent >= self._spool.end, timeout_s)
+            return self._spool.count(self._sent)
+
+    def close(self, timeout_s: float) -> int:
+        """Flushes and stops the thread; returns how many events are left to the next Tracker on this folder."""
+        unsent = self.flush(timeout_s)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(2.0)  # a call that hangs longer dies with the process; its event is still in the spool
+        self._spool.close()
+        return unsent
+
+    def _append(self, name: str, **arguments: object) -> None:
+        try:
+            with self._changed:
+                self._last_time = max(self._last_time + 1, time.time_ns() // 1_000_000)
+                self._spool.append({"event": name, "time": self._last_time, **arguments})
+                self._changed.notify_all()
+        except Exception as error:  # see the class: nothing may leave here
+            self.last_error = f"{name} of study {self._study} is lost: {error}"
+
+    def _send_all(self) -> None:
+        mirror: _Mirror | None = None
+        wait_s = _FIRST_WAIT_S
+        while self._await_event():
+            try:
+                with _mlflow():
+                    mirror = mirror or self._open_mirror()
+                    self._send_next(mirror)
+                wait_s = _FIRST_WAIT_S
+            except Exception as error:  # an outage of whatever kind: the event stays and is tried again
+                mirror = None
+                self.last_error = redacted(f"MLflow does not take events: {error}", self._uri)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closing or self._hurry, wait_s)
+                    wait_s = _FIRST_WAIT_S if self._hurry else min(2 * wait_s, _LONGEST_WAIT_S)
+                    self._hurry = False
+
+    def _await_event(self) -> bool:
+        """Waits for an unsent event; False once the tracker closes."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or self._sent < self._spool.end)
+            return not self._closing
+
+    def _open_mirror(self) -> _Mirror:
+        client = _connect(self._uri)
+        name = f"dux-{self._study}"
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            self._note_sent(0)  # a store without the experiment has lost, or never had, what was sent before
+            file = database(self._uri)
+            # without one, MLflow would put the artifacts of a database into the current folder
+            location = None if file is None else (artifacts_of(file) / name).as_uri()
+            experiment_id = client.create_experiment(name, location)
+        else:
+            experiment_id = experiment.experiment_id
+            if experiment.lifecycle_stage == "deleted":
+                client.restore_experiment(experiment_id)
+        return _Mirror(client, experiment_id, self._study, self._folder / "runs.json", self._store)
+
+    def _send_next(self, mirror: _Mirror) -> None:
+        line = self._spool.read(self._sent)
+        try:
+            event = json.loads(line)
+            getattr(mirror, event.pop("event"))(**event)
+        except Exception as error:
+            if not _is_final(error):
+                raise
+            self.last_error = redacted(f"MLflow refuses an event: {error}", self._uri)
+            self._spool.refuse(line, self.last_error)
+        self._note_sent(self._sent + len(line))
+
+    def _note_sent(self, offset: int) -> None:
+        self._spool.save_sent(self._store, offset)
+        with self._changed:
+            self._sent = offset
+            self._changed.notify_all()
+
+
+class _Mirror:
+    """A study's experiment and its runs as the store has them, with one method an event.
+
+    Made anew after every failure, so that it never believes in a run the store did not get, nor overlooks one it did.
+    """
+
+    def __init__(self, client: Any, experiment_id: str, study: str, runs_path: Path, store: str) -> None:
+        self._client, self._study, self._runs_path, self._store = client, study, runs_path, store
+        self._runs = _runs_of(client, experiment_id)
+        self._on_front: dict[int, str] = {}
+        self._save_runs()
+
+    def study_started(
+        self,
+        time: int,
+        parameters: Mapping[str, object],
+        tags: Mapping[str, str],
+        objectives: Mapping[str, str],
+        drawn: Sequence[str],
+    ) -> None:
+        run_id = self._parent(time)
+        self._client.update_run(run_id, status="RUNNING")
+        objectives = {key(name): direction for name, direction in objectives.items()}
+        view = view_state(objectives, [key(name) for name in drawn])
+        self._client.set_experiment_tag(self._runs.experiment_id, VIEW_TAG, view)
+        self._log(run_id, time, tags=tags)
+        self._log(run_id, time, parameters=parameters)
+
+    def trial_started(self, time: int, trial: int, parameters: Mapping[str, object]) -> None:
+        self._log(self._trial(trial, time), time, parameters=parameters)
+
+    def trial_reported(self, time: int, trial: int, step: int, metrics: Mapping[str, float]) -> None:
+        self._log(self._trial(trial, time), time, step, metrics)
+
+    def trial_finished(
+        self,
+        time: int,
+        trial: int,
+        status: str,
+        step: int,
+        metrics: Mapping[str, float],
+        tags: Mapping[str, str],
+        files: str | None,
+    ) -> None:
+        run_id = self._trial(trial, time)
+        self._log(run_id, time, step, metrics, tags=tags)
+        self._client.set_terminated(run_id, status, end_time=time)
+        if files is not None:
+            self._client.log_artifacts(run_id, _existing(files), "student")
+
+    def front_changed(self, time: int, trials_finished: int, hypervolume: float, size: int) -> None:
+        course = {"hypervolume": hypervolume, "front_size": size}
+        self._log(self._parent(time), time, trials_finished, course)
+
+    def front_members(self, time: int, trials: Sequence[int]) -> None:
+        for trial, run_id in self._runs.run_ids.items():
+            value = "true" if trial in trials else "false"
+            if self._on_front.get(trial) != value:
+                self._client.set_tag(run_id, "dux.pareto", value)
+                self._on_front[trial] = value
+
+    def study_finished(
+        self, time: int, status: str, artifacts: Sequence[str], front: Sequence[Mapping[str, object]]
+    ) -> None:
+        run_id = self._parent(time)
+        self._client.set_terminated(run_id, status, end_time=time)
+        if front:
+            columns = list(dict.fromkeys(name for row in front for name in row))
+            table = {"columns": columns, "data": [[row.get(name) for name in columns] for row in front]}
+            # what `log_table` writes; that one appends to a table already there, so sending twice would double the rows
+            self._client.log_dict(run_id, table, "front/table.json")
+            self._client.set_tag(
+                run_id, "mlflow.loggedArtifacts", json.dumps([{"path": "front/table.json", "type": "table"}])
+            )
+        for path in artifacts:
+            self._client.log_artifact(run_id, _existing(path), "front")
+
+    def _parent(self, time: int) -> str:
+        if self._runs.parent_run_id is None:
+            run_id = self._create_run(time, self._study, {"dux.role": "study"})
+            self._runs = Runs(self._runs.experiment_id, run_id, self._runs.run_ids)
+            self._save_runs()
+            return run_id
+        return self._runs.parent_run_id
+
+    def _trial(self, trial: int, time: int) -> str:
+        if trial not in self._runs.run_ids:
+            tags = {
+                "dux.role": "trial",
+                "dux.trial": str(trial),
+                "dux.pareto": "false",
+                "mlflow.parentRunId": self._parent(time),
+            }
+            self._runs.run_ids[trial] = self._create_run(time, f"{self._study}/{trial}", tags)
+            self._save_runs()
+        return self._runs.run_ids[trial]
+
+    def _create_run(self, time: int, name: str, tags: Mapping[str, str]) -> str:
+        tags = {"dux.study": self._study, **tags}
+        run = self._client.create_run(self._runs.experiment_id, start_time=time, tags=tags, run_name=name)
+        run_id: str = run.info.run_id
+        return run_id
+
+    def _save_runs(self) -> None:
+        _replace(self._runs_path, {"store": self._store, **asdict(self._runs)})
+
+    def _log(
+        self,
+        run_id: str,
+        time: int,
+        step: int = 0,
+        metrics: Mapping[str, float] | None = None,
+        parameters: Mapping[str, object] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        points = [Metric(key(name), float(value), time, step) for name, value in (metrics or {}).items()]
+        params = [Param(key(name), str(value)) for name, value in (parameters or {}).items()]
+        run_tags = [RunTag(key(name), str(value)) for name, value in (tags or {}).items()]
+        self._client.log_batch(run_id, points, params[:100], run_tags[:100], synchronous=True)
+        for start in range(100, max(len(params), len(run_tags)), 100):  # MLflow takes 100 at a time
+            self._client.log_batch(
+                run_id, (), params[start : start + 100], run_tags[start : start + 100], synchronous=True
+            )
+
+
+def filler(domain: Domain) -> str:
+    """What a run logs for a parameter that its recipe did not draw, so that parallel coordinates shows the run.
+
+    MLflow leaves a run out that lacks a parameter, and also one whose value is a text where most are numbers or a
+    number where most are texts: "n/a" among temperatures would hide all runs with one or all without. Nothing ("")
+    passes for a number (it is drawn at 0), "n/a" for a text.
+    """
+    values = domain.extremes()
+    return "" if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values) else "n/a"
+
+
+def key(name: str) -> str:
+    """`name` with what MLflow takes in no key replaced by `_`."""
+    clean = re.sub(r"[^/\w.\- :]", "_", name)[:250]
+    if posixpath.normpath(clean) != clean or clean == "." or clean.startswith(("..", "/")):
+        clean = re.sub(r"[/.]", "_", clean) or "_"  # MLflow takes no key that, as a path, points elsewhere
+    return clean
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether sending the same event again cannot help: the store, or the event itself, says so."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return error.error_code in _FINAL_CODES
+    response = getattr(error, "response", None)
+    if response is not None:
+        return response.status_code in _FINAL_STATUS
+    return isinstance(error, _FINAL_FILE_ERRORS) or not isinstance(error, OSError)
+
+
+def _mlflow() -> AbstractContextManager[None]:
+    """Imports MLflow (seconds) with our settings; inside, this thread's messages of MLflow's are dropped.
+
+    Not where the user has set MLFLOW_LOGGING_LEVEL: then they want to see them.
+    """
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from mlflow.utils.logging_utils import suppress_logs_in_thread
+
+    quiet: AbstractContextManager[None] = suppress_logs_in_thread()
+    return nullcontext() if "MLFLOW_LOGGING_LEVEL" in os.environ else quiet
+
+
+def _connect(tracking_uri: str) -> Any:
+    from mlflow import MlflowClient
+
+    file = database(tracking_uri)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    return MlflowClient(tracking_uri=tracking_uri)
+
+
+def _runs_of(client: Any, experiment_id: str) -> Runs:
+    """The runs of an experiment by their tags; of two for one trial, the older."""
+    parent_run_id: str | None = None
+    run_ids: dict[int, str] = {}
+    token = None
+    while True:
+        page = client.search_runs(
+            [experiment_id], max_results=1000, order_by=["attributes.start_time ASC"], page_token=token
+        )
+        for run in page:
+            role = run.data.tags.get("dux.role")
+            if role == "study":
+                parent_run_id = parent_run_id or run.info.run_id
+            elif role == "trial":
+                run_ids.setdefault(int(run.data.tags["dux.trial"]), run.info.run_id)
+        token = page.token
+        if not token:
+            return Runs(experiment_id, parent_run_id, run_ids)
+
+
+def _existing(path: str) -> str:
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path} is no longer there to be logged")
+    return path
+
+
+def _plain(value: Any) -> Any:
+    """JSON for what has none: NumPy's scalars as numbers, all else (paths) as text."""
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def _replace(path: Path, content: Mapping[str, object]) -> None:
+    """Writes JSON so that a reader, or a kill, meets the old file or the new one."""
+    fresh = path.with_suffix(path.suffix + ".new")
+    fresh.write_text(json.dumps(content))
+    fresh.replace(path)

@@ -1,0 +1,292 @@
+"""Trials on Ray Tune: the one place where Ray is started, and where Ray and the ledger meet."""
+
+import json
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+_SETTINGS = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` Ray would build an environment anew for its workers
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+}
+"""Environment variables that Ray reads; one that is set already keeps its value."""
+for _name, _value in _SETTINGS.items():
+    os.environ.setdefault(_name, _value)  # before Ray is imported: it reads some of them then
+
+import ray  # noqa: E402
+from ray import tune  # noqa: E402
+from ray.tune.search import Searcher  # noqa: E402
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
+
+from search.ledger import Ledger  # noqa: E402
+from spaces import Recipe  # noqa: E402
+from trainers import Knowledge, Report, Task, TaskSpec, run_trial, save_student  # noqa: E402
+
+
+class Watcher(Protocol):
+    """Who is told what happens to trials, in the driver's main thread; expected neither to raise nor to wait."""
+
+    def trial_started(self, trial: int, recipe: Recipe) -> None:
+        """A worker has the trial."""
+
+    def trial_reported(self, trial: int, step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        """An epoch is over."""
+
+    def trial_ended(self, trial: int) -> None:
+        """The ledger has the trial's outcome."""
+
+    def tick(self) -> None:
+        """Tune's loop has turned."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker needs: the task as numbers, and where results go."""
+
+    task: TaskSpec
+    task_key: str
+    classes: int
+    teacher_measurements: Mapping[str, float]
+    trials_folder: str
+    knowledge_folder: str
+    driver_node: str
+    threads: int
+    device: str
+
+
+@contextmanager
+def cluster(address: str | None, *, cpus: int, gpus: float, store_bytes: int, verbose: bool) -> Iterator[None]:
+    """Ray, started here with `cpus` CPUs or joined at `address`; left as it was found.
+
+    Args:
+        address: of a running cluster, as `ray.init` takes it; None starts one for this process alone.
+        cpus: of a Ray started here.
+        gpus: of a Ray started here.
+        store_bytes: how much the trials share in the object store.
+        verbose: whether Ray's own messages are shown.
+    """
+    level = logging.WARNING if verbose else logging.CRITICAL
+    quiet: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose, "ignore_reinit_error": False}
+    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.data", "ray.train")]
+    for logger in loggers:
+        logger.setLevel(level)
+    with warnings.catch_warnings():
+        if not verbose:
+            warnings.simplefilter("ignore")
+        own = not ray.is_initialized()
+        if own and address is None:
+            ray.init(
+                num_cpus=cpus,
+                num_gpus=int(np.ceil(gpus)),
+                include_dashboard=False,
+                object_store_memory=max(200_000_000, 2 * store_bytes),
+                **quiet,
+            )
+        elif own:
+            # the nodes need Dux's dependencies, and get Dux itself from here
+            ours = [str(Path(sys.modules[name].__file__ or "").parent) for name in ("search", "spaces", "trainers")]
+            ray.init(address=address, runtime_env={"py_modules": ours}, **quiet)
+        for logger in loggers:
+            logger.setLevel(level)  # ray.init sets its own
+        try:
+            yield
+        finally:
+            if own:
+                ray.shutdown()
+
+
+def run(
+    job: Job,
+    arrays: Mapping[str, np.ndarray],
+    ledger: Ledger,
+    watcher: Watcher,
+    *,
+    trials: int,
+    concurrent: int,
+    cpus: int,
+    gpus: float,
+    scratch: Path,
+) -> None:
+    """Carry out trials until the ledger has `trials` that ended; to be called inside `cluster`.
+
+    Returns early, with trials left open in the ledger, when the process is interrupted (SIGINT).
+
+    Args:
+        job: the task and the folders.
+        arrays: the task's and the knowledge's numbers; put into the object store once.
+        ledger: where recipes come from and outcomes go.
+        watcher: told of what happens.
+        trials: in all, those the ledger has already included.
+        concurrent: at a time.
+        cpus: of each trial.
+        gpus: of each trial.
+        scratch: a folder for Tune's own snapshots; nothing of ours is read from it.
+    """
+    searcher = _Searcher(ledger, trials, watcher)
+    tuner = tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(_carry_out, job=job, arrays=dict(arrays)),
+            {"cpu": cpus, "gpu": gpus} if gpus else {"cpu": cpus},
+        ),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            num_samples=-1,
+            max_concurrent_trials=concurrent,
+            reuse_actors=True,  # 0.02 s between trials instead of 5: a fresh worker imports torch anew
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(scratch),
+            verbose=0,
+            callbacks=[_Callback(searcher, watcher)],
+            failure_config=tune.FailureConfig(max_failures=1),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    tuner.fit()
+
+
+def this_node() -> str:
+    """Ray's id of the machine this process is on; inside `cluster`."""
+    found: str = ray.get_runtime_context().get_node_id()
+    return found
+
+
+class _Searcher(Searcher):  # type: ignore[misc]
+    """Asks the ledger when Tune wants a trial, and tells it when Tune has finished one."""
+
+    def __init__(self, ledger: Ledger, trials: int, watcher: Watcher) -> None:
+        super().__init__()
+        self._ledger: Ledger | None = ledger
+        self._watcher: Watcher | None = watcher
+        self._left = trials - ledger.done()
+        self.numbers: dict[str, int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles the searcher into snapshots that nobody reads
+        return {**self.__dict__, "_ledger": None, "_watcher": None}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """The next trial's number and recipe, or that there is none."""
+        assert self._ledger is not None
+        if self._left <= 0:
+            return str(Searcher.FINISHED)
+        self._left -= 1
+        number, recipe = self._ledger.ask()
+        self.numbers[trial_id] = number
+        return {"trial": number, "recipe": recipe.to_json()}
+
+    def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
+        """Record the outcome. Tune also calls this for trials that an interruption cut short; those stay open."""
+        assert self._ledger is not None
+        assert self._watcher is not None
+        result = result or {}
+        number = self.numbers[trial_id]
+        if "measurements" in result:
+            self._ledger.complete(number, json.loads(result["measurements"]), result["seconds"])
+        elif "reason" in result:
+            self._ledger.fail(number, result["reason"])
+        elif error:
+            self._ledger.fail(
+                number, "the worker process died twice, for want of memory perhaps; lower search.concurrent"
+            )
+        else:
+            return
+        self._watcher.trial_ended(number)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the ledger is on disk."""
+        Path(checkpoint_path).write_bytes(b"")
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+
+class _Callback(tune.Callback):  # type: ignore[misc]
+    """Passes Tune's events on."""
+
+    def __init__(self, searcher: _Searcher, watcher: Watcher) -> None:
+        self._searcher: _Searcher | None = searcher
+        self._watcher: Watcher | None = watcher
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_searcher": None, "_watcher": None}
+
+    def on_trial_start(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
+        """Tell the watcher."""
+        assert self._watcher is not None
+        self._watcher.trial_started(trial.config["trial"], Recipe.from_json(trial.config["recipe"]))
+
+    def on_trial_result(
+        self, iteration: int, trials: Sequence[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Tell the watcher."""
+        assert self._watcher is not None
+        if "step" in result:
+            self._watcher.trial_reported(trial.config["trial"], result["step"], result["steps"], result["metrics"])
+
+    def on_step_end(self, iteration: int, trials: Sequence[Any], **info: Any) -> None:
+        """Tell the watcher."""
+        assert self._watcher is not None
+        self._watcher.tick()
+
+
+_loaded: tuple[str, Task, Knowledge] | None = None
+"""The task of this worker process: workers are reused, and all trials of a study share one task."""
+
+
+def _carry_out(config: Mapping[str, Any], job: Job, arrays: Mapping[str, np.ndarray]) -> None:
+    """One trial in a worker process. Whatever goes wrong in it is the trial's outcome, not the study's."""
+    global _loaded
+    try:
+        if _loaded is None or _loaded[0] != job.task_key:
+            task = Task.from_arrays(job.task, job.teacher_measurements, job.task_key, job.classes, arrays)
+            cached = {
+                name.removeprefix("knowledge/"): array
+                for name, array in arrays.items()
+                if name.startswith("knowledge/")
+            }
+            _loaded = (job.task_key, task, Knowledge(task, Path(job.knowledge_folder), cached))
+        _, task, knowledge = _loaded
+
+        def report(report: Report) -> None:
+            tune.report({"step": report.step, "steps": report.steps, "phase": report.phase, "metrics": report.metrics})
+
+        recipe = Recipe.from_json(config["recipe"])
+        result = run_trial(recipe, task, knowledge, report, threads=job.threads, device=job.device)
+        _save(Path(job.trials_folder) / str(config["trial"]), result.files(task), job.driver_node)
+        # as text: Tune flattens nested results for its searchers
+        tune.report({"measurements": json.dumps(result.measurements), "seconds": result.seconds})
+    except Exception as error:
+        _save(
+            Path(job.trials_folder) / str(config["trial"]),
+            {"error.txt": traceback.format_exc().encode()},
+            job.driver_node,
+        )
+        tune.report({"reason": f"{type(error).__name__}: {error}"})
+
+
+def _save(folder: Path, files: Mapping[str, bytes], driver_node: str) -> None:
+    """Write a trial's files on the driver's machine, from whichever machine this is."""
+    if ray.get_runtime_context().get_node_id() == driver_node:
+        save_student(folder, files)
+        return
+    there = NodeAffinitySchedulingStrategy(driver_node, soft=False)
+    ray.get(ray.remote(num_cpus=0)(save_student).options(scheduling_strategy=there).remote(folder, dict(files)))

@@ -1,0 +1,142 @@
+"""The recipe: every choice that makes one student, as a value."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from spaces.errors import BadInput, known, one_line, shown
+
+Scalar = bool | int | float | str
+
+
+class Part(BaseModel):
+    """A frozen, strictly typed group of choices: an unknown key, a wrong type, NaN or infinity is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Student(Part):
+    """The network a trial trains."""
+
+    family: str = "resnet"
+    """A name in `trainers.families.FAMILIES`."""
+    depth: int = Field(default=8, ge=2)
+    """Layers with weights, as the family counts them (residual networks: 6n+2)."""
+    width: float = Field(default=1.0, gt=0.0, le=64.0)
+    """Multiplies the family's base channel counts; each is rounded to a whole channel, at least 1."""
+
+
+class Training(Part):
+    """Stochastic gradient descent with Nesterov momentum; the rate warms up linearly, then falls as a cosine."""
+
+    epochs: int = Field(default=30, ge=1)
+    batch_size: int = Field(default=64, ge=2)
+    learning_rate: float = Field(default=0.1, gt=0.0)
+    momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
+    weight_decay: float = Field(default=5e-4, ge=0.0)
+    """On every weight that is not spectral (those have the `spectral` penalties); on no bias, on no batch norm."""
+
+
+class Spectral(Part):
+    """L2 on the spectral layers, added to the loss as coefficient times sum of squares (Giambagli et al. 2023)."""
+
+    eigenvector_l2: float = Field(default=2.5e-4, ge=0.0)
+    eigenvalue_l2: float = Field(default=2.5e-4, ge=0.0)
+
+
+class Pruning(Part):
+    """What is cut away after training."""
+
+    fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of the network's units (coupled channels count once) that is cut; 0 turns pruning off."""
+    floor: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Share of each layer's units that stays whatever their rank; at least one always does."""
+    fine_tune_epochs: int = Field(default=10, ge=0)
+    fine_tune_learning_rate: float = Field(default=0.02, gt=0.0)
+
+
+_PARTS: dict[str, type[Part]] = {"student": Student, "training": Training, "spectral": Spectral, "pruning": Pruning}
+
+RECIPE_NAMES: tuple[str, ...] = (
+    "transfer",
+    "seed",
+    *(f"{part}.{field}" for part, model in _PARTS.items() for field in model.model_fields),
+)
+"""The namespaced names of every choice that is not a transfer method's own."""
+
+
+class Recipe(Part):
+    """Every choice that makes one student. Frozen, checked on construction, equal to itself after JSON.
+
+    Its written form, in JSON, study files and MLflow alike, is the flat one: `{"student.width": 0.5, "transfer": "kd",
+    "kd.temperature": 4.0, ...}`.
+    """
+
+    student: Student = Student()
+    transfer: str = Field(default="none", min_length=1)
+    """A name in `trainers.transfer.METHODS`."""
+    options: tuple[tuple[str, Scalar], ...] = ()
+    """The transfer method's own parameters as pairs, without its name, sorted; those left out take its defaults."""
+    training: Training = Training()
+    spectral: Spectral = Spectral()
+    pruning: Pruning = Pruning()
+    seed: int = Field(default=0, ge=0, lt=2**31)
+
+    @field_validator("options")
+    @classmethod
+    def _in_one_order(cls, options: tuple[tuple[str, Scalar], ...]) -> tuple[tuple[str, Scalar], ...]:
+        names = [name for name, _ in options]
+        if len(set(names)) < len(names) or not all(name.isidentifier() for name in names):
+            raise ValueError("must have a name of letters, digits and `_` for each option, and each once")
+        return tuple(sorted(options, key=lambda option: option[0]))
+
+    @classmethod
+    def from_flat(cls, flat: Mapping[str, Any]) -> Self:
+        """The recipe that `flat` names; what it leaves out takes its default.
+
+        Raises:
+            BadInput: a name that no recipe has, an option of a method other than the drawn one, a value out of range.
+        """
+        transfer = flat.get("transfer", "none")
+        parts: dict[str, dict[str, Any]] = {part: {} for part in _PARTS}
+        options: dict[str, Scalar] = {}
+        for name, value in flat.items():
+            if name in ("transfer", "seed"):
+                continue
+            namespace, _, field = name.rpartition(".")
+            if name in RECIPE_NAMES:
+                parts[namespace][field] = value
+            elif namespace == transfer and field:
+                if not isinstance(value, Scalar) or (isinstance(value, float) and not math.isfinite(value)):
+                    raise BadInput(f"`{name}` must be a finite number, a text or true/false, but got {shown(value)}")
+                options[field] = value
+            else:
+                way_out = known([*RECIPE_NAMES, f"{transfer}.*"], name)
+                raise BadInput(f"`{name}` is not a choice of a recipe with transfer `{transfer}`; {way_out}")
+        try:
+            top = {key: flat[key] for key in ("transfer", "seed") if key in flat}
+            return cls.model_validate({**top, **parts, "options": tuple(options.items())})
+        except ValidationError as error:
+            raise BadInput(one_line(error, cls)) from None
+
+    def flat(self) -> dict[str, Scalar]:
+        """Every choice under its namespaced name."""
+        flat: dict[str, Scalar] = {"transfer": self.transfer}
+        for part in _PARTS:
+            for field, value in getattr(self, part):
+                flat[f"{part}.{field}"] = value
+        flat.update({f"{self.transfer}.{name}": value for name, value in self.options})
+        flat["seed"] = self.seed
+        return flat
+
+    def to_json(self) -> str:
+        """The flat form as one line of JSON with sorted keys."""
+        return json.dumps(self.flat(), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The recipe that `to_json` wrote."""
+        return cls.from_flat(json.loads(text))

@@ -1,0 +1,223 @@
+"""The space: which recipes may be drawn."""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+from spaces.errors import BadInput, known, shown
+from spaces.recipe import RECIPE_NAMES, Recipe, Scalar
+
+
+class Suggest(Protocol):
+    """Who decides on a value; an `optuna.Trial` is one."""
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        """A number in [low, high]."""
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        """A whole number in [low, high]."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """One of `choices`."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of the listed values; a single value is fixed and never asked for."""
+
+    values: tuple[Scalar, ...]
+
+    def draw(self, name: str, suggest: Suggest) -> Scalar:
+        """The value `suggest` decides on."""
+        if len(self.values) == 1:
+            return self.values[0]
+        value: Scalar = suggest.suggest_categorical(name, self.values)
+        return value
+
+    def extremes(self) -> tuple[Scalar, ...]:
+        """The values whose validity implies that of all others."""
+        return self.values
+
+
+@dataclass(frozen=True)
+class Float:
+    """A number from `low` to `high`, both included; `log` spreads draws evenly over orders of magnitude."""
+
+    low: float
+    high: float
+    step: float | None = None
+    log: bool = False
+
+    def draw(self, name: str, suggest: Suggest) -> Scalar:
+        """The value `suggest` decides on."""
+        return suggest.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
+
+    def extremes(self) -> tuple[Scalar, ...]:
+        """The values whose validity implies that of all others."""
+        return (self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Int:
+    """A whole number from `low` to `high`, both included."""
+
+    low: int
+    high: int
+    step: int = 1
+    log: bool = False
+
+    def draw(self, name: str, suggest: Suggest) -> Scalar:
+        """The value `suggest` decides on."""
+        return suggest.suggest_int(name, self.low, self.high, step=self.step, log=self.log)
+
+    def extremes(self) -> tuple[Scalar, ...]:
+        """Every value: the rules of a whole number (a residual network's depth, say) need not be intervals.
+
+        Of more than 1,000 values, as a seed may have, the two ends.
+        """
+        values = range(self.low, self.high + 1, self.step)
+        return tuple(values) if len(values) <= 1000 else (values[0], values[-1])
+
+
+Domain = Choice | Float | Int
+
+_DEFAULTS = Recipe().flat()
+
+
+@dataclass(frozen=True)
+class Space:
+    """The namespaced parameters of a study, each with the values it may take.
+
+    A name under a transfer method (`kd.temperature`) is drawn only when that method is drawn. A name that is not among
+    them takes its default.
+    """
+
+    parameters: Mapping[str, Domain]
+
+    def __post_init__(self) -> None:
+        """Raise BadInput for a name no recipe has, or a value that no recipe takes."""
+        for name, domain in self.parameters.items():
+            namespace, _, field = name.rpartition(".")
+            if name not in RECIPE_NAMES:
+                if namespace not in self.methods or not field:
+                    drawn = [f"{method}.*" for method in self.methods]
+                    raise BadInput(
+                        f"`space.{name}` is not a parameter of this space (methods drawn: {', '.join(self.methods)}); "
+                        f"{known([*RECIPE_NAMES, *drawn], name)}"
+                    )
+                continue
+            for value in domain.extremes():
+                try:
+                    Recipe.from_flat({name: value})
+                except BadInput as error:
+                    raise BadInput(f"space: {error}") from None
+
+    @classmethod
+    def from_mapping(cls, raw: Mapping[Any, Any]) -> Self:
+        """The space a study file writes: a value (fixed), a list (choices), or `{low, high, step, log}`.
+
+        Between whole limits, whole numbers are drawn where the recipe's field is whole (`student.depth`). What kind of
+        number a method's own parameter is, a space cannot know: there a whole `step` asks for whole numbers, and
+        without one `kd.temperature: {low: 1, high: 8}` draws 2.7, too.
+
+        Raises:
+            BadInput: naming the parameter, the rule it breaks and the value.
+        """
+        for name in raw:
+            if not isinstance(name, str):
+                raise BadInput(f"names in `space` must be text, but got {shown(name)}; write it like `student.width`")
+        return cls({name: _domain(f"space.{name}", value) for name, value in raw.items()})
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The transfer methods that may be drawn."""
+        domain = self.parameters.get("transfer", Choice((Recipe().transfer,)))
+        return tuple(str(value) for value in domain.extremes())
+
+    def draw(self, suggest: Suggest) -> Recipe:
+        """One recipe; `suggest` is asked only for parameters that matter to it, the transfer method first."""
+        flat: dict[str, Scalar] = {}
+        if "transfer" in self.parameters:
+            flat["transfer"] = self.parameters["transfer"].draw("transfer", suggest)
+        method = flat.get("transfer", Recipe().transfer)
+        for name, domain in self.parameters.items():
+            if name != "transfer" and (name in RECIPE_NAMES or name.rpartition(".")[0] == method):
+                flat[name] = domain.draw(name, suggest)
+        return Recipe.from_flat(flat)
+
+    def extremes(self, *names: str) -> Iterator[Recipe]:
+        """Recipes at every combination of the named parameters' extreme values, all else at its default."""
+        present = [name for name in names if name in self.parameters]
+        for values in itertools.product(*(self.parameters[name].extremes() for name in present)):
+            yield Recipe.from_flat(dict(zip(present, values, strict=True)))
+
+    def to_mapping(self) -> dict[str, Any]:
+        """What `from_mapping` reads back as an equal space."""
+        return {name: _written(domain) for name, domain in self.parameters.items()}
+
+
+def _written(domain: Domain) -> list[Scalar] | dict[str, Scalar]:
+    if isinstance(domain, Choice):
+        return list(domain.values)
+    written: dict[str, Scalar] = {"low": domain.low, "high": domain.high}
+    if domain.log:  # which excludes a step
+        return {**written, "log": True}
+    return written if domain.step is None else {**written, "step": domain.step}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _domain(name: str, raw: object) -> Domain:
+    if isinstance(raw, Mapping):
+        return _interval(name, raw)
+    values: Sequence[Any] = raw if isinstance(raw, list | tuple) else [raw]
+    if not values:
+        raise BadInput(f"`{name}` must have at least one choice, but got []; list its values or remove it")
+    for value in values:
+        if not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
+            raise BadInput(f"choices of `{name}` must be finite numbers, texts or true/false, but got {shown(value)}")
+    if len({(type(value), value) for value in values}) < len(values):
+        raise BadInput(f"choices of `{name}` must differ, but got {shown(list(values))}; write each once")
+    return Choice(tuple(values))
+
+
+def _interval(name: str, raw: Mapping[Any, Any]) -> Domain:
+    keys = ("low", "high", "step", "log")
+    for key in raw:
+        if key not in keys:
+            raise BadInput(f"`{name}.{key}` is not a known key; {known(keys, key)}")
+    for key in ("low", "high"):
+        if key not in raw:
+            raise BadInput(f"`{name}` must have both low and high, but got {shown(dict(raw))}; add {key}")
+    low, high, step, log = raw["low"], raw["high"], raw.get("step"), raw.get("log", False)
+    for key, value in (("low", low), ("high", high), *((("step", step),) if step is not None else ())):
+        if not _is_number(value):
+            raise BadInput(f"`{name}.{key}` must be a finite number, but got {shown(value)}")
+    if not isinstance(log, bool):
+        raise BadInput(f"`{name}.log` must be true or false, but got {shown(log)}")
+    if low > high:
+        raise BadInput(f"`{name}` must have low <= high, but got low {low}, high {high}; swap them")
+    if log and low <= 0:
+        raise BadInput(f"`{name}` must have low > 0 with log: true, but got {low}; raise low or drop log")
+    if log and step is not None:
+        raise BadInput(f"`{name}` takes log or step, not both, but got step {step} with log: true; drop one")
+    if step is not None:
+        if step <= 0:
+            raise BadInput(f"`{name}.step` must be above 0, but got {step}; drop it for a continuous range")
+        steps = (high - low) / step
+        if abs(steps - round(steps)) > 1e-9 * max(1.0, steps):
+            reach = low + math.floor(steps) * step
+            raise BadInput(
+                f"`{name}.high` must be low plus whole steps, but got {high}; the last step ends at {reach:g}"
+            )
+    field = name.removeprefix("space.")
+    wanted_whole = isinstance(_DEFAULTS[field], int) if field in _DEFAULTS else step is not None
+    if wanted_whole and isinstance(low, int) and isinstance(high, int) and isinstance(step, int | None):
+        return Int(low, high, step or 1, log)
+    return Float(float(low), float(high), None if step is None else float(step), log)

@@ -1,0 +1,375 @@
+"""The tracker against real stores: a SQLite file and a running MLflow server."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from search.mlflow_view import Server, serve
+from search.tracking import Tracker, filler, find_runs, key
+from spaces import BadInput, Choice, Float, Space
+
+# MLflow maps its tables with an option that SQLAlchemy 2.1 calls deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
+
+SPACE = Space.from_mapping(
+    {
+        "student.width": {"low": 0.125, "high": 1.0, "step": 0.125},
+        "transfer": ["none", "kd", "factor"],
+        "kd.temperature": {"low": 1.0, "high": 8.0},
+        "factor.mode": ["mean", "sum"],
+        "seed": [0],
+    }
+)
+OBJECTIVES = {"accuracy": "max", "parameters": "min"}
+NO_NUMBER, NO_TEXT = "", "n/a"
+NOBODY = "http://127.0.0.1:9"
+"""A server's address where none answers."""
+
+
+class Stand:
+    """A SQLite store and a server on it that a test may kill and start again at the same address."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = f"sqlite:///{folder / 'mlflow.db'}"
+        self.server: Server = serve(self.store)
+        self.empty = shutil.copy(folder / "mlflow.db", folder / "empty.db")
+        """A store with its tables and nothing else; making the tables takes MLflow seconds."""
+
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+    def kill(self) -> None:
+        os.killpg(self.server.process.pid, signal.SIGKILL)
+        self.server.process.wait()
+
+    def start(self) -> None:
+        self.server = serve(self.store, int(self.url.rpartition(":")[2]))
+
+
+@pytest.fixture(scope="module")
+def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
+    stand = Stand(tmp_path_factory.mktemp("stand"))
+    yield stand
+    stand.server.stop()
+
+
+@pytest.fixture(params=["sqlite", "server"])
+def uri(request: pytest.FixtureRequest, stand: Stand) -> str:
+    """Both kinds of store; behind them is the same file, so every test has a study of its own name."""
+    return stand.store if request.param == "sqlite" else stand.url
+
+
+@pytest.fixture
+def study(request: pytest.FixtureRequest) -> str:
+    return re.sub(r"\W+", "-", request.node.name).strip("-")
+
+
+@contextmanager
+def tracking(folder: Path, uri: str, study: str) -> Iterator[Tracker]:
+    tracker = Tracker(folder, study, uri)
+    try:
+        yield tracker
+    finally:
+        tracker.close(0.0)
+
+
+def start(tracker: Tracker) -> None:
+    tracker.study_started({"search.trials": "3"}, {"dux.commit": "abc"}, OBJECTIVES, SPACE)
+
+
+def run_trial(tracker: Tracker, folder: Path, trial: int) -> None:
+    recipe = [
+        {"student.width": 0.5, "transfer": "none", "seed": 0},
+        {"student.width": 0.25, "transfer": "kd", "kd.temperature": 4.0, "seed": 0},
+        {"student.width": 1.0, "transfer": "factor", "factor.mode": "sum", "seed": 0},
+    ][trial % 3]
+    files = folder / "trials" / str(trial)
+    files.mkdir(parents=True, exist_ok=True)
+    (files / "recipe.json").write_text(json.dumps(recipe))
+    tracker.trial_started(trial, recipe)
+    for step in range(1, 4):
+        tracker.trial_reported(trial, step, {"accuracy": 0.5 + step / 10, "nll": [math.nan, math.inf, 0.5][step - 1]})
+    tracker.trial_finished(
+        trial, "FINISHED", {"accuracy": 0.75, "parameters": 1000 * trial}, {"dux.why": "done"}, files
+    )
+
+
+def run_study(folder: Path, uri: str, study: str) -> None:
+    page = folder / "front.html"
+    with tracking(folder, uri, study) as tracker:
+        start(tracker)
+        for trial in range(3):
+            run_trial(tracker, folder, trial)
+            tracker.front_changed(trial + 1, 0.25 * trial, trial + 1)
+            tracker.front_members({trial, 0})
+        page.write_text("<p>front</p>")
+        tracker.study_finished("FINISHED", [page], [{"trial": 0, "accuracy": 0.75}, {"trial": 2, "parameters": 2000}])
+        assert tracker.flush(60.0) == 0, tracker.last_error
+        assert tracker.last_error is None
+
+
+def contents(uri: str, study: str) -> dict[str, Any]:
+    """All that a store has of a study: its experiment's tags, and each run under its name without the study's."""
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(f"dux-{study}")
+    runs = client.search_runs([experiment.experiment_id])
+    found: dict[str, Any] = {"tags": experiment.tags}
+    for run in runs:
+        run_id = run.info.run_id
+        points = {
+            metric: [(point.step, repr(point.value), point.timestamp) for point in history]
+            for metric in run.data.metrics
+            for history in [client.get_metric_history(run_id, metric)]
+        }
+        found[run.info.run_name.removeprefix(study)] = {
+            "id": run_id,
+            "status": run.info.status,
+            "times": (run.info.start_time, run.info.end_time),
+            "params": run.data.params,
+            "tags": run.data.tags,
+            "points": points,
+            "files": [
+                file.path
+                for folder in client.list_artifacts(run_id)
+                for file in client.list_artifacts(run_id, folder.path)
+            ],
+        }
+    assert len(found) == len(runs) + 1, "two runs have the same name"
+    return found
+
+
+def steps(points: list[tuple[int, str, int]]) -> list[tuple[int, str]]:
+    return [(step, value) for step, value, _ in sorted(points, key=lambda point: point[2])]
+
+
+def test_everything_a_study_does_is_in_mlflow(tmp_path: Path, uri: str, study: str) -> None:
+    run_study(tmp_path, uri, study)
+    found = contents(uri, study)
+    assert set(found) == {"tags", "", "/0", "/1", "/2"}
+
+    parent = found[""]
+    assert parent["status"] == "FINISHED"
+    assert parent["params"] == {"search.trials": "3"}
+    assert parent["tags"].items() >= {"dux.study": study, "dux.role": "study", "dux.commit": "abc"}.items()
+    assert steps(parent["points"]["hypervolume"]) == [(1, "0.0"), (2, "0.25"), (3, "0.5")]
+    assert steps(parent["points"]["front_size"]) == [(1, "1.0"), (2, "2.0"), (3, "3.0")]
+    assert parent["files"] == ["front/front.html", "front/table.json"]
+
+    trial = found["/1"]
+    assert trial["status"] == "FINISHED"
+    assert trial["tags"]["mlflow.parentRunId"] == parent["id"]
+    tags = {"dux.study": study, "dux.role": "trial", "dux.trial": "1", "dux.why": "done"}
+    assert trial["tags"].items() >= tags.items()
+    assert steps(trial["points"]["accuracy"]) == [(1, "0.6"), (2, "0.7"), (3, "0.8"), (3, "0.75")]
+    assert [value for _, value in steps(trial["points"]["nll"])] == ["nan", repr(sys.float_info.max), "0.5"]
+    assert steps(trial["points"]["parameters"]) == [(3, "1000.0")]
+    assert trial["files"] == ["student/recipe.json"]
+    assert [found[f"/{trial}"]["tags"]["dux.pareto"] for trial in range(3)] == ["true", "false", "true"]
+
+    drawn = {"student.width": "0.25", "transfer": "kd", "kd.temperature": "4.0", "seed": "0"}
+    assert trial["params"] == drawn | {"factor.mode": NO_TEXT}
+    assert found["/2"]["params"]["kd.temperature"] == NO_NUMBER
+    assert all(set(found[f"/{trial}"]["params"]) == set(SPACE.parameters) for trial in range(3))
+
+
+def test_sending_everything_again_changes_nothing(tmp_path: Path, uri: str, study: str) -> None:
+    run_study(tmp_path, uri, study)
+    once = contents(uri, study)
+    (tmp_path / "spool.sent").unlink()
+    with tracking(tmp_path, uri, study) as tracker:
+        assert tracker.flush(60.0) == 0, tracker.last_error
+    assert contents(uri, study) == once
+    assert not (tmp_path / "spool.refused.jsonl").exists()
+
+
+def test_a_server_killed_in_mid_stream_gets_everything_once(tmp_path: Path, stand: Stand, study: str) -> None:
+    costs_ms = []
+    with tracking(tmp_path, stand.url, study) as tracker:
+        start(tracker)
+        tracker.trial_started(0, {"student.width": 0.5, "transfer": "none", "seed": 0})
+        for step in range(60):
+            if step == 20:
+                tracker.flush(0.3)  # some events are there, some on their way
+                stand.kill()
+            before = time.perf_counter()
+            tracker.trial_reported(0, step, {"accuracy": step / 100})
+            costs_ms.append(1000 * (time.perf_counter() - before))
+        run_trial(tracker, tmp_path, 1)
+        assert tracker.flush(1.0) > 40
+        assert "MLflow does not take events" in str(tracker.last_error)
+        stand.start()
+        assert tracker.flush(60.0) == 0, tracker.last_error
+    assert statistics.median(costs_ms) < 1.0  # nobody waited for the server
+    found = contents(stand.url, study)
+    assert set(found) == {"tags", "", "/0", "/1"}
+    assert steps(found["/0"]["points"]["accuracy"]) == [(step, repr(step / 100)) for step in range(60)]
+    assert len(found["/1"]["points"]["accuracy"]) == 4
+
+
+def test_the_next_process_goes_on_where_this_one_was_killed(tmp_path: Path, stand: Stand, study: str) -> None:
+    with tracking(tmp_path, NOBODY, study) as tracker:  # all stays in the spool
+        start(tracker)
+        run_trial(tracker, tmp_path, 0)
+    with (tmp_path / "spool.jsonl").open("ab") as spool:
+        spool.write(b'{"event": "trial_reported", "time": 17')  # torn by the kill
+    with tracking(tmp_path, stand.store, study) as tracker:
+        start(tracker)
+        run_trial(tracker, tmp_path, 1)
+        assert tracker.flush(60.0) == 0, tracker.last_error
+    events = [json.loads(line)["event"] for line in (tmp_path / "spool.jsonl").read_text().splitlines()]
+    assert events.count("study_started") == 2
+    assert not (tmp_path / "spool.refused.jsonl").exists()
+    assert set(contents(stand.store, study)) == {"tags", "", "/0", "/1"}
+
+
+def test_a_resumed_study_opens_its_run_again(tmp_path: Path, stand: Stand, study: str) -> None:
+    run_study(tmp_path, stand.store, study)
+    with tracking(tmp_path, stand.store, study) as tracker:
+        start(tracker)
+        assert tracker.flush(60.0) == 0
+        assert contents(stand.store, study)[""]["status"] == "RUNNING"
+        run_trial(tracker, tmp_path, 3)
+        tracker.front_members({3})
+        tracker.study_finished("KILLED", [])
+        assert tracker.flush(60.0) == 0
+    found = contents(stand.store, study)
+    assert found[""]["status"] == "KILLED"
+    assert [found[f"/{trial}"]["tags"]["dux.pareto"] for trial in range(4)] == ["false", "false", "false", "true"]
+
+
+def test_a_store_without_the_study_gets_all_of_it(tmp_path: Path, stand: Stand, study: str) -> None:
+    run_study(tmp_path, stand.store, study)
+    client = MlflowClient(tracking_uri=stand.store)
+    client.rename_experiment(client.get_experiment_by_name(f"dux-{study}").experiment_id, f"lost-{study}")
+    another = f"sqlite:///{shutil.copy(stand.empty, tmp_path / 'another.db')}"
+    for store in (stand.store, another):
+        with tracking(tmp_path, store, study) as tracker:
+            start(tracker)
+            assert tracker.flush(60.0) == 0, tracker.last_error
+        assert set(contents(store, study)) == {"tags", "", "/0", "/1", "/2"}
+
+
+def test_a_study_deleted_in_the_ui_comes_back_when_it_goes_on(tmp_path: Path, stand: Stand, study: str) -> None:
+    run_study(tmp_path, stand.store, study)
+    client = MlflowClient(tracking_uri=stand.store)
+    client.delete_experiment(client.get_experiment_by_name(f"dux-{study}").experiment_id)
+    with tracking(tmp_path, stand.store, study) as tracker:
+        run_trial(tracker, tmp_path, 3)
+        assert tracker.flush(60.0) == 0, tracker.last_error
+    assert set(contents(stand.store, study)) == {"tags", "", "/0", "/1", "/2", "/3"}
+
+
+def test_an_event_that_mlflow_refuses_does_not_hold_up_the_others(tmp_path: Path, uri: str, study: str) -> None:
+    with tracking(tmp_path, uri, study) as tracker:
+        run_trial(tracker, tmp_path, 0)
+        tracker.trial_started(0, {"student.width": 0.125})  # MLflow lets no parameter change
+        tracker.trial_finished(1, "FAILED", {"accuracy": 0.5}, {}, tmp_path / "nowhere")
+        assert tracker.flush(60.0) == 0
+        assert "nowhere is no longer there" in str(tracker.last_error)
+        tracker.trial_reported(0, 9, {"accuracy": 0.9})
+        assert tracker.flush(60.0) == 0
+    refused = [json.loads(line) for line in (tmp_path / "spool.refused.jsonl").read_text().splitlines()]
+    assert [json.loads(item["line"])["event"] for item in refused] == ["trial_started", "trial_finished"]
+    assert "Changing param values is not allowed" in refused[0]["why"]
+    found = contents(uri, study)
+    assert (9, "0.9") in steps(found["/0"]["points"]["accuracy"])
+    assert found["/1"]["status"] == "FAILED"
+    assert steps(found["/1"]["points"]["accuracy"]) == [(0, "0.5")]
+
+
+def test_a_damaged_line_is_set_aside(tmp_path: Path, stand: Stand, study: str) -> None:
+    (tmp_path / "spool.jsonl").write_bytes(b'\0\0\0\0\n{"event": "no_such", "time": 1}\n')
+    with tracking(tmp_path, stand.store, study) as tracker:
+        run_trial(tracker, tmp_path, 0)
+        assert tracker.flush(60.0) == 0, tracker.last_error
+    assert len((tmp_path / "spool.refused.jsonl").read_text().splitlines()) == 2
+    assert len(contents(stand.store, study)["/0"]["points"]["accuracy"]) == 4
+
+
+def test_no_password_is_kept_or_shown(tmp_path: Path, stand: Stand, study: str) -> None:
+    with tracking(tmp_path / "down", NOBODY.replace("://", "://user:S3cret%2Fword@"), study) as tracker:
+        start(tracker)
+        assert tracker.flush(2.0) == 1
+        errors = [str(tracker.last_error)]
+    with tracking(tmp_path / "up", stand.url.replace("://", "://user:S3cret%2Fword@"), study) as tracker:
+        run_trial(tracker, tmp_path, 0)
+        tracker.trial_started(0, {"student.width": 0.125})
+        assert tracker.flush(60.0) == 0, tracker.last_error
+        errors.append(str(tracker.last_error))
+    assert "127.0.0.1" in errors[0]
+    assert "Changing param" in errors[1]
+    files = {file.name: file.read_text() for file in (tmp_path / "up").iterdir() if file.is_file()}
+    assert set(files) == {"spool.jsonl", "spool.sent", "spool.refused.jsonl", "runs.json"}
+    assert "http://***@127.0.0.1" in files["runs.json"]
+    for text in [*errors, *files.values(), (tmp_path / "down" / "spool.jsonl").read_text()]:
+        assert "S3cret" not in text
+
+
+def test_runs_are_found_with_and_without_the_note_of_them(tmp_path: Path, stand: Stand, study: str) -> None:
+    assert find_runs(tmp_path, study, stand.store) is None
+    assert find_runs(tmp_path, study, f"sqlite:///{tmp_path / 'none.db'}") is None
+    run_study(tmp_path, stand.store, study)
+    noted = find_runs(tmp_path, study, stand.store)
+    (tmp_path / "runs.json").unlink()
+    assert find_runs(tmp_path, study, stand.store) == noted
+    assert noted is not None
+    found = contents(stand.store, study)
+    assert noted.parent_run_id == found[""]["id"]
+    assert noted.run_ids == {trial: found[f"/{trial}"]["id"] for trial in range(3)}
+    with pytest.raises(ConnectionError, match=r"MLflow does not answer: .*http://\*\*\*@127\.0\.0\.1:9"):
+        find_runs(tmp_path, study, NOBODY.replace("://", "://user:word@"))
+
+
+def test_no_event_raises_whatever_it_is_given(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, "odd", NOBODY)
+    tracker.trial_reported(0, 0, {("not", "text"): 1.0})  # type: ignore[dict-item]
+    assert "trial_reported of study odd is lost" in str(tracker.last_error)
+    assert tracker.close(0.0) == 0
+    assert tracker.close(0.0) == 0
+    tracker.trial_reported(0, 1, {"accuracy": 0.5})
+    assert "closed file" in str(tracker.last_error)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["mlruns", "file:///tmp/mlruns", "sqlite:///mlflow.db", "postgresql://u:word@host/db", "http://", "http://[host"],
+)
+def test_a_store_of_another_kind_is_refused(tmp_path: Path, uri: str) -> None:
+    with pytest.raises(BadInput, match=r"tracking URI must be sqlite:////absolute/path.db or .* but got ") as caught:
+        Tracker(tmp_path, "digits", uri)
+    assert "word" not in str(caught.value)
+
+
+def test_a_filler_is_of_its_parameters_kind() -> None:
+    assert filler(Float(0.0, 1.0)) == filler(Choice((1, 0.5))) == NO_NUMBER
+    assert filler(Choice(("mean", "sum"))) == filler(Choice((True, False))) == filler(Choice(("none", 1))) == NO_TEXT
+
+
+def test_keys_are_what_mlflow_takes() -> None:
+    assert key("accuracy") == "accuracy"
+    assert key("top@5[test]") == "top_5_test_"
+    assert key("a//b") == "a__b"
+    assert key("../up") == "___up"
+    assert len(key("x" * 300)) == 250
+
+
+def test_importing_the_tracker_does_not_import_mlflow() -> None:
+    code = "import sys, search.tracking; sys.exit('mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

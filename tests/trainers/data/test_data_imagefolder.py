@@ -1,0 +1,210 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from spaces.errors import BadInput
+from trainers.data import check_dataset, load_dataset
+
+
+def picture(split: str, label: int, i: int, size: tuple[int, int] = (6, 5), mode: str = "RGB") -> np.ndarray:
+    """The i-th image of a class, `size` is (width, height): random, (H, W) if mode is L and (H, W, 3) if it is RGB."""
+    width, height = size
+    rng = np.random.default_rng([len(split), label, i])
+    return rng.integers(256, size=(height, width) if mode == "L" else (height, width, 3), dtype=np.uint8)
+
+
+def fill(
+    root: Path,
+    split: str,
+    each: int,
+    *,
+    classes: tuple[str, ...] = ("ant", "bee"),
+    size: tuple[int, int] = (6, 5),
+    mode: str = "RGB",
+) -> None:
+    for label, name in enumerate(classes):
+        folder = root / split / name
+        folder.mkdir(parents=True)
+        for i in range(each):
+            Image.fromarray(picture(split, label, i, size, mode)).save(folder / f"{i:03}.png")
+
+
+def test_the_three_folders_are_the_three_splits(tmp_path: Path) -> None:
+    for split, each in (("train", 6), ("val", 3), ("test", 4)):
+        fill(tmp_path, split, each)
+    check_dataset("imagefolder", root=tmp_path)
+    dataset = load_dataset("imagefolder", root=tmp_path)
+    assert (dataset.name, dataset.classes, dataset.image_shape) == ("imagefolder", 2, (3, 5, 6))
+    for part, folder, each in ((dataset.train, "train", 6), (dataset.validation, "val", 3), (dataset.test, "test", 4)):
+        assert part.labels.tolist() == [0] * each + [1] * each
+        expected = [picture(folder, label, i) for label in (0, 1) for i in range(each)]
+        np.testing.assert_array_equal(part.images.permute(0, 2, 3, 1), np.stack(expected))
+
+
+def test_validation_may_be_spelt_out(tmp_path: Path) -> None:
+    for split, each in (("train", 6), ("validation", 3), ("test", 4)):
+        fill(tmp_path, split, each)
+    assert len(load_dataset("imagefolder", root=tmp_path).validation) == 6
+
+
+def rows(*splits: torch.Tensor) -> list[bytes]:
+    return sorted(image.numpy().tobytes() for split in splits for image in split)
+
+
+@pytest.mark.parametrize(
+    ("given", "sizes"),
+    [([], (72, 8, 20)), (["val"], (80, 6, 20)), (["test"], (90, 10, 6)), (["val", "test"], (100, 6, 6))],
+)
+def test_what_has_no_folder_is_split_off_train_class_by_class(
+    tmp_path: Path, given: list[str], sizes: tuple[int, int, int]
+) -> None:
+    fill(tmp_path, "train", 50)
+    for split in given:
+        fill(tmp_path, split, 3)
+    dataset = load_dataset("imagefolder", root=tmp_path)
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == sizes
+    for part in (dataset.train, dataset.validation, dataset.test):
+        assert torch.bincount(part.labels).tolist() == [len(part) // 2] * 2
+    everything = rows(dataset.train.images, dataset.validation.images, dataset.test.images)
+    assert len(set(everything)) == len(everything) == 100 + 6 * len(given)
+
+
+def test_the_same_call_gives_the_same_tensors(tmp_path: Path) -> None:
+    fill(tmp_path, "train", 50)
+    first = load_dataset("imagefolder", root=tmp_path).arrays()
+    torch.manual_seed(9)
+    np.random.seed(9)
+    for key, array in load_dataset("imagefolder", root=tmp_path).arrays().items():
+        np.testing.assert_array_equal(array, first[key])
+
+
+def test_images_that_are_all_grey_have_one_channel(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        fill(tmp_path, split, 2, mode="L")
+    dataset = load_dataset("imagefolder", root=tmp_path)
+    assert dataset.image_shape == (1, 5, 6)
+    np.testing.assert_array_equal(dataset.train.images[0, 0], picture("train", 0, 0, mode="L"))
+
+
+def test_one_coloured_image_makes_all_images_coloured(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        fill(tmp_path, split, 2, mode="L")
+    Image.fromarray(picture("test", 1, 9)).save(tmp_path / "test" / "bee" / "colour.png")
+    dataset = load_dataset("imagefolder", root=tmp_path)
+    assert dataset.image_shape == (3, 5, 6)
+    assert torch.equal(dataset.train.images[:, 0], dataset.train.images[:, 2])
+
+
+def test_images_of_one_size_other_than_the_first_are_named_with_the_way_out(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        fill(tmp_path, split, 2)
+    odd = tmp_path / "test" / "ant" / "odd.png"
+    Image.fromarray(picture("test", 0, 9, size=(7, 5))).save(odd)
+    message = (
+        rf"^all images must be of one size, but .*train/ant/000.png is 6x5 and {odd} is 7x5 \(width x height\); "
+        "set task.image_size to resize and crop them$"
+    )
+    with pytest.raises(BadInput, match=message):
+        load_dataset("imagefolder", root=tmp_path)
+
+
+def test_an_image_size_shrinks_the_shorter_side_and_cuts_the_middle_square_out(tmp_path: Path) -> None:
+    """Left third black, middle white, right third black: of 24x8 at size 4, the white middle is left."""
+    for split in ("train", "val", "test"):
+        fill(tmp_path, split, 2, mode="L")
+    stripes = np.zeros((8, 24), dtype=np.uint8)
+    stripes[:, 8:16] = 255
+    Image.fromarray(stripes).save(tmp_path / "train" / "ant" / "000.png")
+    dataset = load_dataset("imagefolder", root=tmp_path, image_size=4)
+    assert dataset.image_shape == (1, 4, 4)
+    assert dataset.train.images[0, 0, :, 1:3].min() == 255  # the outer columns mix with black, as antialiasing does
+    assert dataset.train.images[0, 0].float().mean() > 200
+
+
+def test_an_image_size_that_the_images_have_already_changes_nothing(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        fill(tmp_path, split, 2, size=(6, 6))
+    plain, sized = load_dataset("imagefolder", root=tmp_path), load_dataset("imagefolder", root=tmp_path, image_size=6)
+    assert torch.equal(plain.train.images, sized.train.images)
+
+
+@pytest.mark.parametrize("size", [0, -3])
+def test_an_image_size_below_one_is_refused(tmp_path: Path, size: int) -> None:
+    fill(tmp_path, "train", 2)
+    with pytest.raises(BadInput, match=rf"^task.image_size >= 1 must hold, but got {size}; leave it out to keep"):
+        check_dataset("imagefolder", root=tmp_path, image_size=size)
+
+
+def test_a_root_without_train_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path, "images", 2)
+    message = (
+        r"^task.root must hold train/CLASS/IMAGE .*, but .*train is not there; move the images, or correct task.root$"
+    )
+    with pytest.raises(BadInput, match=message):
+        check_dataset("imagefolder", root=tmp_path)
+
+
+def test_train_with_fewer_than_two_classes_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path, "train", 2, classes=("ant",))
+    with pytest.raises(BadInput, match=r"with two classes or more, but .*train has 1; add folders to it$"):
+        check_dataset("imagefolder", root=tmp_path)
+
+
+def test_both_spellings_of_validation_at_once_are_refused(tmp_path: Path) -> None:
+    for split in ("train", "val", "validation"):
+        fill(tmp_path, split, 2)
+    with pytest.raises(
+        BadInput, match=r"must not hold both val and validation; move the images of one into the other$"
+    ):
+        check_dataset("imagefolder", root=tmp_path)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+@pytest.mark.parametrize("classes", [("ant",), ("ant", "bee", "cat"), ("ant", "cat")])
+def test_splits_that_name_other_classes_than_train_are_refused(
+    tmp_path: Path, split: str, classes: tuple[str, ...]
+) -> None:
+    fill(tmp_path, "train", 2)
+    fill(tmp_path, split, 2, classes=classes)
+    unlike = ", ".join(sorted({"ant", "bee"} ^ set(classes)))
+    message = (
+        rf"{split} must hold the same class folders as .*train, but they differ in {unlike}; add or remove folders$"
+    )
+    with pytest.raises(BadInput, match=message):
+        check_dataset("imagefolder", root=tmp_path)
+
+
+def test_a_class_folder_without_an_image_is_named(tmp_path: Path) -> None:
+    fill(tmp_path, "train", 2)
+    (tmp_path / "train" / "cat").mkdir()
+    with pytest.raises(BadInput, match=r"train must hold images in each class folder, but: .* cat\..*; add some$"):
+        load_dataset("imagefolder", root=tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 20, 60])
+def test_a_broken_image_is_named(tmp_path: Path, keep: int) -> None:
+    for split in ("train", "val", "test"):
+        fill(tmp_path, split, 2)
+    path = tmp_path / "val" / "bee" / "001.png"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(BadInput, match=rf"^{path} must be an image, but: .+; get it anew or remove it$"):
+        load_dataset("imagefolder", root=tmp_path)
+
+
+def test_images_of_more_than_8_bits_are_refused(tmp_path: Path) -> None:
+    fill(tmp_path, "train", 2)
+    path = tmp_path / "train" / "ant" / "deep.png"
+    Image.fromarray(np.full((5, 6), 40_000, dtype=np.uint16)).save(path)
+    with pytest.raises(BadInput, match=rf"^images must have 8 bits a channel, but {path} has mode I;16; convert it$"):
+        load_dataset("imagefolder", root=tmp_path)
+
+
+def test_too_few_images_to_split_off_a_part_are_refused(tmp_path: Path) -> None:
+    fill(tmp_path, "train", 2)
+    with pytest.raises(
+        BadInput, match=r"^imagefolder must have enough images of each class to part them in two, but: "
+    ):
+        load_dataset("imagefolder", root=tmp_path)

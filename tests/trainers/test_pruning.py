@@ -1,0 +1,212 @@
+"""What is cut: as many units as asked for, the least relevant ones, and the cut network is the masked one."""
+
+import math
+import random
+from decimal import Decimal
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spaces import Student
+from trainers.families import Network, build
+from trainers.spectral import Plan, cut, fold, mask, plan, relevances, spectralize
+from trainers.spectral.layers import SpectralLinear, spectral_layers
+from trainers.store import weights_bytes
+from trainers.task import Task
+
+GREY = (1, 8, 8)
+
+
+def spectral(student: Student, shape: tuple[int, int, int] = GREY, seed: int = 0) -> Network:
+    """A spectral network in which every number is drawn: eigenvalues, biases, batch norms and their statistics."""
+    generator = torch.Generator().manual_seed(seed)
+    network = build(student, shape, 10, generator=generator)
+    network = spectralize(network, keep=[network.head])
+    with torch.no_grad():
+        for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+            if name.endswith(("running_var", "norm.std", "normalize.std")):
+                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+            elif tensor.is_floating_point() and tensor.dim() == 1 and not name.endswith("eigenvalues_in"):
+                tensor.copy_(torch.randn(tensor.shape, generator=generator))
+    return network.eval()
+
+
+def images(count: int, shape: tuple[int, int, int] = GREY) -> Tensor:
+    return torch.rand(count, *shape, generator=torch.Generator().manual_seed(3))
+
+
+def assert_masked_is_cut(network: Network, planned: Plan, shape: tuple[int, int, int] = GREY) -> None:
+    masked, smaller = (how(network, planned, image_shape=shape).eval() for how in (mask, cut))
+    with torch.no_grad():
+        expected, found = masked(images(16, shape)), smaller(images(16, shape))
+    # sums over fewer terms round differently; in units of the logits' size
+    assert float((expected - found).abs().max()) <= 1e-5 * max(1.0, float(expected.abs().max()))
+    if planned.removed:
+        assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in masked.parameters())
+
+
+STUDENTS = [
+    Student(family="resnet", depth=8, width=0.25),
+    Student(family="resnet", depth=8, width=0.01),
+    Student(family="resnet", depth=14, width=0.5),
+    Student(family="resnet", depth=20, width=0.125),
+    Student(family="mlp", depth=2, width=0.125),
+    Student(family="mlp", depth=3, width=0.01),
+    Student(family="mlp", depth=5, width=0.25),
+]
+
+
+@pytest.mark.parametrize("student", STUDENTS, ids=lambda s: f"{s.family}{s.depth}x{s.width}")
+def test_masked_and_cut_networks_agree_at_any_fraction(student: Student) -> None:
+    draw = random.Random(f"{student}")
+    for seed, fraction in enumerate([0.0, 0.99, draw.random(), draw.random()]):
+        network = spectral(student, seed=seed)
+        floor = draw.choice([0.0, 0.1, 0.5])
+        assert_masked_is_cut(network, plan(network, fraction, floor=floor, image_shape=GREY))
+
+
+@pytest.mark.parametrize("family", ["resnet", "mlp"])
+def test_masked_and_cut_networks_agree_on_colour_images_that_are_not_square(family: str) -> None:
+    shape = (3, 8, 12)
+    network = spectral(Student(family=family, depth=8, width=0.125), shape)
+    assert_masked_is_cut(network, plan(network, 0.6, floor=0.1, image_shape=shape), shape)
+
+
+@pytest.mark.parametrize("student", [STUDENTS[0], STUDENTS[6]], ids=["resnet", "mlp"])
+def test_masked_and_cut_networks_agree_after_training(student: Student, task: Task) -> None:
+    generator = torch.Generator().manual_seed(0)
+    network = build(student, GREY, 10, generator=generator)
+    network.set_normalization(*task.data.mean_std())
+    network = spectralize(network, keep=[network.head]).train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(20):
+        index = torch.randint(200, (32,), generator=generator)
+        optimizer.zero_grad()
+        logits = network(task.data.train.images[index] / 255)
+        F.cross_entropy(logits, task.data.train.labels[index]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    for fraction in (0.1, 0.5, 0.9, 0.99):
+        assert_masked_is_cut(network.eval(), plan(network, fraction, floor=0.05, image_shape=GREY))
+
+
+def test_units_that_are_coupled_count_once() -> None:
+    # by hand, resnet 8 of 16/32/64 channels: in each group the first convolution alone, and with the second all that is
+    # added to it (the stem in group 1, the shortcuts in groups 2 and 3)
+    found = plan(spectral(Student(depth=8)), 0.0, floor=0.0, image_shape=GREY)
+    assert sorted(c.units for c in found.cuts) == [16, 16, 32, 32, 64, 64]
+    # resnet 14: one more first convolution a group
+    found = plan(spectral(Student(depth=14)), 0.0, floor=0.0, image_shape=GREY)
+    assert sorted(c.units for c in found.cuts) == sorted([16, 32, 64] * 3)
+    # an mlp: its hidden layers
+    found = plan(spectral(Student(family="mlp", depth=4, width=0.125)), 0.0, floor=0.0, image_shape=GREY)
+    assert [c.units for c in found.cuts] == [32, 32, 32]
+
+
+@pytest.mark.parametrize("student", [STUDENTS[0], STUDENTS[4], STUDENTS[6]], ids=["resnet", "mlp2", "mlp5"])
+@pytest.mark.parametrize("floor", [0.0, 0.07, 0.1, 0.5, 1.0])
+def test_the_fraction_is_cut_unless_the_floor_forbids_it(student: Student, floor: float) -> None:
+    network = spectral(student)
+    for fraction in (0.0, 0.01, 0.1, 0.29, 0.3, 0.57, 0.7, 0.9, 0.99):
+        found = plan(network, fraction, floor=floor, image_shape=GREY)
+        stay = [max(1, math.ceil(Decimal(str(floor)) * c.units)) for c in found.cuts]
+        asked = math.floor(Decimal(str(fraction)) * found.units)
+        assert found.removed == min(asked, found.units - sum(stay))
+        assert all(c.units - len(c.removed) >= least for c, least in zip(found.cuts, stay, strict=True))
+        assert all(len(set(c.removed)) == len(c.removed) for c in found.cuts)
+
+
+@pytest.mark.parametrize(("fraction", "units"), [(0.29, 29), (0.57, 57), (0.07, 7), (0.3, 30)])
+def test_a_fraction_that_floats_cannot_say_exactly_is_the_decimal_that_was_written(fraction: float, units: int) -> None:
+    network = spectral(Student(family="mlp", depth=2, width=100 / 256))
+    assert plan(network, fraction, floor=0.0, image_shape=GREY).removed == units
+    assert plan(network, 0.99, floor=1 - units / 100, image_shape=GREY).removed == units
+
+
+@pytest.mark.parametrize("student", STUDENTS, ids=lambda s: f"{s.family}{s.depth}x{s.width}")
+def test_every_layer_keeps_a_unit_at_the_largest_fraction(student: Student) -> None:
+    network = spectral(student)
+    smaller = cut(network, plan(network, 1 - 1e-12, floor=0.0, image_shape=GREY), image_shape=GREY)
+    assert all(min(p.shape) >= 1 for p in smaller.parameters())
+    assert torch.isfinite(smaller.eval()(images(2))).all()
+
+
+def test_the_least_relevant_units_of_all_layers_are_cut() -> None:
+    network = spectral(Student(family="mlp", depth=3, width=4 / 256))
+    relevance = {"hidden.0.0": [0.9, 0.2, 1.0, 0.05], "hidden.1.0": [0.1, 1.0, 0.15, 0.5]}
+    with torch.no_grad():
+        for name, layer in spectral_layers(network):
+            # the length of each unit's eigenvector differs, and so does its layer's scale: neither may count
+            length = layer.eigenvectors.flatten(1).norm(dim=1)
+            scale = 10.0 if name == "hidden.0.0" else 1e-3
+            layer.eigenvalues_out.copy_(-scale * torch.tensor(relevance[name]) / length)
+    found = relevances(network)
+    for name, expected in relevance.items():
+        torch.testing.assert_close(found[name], torch.tensor(expected))
+    planned = plan(network, 0.5, floor=0.0, image_shape=GREY)
+    assert {c.root: c.removed for c in planned.cuts} == {"hidden.0.0": (1, 3), "hidden.1.0": (0, 2)}
+    planned = plan(network, 0.25, floor=0.75, image_shape=GREY)
+    assert {c.root: c.removed for c in planned.cuts} == {"hidden.0.0": (3,), "hidden.1.0": (0,)}
+
+
+def test_coupled_layers_share_the_mean_of_their_relevances() -> None:
+    network = spectral(Student(depth=8, width=0.25))
+    found = relevances(network)
+    coupled = {"stem.0", "groups.0.0.conv2"}  # added to each other: one unit a channel
+    mean = (found["stem.0"] + found["groups.0.0.conv2"]) / 2
+    planned = plan(network, 0.99, floor=0.5, image_shape=GREY)
+    (removed,) = (c.removed for c in planned.cuts if c.root in coupled)
+    assert set(removed) == set(mean.argsort()[:2].tolist())
+
+
+def test_what_a_batch_norm_undoes_does_not_change_the_rank() -> None:
+    student = Student(depth=8, width=0.25)
+    network, scaled = spectral(student), spectral(student)
+    with torch.no_grad():
+        layer = dict(spectral_layers(scaled))["groups.1.0.conv1"]
+        norm = scaled.get_submodule("groups.1.0.norm1")
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        # units ten times as large, and statistics that know it: the same function
+        norm.eps *= 100
+        layer.eigenvalues_out.mul_(10)
+        norm.running_mean.mul_(10)
+        norm.running_var.mul_(100)
+    torch.testing.assert_close(scaled(images(4)), network(images(4)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(relevances(scaled)["groups.1.0.conv1"], relevances(network)["groups.1.0.conv1"])
+
+
+def test_cutting_dead_units_leaves_the_function_as_it_was() -> None:
+    network = spectral(Student(family="mlp", depth=3, width=0.125))
+    dead = {"hidden.0.0": (1, 5, 30), "hidden.1.0": (0, 31)}
+    with torch.no_grad():
+        for name, layer in spectral_layers(network):
+            assert isinstance(layer, SpectralLinear)
+            assert layer.bias is not None
+            layer.eigenvalues_out[list(dead[name])] = 0.0
+            layer.bias[list(dead[name])] = 0.0
+    planned = plan(network, 5 / 64, floor=0.1, image_shape=GREY)
+    assert {c.root: c.removed for c in planned.cuts} == dead
+    torch.testing.assert_close(cut(network, planned, image_shape=GREY)(images(8)), network(images(8)))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_planning_masking_and_cutting_change_neither_the_network_nor_the_global_generator(training: bool) -> None:
+    network = spectral(STUDENTS[0]).train(training)
+    before, state = weights_bytes(network), torch.random.get_rng_state()
+    planned = plan(network, 0.5, floor=0.1, image_shape=GREY)
+    mask(network, planned, image_shape=GREY)
+    cut(network, planned, image_shape=GREY)
+    assert weights_bytes(network) == before
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(module.training == training for module in network.modules())
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert planned == plan(network, 0.5, floor=0.1, image_shape=GREY)
+
+
+def test_nothing_planned_is_nothing_cut() -> None:
+    network = spectral(STUDENTS[0])
+    planned = plan(network, 0.0, floor=0.1, image_shape=GREY)
+    assert weights_bytes(cut(network, planned, image_shape=GREY)) == weights_bytes(fold(network))

@@ -1,0 +1,190 @@
+"""Spectral layers against the operator of the paper, against dense matrices, and against the layers they replace."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spaces import Student
+from trainers.families import build
+from trainers.spectral import SpectralConv2d, SpectralLinear, fold, spectral_penalty, spectralize
+from trainers.spectral.layers import spectral_layers
+
+Array = np.ndarray
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def scrambled(layer: SpectralLinear | SpectralConv2d) -> None:
+    """Eigenvalues of both sides, eigenvectors and bias drawn anew."""
+    with torch.no_grad():
+        for index, parameter in enumerate(layer.parameters()):
+            parameter.copy_(numbers(*parameter.shape, seed=index + 1))
+
+
+def array(tensor: Tensor) -> Array:
+    found: Array = tensor.detach().numpy()
+    return found
+
+
+def test_a_dense_layers_weight_is_the_block_of_the_papers_operator() -> None:
+    layer = SpectralLinear(nn.Linear(5, 3, dtype=torch.float64), train_inputs=True)
+    scrambled(layer)
+    # A = Phi Lambda Phi^-1 over inputs and outputs together, Phi the identity with one block of eigenvector entries
+    phi = np.eye(8)
+    phi[5:, :5] = array(layer.eigenvectors)
+    spectrum = np.concatenate([array(layer.eigenvalues_in), array(layer.eigenvalues_out)])
+    operator = phi @ np.diag(spectrum) @ np.linalg.inv(phi)
+    np.testing.assert_allclose(array(layer.weight), operator[5:, :5], atol=1e-12)
+    x = numbers(4, 5)
+    assert layer.bias is not None
+    np.testing.assert_allclose(array(layer(x)), array(x) @ operator[5:, :5].T + array(layer.bias), atol=1e-12)
+
+
+def convolved(x: Array, layer: SpectralConv2d) -> Array:
+    """The convolution by loops, with w_ij = (lambda_in_j - lambda_out_i) phi_ij; x: (B, inputs, H, W)."""
+    phi, lambda_in, lambda_out = (array(p) for p in (layer.eigenvectors, layer.eigenvalues_in, layer.eigenvalues_out))
+    assert isinstance(layer.padding, tuple)
+    (ph, pw), (sh, sw), (dh, dw) = layer.padding, layer.stride, layer.dilation
+    x = np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
+    outputs, of_group, kh, kw = phi.shape
+    height = (x.shape[2] - dh * (kh - 1) - 1) // sh + 1
+    width = (x.shape[3] - dw * (kw - 1) - 1) // sw + 1
+    y = np.zeros((len(x), outputs, height, width))
+    for i in range(outputs):
+        for place in range(of_group):
+            j = i // (outputs // layer.groups) * of_group + place
+            for a in range(kh):
+                for b in range(kw):
+                    seen = x[:, j, a * dh : a * dh + height * sh : sh, b * dw : b * dw + width * sw : sw]
+                    y[:, i] += (lambda_in[j] - lambda_out[i]) * phi[i, place, a, b] * seen[:, :height, :width]
+    return y if layer.bias is None else y + array(layer.bias)[:, None, None]
+
+
+CONVOLUTIONS = [
+    nn.Conv2d(4, 6, 3, padding=1, dtype=torch.float64),
+    nn.Conv2d(4, 6, (1, 3), stride=(2, 1), padding=(0, 2), bias=False, dtype=torch.float64),
+    nn.Conv2d(4, 6, 3, dilation=2, groups=2, dtype=torch.float64),
+    nn.Conv2d(4, 8, 3, padding=1, stride=2, groups=4, bias=False, dtype=torch.float64),
+]
+
+
+@pytest.mark.parametrize("train_inputs", [False, True])
+@pytest.mark.parametrize("conv", CONVOLUTIONS)
+def test_a_convolution_is_that_of_loops_over_the_equation(conv: nn.Conv2d, train_inputs: bool) -> None:
+    layer = SpectralConv2d(conv, train_inputs=train_inputs)
+    scrambled(layer)
+    x = numbers(2, 4, 9, 7)
+    np.testing.assert_allclose(array(layer(x)), convolved(array(x), layer), atol=1e-12)
+
+
+LAYERS = [*CONVOLUTIONS, nn.Conv2d(4, 4, 3, padding="same", dtype=torch.float64), nn.Linear(9, 5, dtype=torch.float64)]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_spectral_layer_begins_as_the_layer_it_replaces(layer: nn.Module) -> None:
+    x = numbers(2, 4, 9, 9)
+    model = nn.Sequential(copy.deepcopy(layer))
+    assert torch.equal(spectralize(model)(x), model(x))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_folded_layer_is_an_ordinary_one_that_computes_the_same(layer: nn.Module) -> None:
+    x = numbers(2, 4, 9, 9)
+    spectral = spectralize(nn.Sequential(copy.deepcopy(layer)))
+    assert isinstance(spectral[0], SpectralLinear | SpectralConv2d)
+    scrambled(spectral[0])
+    ordinary = fold(spectral)
+    assert type(ordinary[0]) is type(layer)
+    assert [p.shape for p in ordinary.parameters()] == [p.shape for p in layer.parameters()]
+    assert torch.equal(ordinary(x), spectral(x))
+
+
+@pytest.mark.parametrize("family", ["resnet", "mlp"])
+def test_spectralizing_replaces_every_layer_but_those_kept_and_leaves_the_original(family: str) -> None:
+    student = Student(family=family, depth=8, width=0.125)
+    network = build(student, (1, 8, 8), 10, generator=torch.Generator().manual_seed(0)).eval()
+    names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    spectral = spectralize(network, keep=[network.head])
+    assert [name for name, _ in spectral_layers(spectral)] == [name for name in names if name != network.head]
+    assert type(spectral.get_submodule(network.head)) is nn.Linear
+    assert list(spectral_layers(network)) == []
+    images = torch.rand(4, 1, 8, 8)
+    assert torch.equal(spectral(images), network(images))
+    assert torch.equal(fold(spectral)(images), network(images))
+
+
+def test_by_default_eigenvectors_and_outgoing_eigenvalues_are_trained_as_in_the_paper() -> None:
+    layer = SpectralLinear(nn.Linear(3, 2))
+    assert {name for name, p in layer.named_parameters() if p.requires_grad} == {
+        "eigenvectors",
+        "eigenvalues_out",
+        "bias",
+    }
+    assert torch.equal(layer.eigenvalues_in, torch.zeros(3))
+    assert torch.equal(layer.eigenvalues_out, torch.ones(2))
+    direct = SpectralLinear(nn.Linear(3, 2), train_outputs=False)
+    assert not direct.eigenvalues_out.requires_grad
+
+
+def test_a_units_norm_is_its_eigenvalue_times_the_length_of_its_eigenvector() -> None:
+    layer = SpectralConv2d(nn.Conv2d(3, 5, 3, dtype=torch.float64))
+    with torch.no_grad():
+        layer.eigenvalues_out.copy_(numbers(5))
+    phi, eigenvalues = array(layer.eigenvectors), array(layer.eigenvalues_out)
+    expected = [abs(eigenvalues[i]) * np.sqrt((phi[i] ** 2).sum()) for i in range(5)]
+    np.testing.assert_allclose(array(layer.unit_norms()), expected, rtol=1e-12)
+
+
+def test_the_penalty_is_the_sum_of_squares_of_trained_spectral_parts_alone() -> None:
+    model = nn.Sequential(
+        SpectralLinear(nn.Linear(4, 3, dtype=torch.float64)),
+        SpectralLinear(nn.Linear(3, 3, dtype=torch.float64), train_inputs=True, train_outputs=False),
+        nn.Linear(3, 2, dtype=torch.float64),
+    )
+    first, second = model[0], model[1]
+    assert isinstance(first, SpectralLinear)
+    assert isinstance(second, SpectralLinear)
+    scrambled(first)
+    scrambled(second)
+    found = spectral_penalty(model, eigenvector_l2=0.01, eigenvalue_l2=5e-4)
+    phi = (array(first.eigenvectors) ** 2).sum() + (array(second.eigenvectors) ** 2).sum()
+    eigenvalues = (array(first.eigenvalues_out) ** 2).sum() + (array(second.eigenvalues_in) ** 2).sum()
+    np.testing.assert_allclose(found.item(), 0.01 * phi + 5e-4 * eigenvalues, rtol=1e-12)
+    found.backward()  # type: ignore[no-untyped-call]
+    assert first.eigenvectors.grad is not None
+    # twice the coefficient: PyTorch's weight_decay of 0.01 would be once
+    np.testing.assert_allclose(array(first.eigenvectors.grad), 0.02 * array(first.eigenvectors), rtol=1e-12)
+
+
+def test_a_model_without_spectral_layers_has_no_penalty() -> None:
+    assert spectral_penalty(nn.Linear(2, 2), eigenvector_l2=1.0, eigenvalue_l2=1.0).item() == 0.0
+
+
+def test_the_penalty_is_a_group_lasso_of_the_geometric_mean_of_its_coefficients() -> None:
+    # over all ways of writing w = -lambda phi the least penalty is 2 sqrt(ab) ||w||, at lambda^2 = sqrt(a/b) ||w||
+    a, b = 0.01, 5e-4
+    w = numbers(1, 6)
+    norm = float(w.norm())
+
+    def penalty(eigenvalue: float) -> float:
+        layer = SpectralLinear(nn.Linear(6, 1, dtype=torch.float64))
+        with torch.no_grad():
+            layer.eigenvectors.copy_(-w / eigenvalue)
+            layer.eigenvalues_out.fill_(eigenvalue)
+        assert torch.allclose(layer.weight, w)
+        return spectral_penalty(layer, eigenvector_l2=a, eigenvalue_l2=b).item()
+
+    least = min(penalty(eigenvalue) for eigenvalue in np.geomspace(0.1, 100, 400))
+    assert least >= 2 * np.sqrt(a * b) * norm * (1 - 1e-12)
+    np.testing.assert_allclose(least, 2 * np.sqrt(a * b) * norm, rtol=1e-3)  # as fine as the grid
+    np.testing.assert_allclose(penalty(np.sqrt(np.sqrt(a / b) * norm)), 2 * np.sqrt(a * b) * norm, rtol=1e-9)
+
+
+def test_a_padding_that_would_be_lost_is_refused() -> None:
+    with pytest.raises(ValueError, match="padding_mode of a spectral convolution must be 'zeros', but got 'reflect'"):
+        SpectralConv2d(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"))

@@ -1,0 +1,21 @@
+"""Dux, one trial: data, students, teachers, transfer methods, spectral layers, the loop, measurement."""
+
+from trainers.knowledge import Knowledge
+from trainers.measure import METRICS, measure
+from trainers.store import load_student, save_student
+from trainers.task import Task, TaskSpec, TeacherSpec
+from trainers.trial import Report, TrialResult, run_trial
+
+__all__ = [
+    "METRICS",
+    "Knowledge",
+    "Report",
+    "Task",
+    "TaskSpec",
+    "TeacherSpec",
+    "TrialResult",
+    "load_student",
+    "measure",
+    "run_trial",
+    "save_student",
+]

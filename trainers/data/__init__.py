@@ -1,0 +1,127 @@
+"""The catalogue of data sets. A new one is a file beside this one, a line in DATASETS, and a test."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+
+from spaces.errors import BadInput
+from trainers.data import cifar, digits, fashion_mnist, imagefolder
+from trainers.data.augment import AUGMENTATIONS, augment
+from trainers.data.dataset import Dataset, Split, pixels, shared_tensor
+from trainers.data.splits import limit_train
+
+__all__ = [
+    "AUGMENTATIONS",
+    "DATASETS",
+    "Dataset",
+    "Source",
+    "Split",
+    "augment",
+    "check_dataset",
+    "load_dataset",
+    "pixels",
+    "shared_tensor",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a data set comes from.
+
+    Attributes:
+        check: raises BadInput for what can be seen without opening a data file; called with `options` by name.
+        load: reads the whole data set, the same for the same files; called with `options` by name, after `check`.
+        options: which of task.root, task.download and task.image_size it takes.
+        needs_root: whether task.root must be set.
+        augmentation: the policy (of AUGMENTATIONS) its train images get unless told otherwise.
+    """
+
+    check: Callable[..., None]
+    load: Callable[..., Dataset]
+    options: tuple[str, ...]
+    needs_root: bool
+    augmentation: str
+
+
+def _cifar(name: str) -> Source:
+    check, load = partial(cifar.check, name), partial(cifar.load, name)
+    return Source(check=check, load=load, options=("root", "download"), needs_root=True, augmentation="crop_flip")
+
+
+DATASETS = {
+    "cifar10": _cifar("cifar10"),
+    "cifar100": _cifar("cifar100"),
+    "digits": Source(check=digits.check, load=digits.load, options=(), needs_root=False, augmentation="crop"),
+    "fashion_mnist": Source(
+        check=fashion_mnist.check,
+        load=fashion_mnist.load,
+        options=("root", "download"),
+        needs_root=False,
+        augmentation="crop_flip",
+    ),
+    "imagefolder": Source(
+        check=imagefolder.check,
+        load=imagefolder.load,
+        options=("root", "image_size"),
+        needs_root=True,
+        augmentation="crop",
+    ),
+}
+
+
+def check_dataset(
+    name: str, *, root: Path | None = None, download: bool = False, image_size: int | None = None
+) -> None:
+    """Raises BadInput for what can be seen without opening a data file: names, options, missing folders and files."""
+    _checked(name, root, download, image_size)
+
+
+def load_dataset(
+    name: str,
+    *,
+    root: Path | None = None,
+    download: bool = False,
+    image_size: int | None = None,
+    train_limit: int | None = None,
+) -> Dataset:
+    """Reads a data set into memory; the same call on the same files gives the same tensors.
+
+    Args:
+        name: one of DATASETS.
+        root: the folder that holds the files; each data set's own file says in which layout.
+        download: has the files fetched into `root` if they are not there.
+        image_size: height and width that the images are resized and cropped to.
+        train_limit: number of train images kept, in the same proportions of classes; validation and test stay whole.
+
+    Raises:
+        BadInput: for what `check_dataset` rejects, for broken files, for a failed download, for a bad `train_limit`.
+    """
+    source, options = _checked(name, root, download, image_size)
+    dataset = source.load(**options)
+    return dataset if train_limit is None else limit_train(dataset, train_limit)
+
+
+def _checked(
+    name: str, root: Path | None, download: bool, image_size: int | None
+) -> tuple[Source, dict[str, Path | bool | int | None]]:
+    """The source and the options to call it with."""
+    if name not in DATASETS:
+        near = get_close_matches(name, DATASETS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise BadInput(f"task.dataset must be one of {', '.join(DATASETS)}, but got {name!r}{hint}")
+    source = DATASETS[name]
+    root = root.expanduser() if root is not None else None
+    given = {"root": root, "download": download, "image_size": image_size}
+    for option, value in given.items():
+        if option not in source.options and value is not None and value is not False:
+            raise BadInput(f"{name} takes no task.{option}, but got {value}; leave it out")
+    if root is None and source.needs_root:
+        raise BadInput(f"{name} needs task.root, the folder of its files, but got none; set it")
+    if root is not None and not root.is_dir() and not download:
+        hint = ", or set task.download: true to have it made and filled" if "download" in source.options else ""
+        raise BadInput(f"task.root must be a folder that exists, but got {root}; correct it{hint}")
+    options = {option: given[option] for option in source.options}
+    source.check(**options)
+    return source, options

@@ -1,0 +1,69 @@
+"""CIFAR-10 and CIFAR-100 (A. Krizhevsky, technical report, University of Toronto, 2009): 32x32 colour images.
+
+50,000 train images, a tenth of which is split off for validation, and 10,000 of test. CIFAR-100 has its fine labels.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spaces.errors import BadInput
+from trainers.data.dataset import Dataset, Split
+from trainers.data.fetching import fetching
+from trainers.data.splits import VALIDATION_SHARE, split_off
+
+CLASSES = {"cifar10": 10, "cifar100": 100}
+
+
+def check(name: str, root: Path, download: bool) -> None:
+    """Raises BadInput if a file is missing and shall not be fetched; opens none."""
+    for path, _ in () if download else _files(name, root):
+        if not path.is_file():
+            raise BadInput(
+                f"{name} needs {path}, which is not there; set task.root to the folder that holds {path.parent.name}, "
+                "or task.download: true to fetch it there"
+            )
+
+
+def load(name: str, root: Path, download: bool) -> Dataset:
+    """Reads the Python version of the data set, in torchvision's layout, after comparing the files' checksums.
+
+    Args:
+        name: cifar10 or cifar100.
+        root: the folder that holds (or shall hold) cifar-10-batches-py or cifar-100-python.
+        download: has torchvision fetch the files if one of them is missing or broken.
+
+    Raises:
+        BadInput: if a file is broken or cannot be fetched.
+    """
+    from torchvision.datasets.utils import check_integrity
+
+    reader = _reader(name)
+    if download:
+        with fetching(name, root):
+            reader(root, download=True)
+    for path, md5 in _files(name, root):
+        if not check_integrity(path, md5):  # torchvision would not say which file it is
+            raise BadInput(f"{path} must have the MD5 checksum {md5}, but is broken; get it anew")
+    train, validation = split_off(_split(reader(root, train=True)), VALIDATION_SHARE, name)
+    return Dataset(name, CLASSES[name], train, validation, _split(reader(root, train=False)))
+
+
+def _reader(name: str) -> Any:
+    from torchvision.datasets import CIFAR10, CIFAR100  # here, since it takes seconds to import
+
+    return {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
+
+
+def _files(name: str, root: Path) -> Iterator[tuple[Path, str]]:
+    """Each file that torchvision's reader opens, and its MD5 checksum."""
+    reader = _reader(name)
+    for file, md5 in (*reader.train_list, *reader.test_list, (reader.meta["filename"], reader.meta["md5"])):
+        yield root / reader.base_folder / file, md5
+
+
+def _split(half: Any) -> Split:
+    images = torch.from_numpy(half.data).permute(0, 3, 1, 2)  # torchvision holds (N, H, W, C)
+    return Split(images, torch.tensor(half.targets))

@@ -1,0 +1,45 @@
+"""The catalogue of networks that teachers and students are built from."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import torch
+
+from spaces import BadInput, Student
+from spaces.errors import known
+from trainers.families.family import Family, Features, Network, capture
+from trainers.families.mlp import MLP
+from trainers.families.resnet import RESNET
+from trainers.seeding import seeded
+
+FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in (RESNET, MLP)})
+"""Every family by its name in study files."""
+
+
+def check_student(student: Student) -> None:
+    """Raise BadInput unless the family exists and has this depth."""
+    if student.family not in FAMILIES:
+        raise BadInput(
+            f"family of a network must be a known one, but got {student.family!r}; {known(FAMILIES, student.family)}"
+        )
+    FAMILIES[student.family].check_depth(student.depth)
+
+
+def build(student: Student, image_shape: tuple[int, int, int], classes: int, *, generator: torch.Generator) -> Network:
+    """A freshly initialised network for images (B, C, H, W) in [0, 1].
+
+    Args:
+        student: family, depth and width.
+        image_shape: (C, H, W).
+        classes: number of logits.
+        generator: where the initial weights come from.
+
+    Raises:
+        BadInput: no such family, or not of this depth.
+    """
+    check_student(student)
+    with seeded(generator):
+        return FAMILIES[student.family].build(student.depth, student.width, image_shape, classes)
+
+
+__all__ = ["FAMILIES", "Family", "Features", "Network", "build", "capture", "check_student"]

@@ -1,0 +1,95 @@
+"""What all families share: the network's interface and the way its features are read."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class Normalize(nn.Module):
+    """Subtracts the data set's channel means and divides by its deviations; inside the network, so that it ships."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int) -> None:
+        """Begins as the identity; `Network.set_normalization` fills it."""
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
+        self.register_buffer("std", torch.ones(1, channels, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: (B, C, H, W) in [0, 1]."""
+        return (images - self.mean) / self.std
+
+
+class Network(nn.Module, ABC):
+    """A classifier of images in [0, 1] whose features can be tapped by module name."""
+
+    taps: tuple[str, ...]
+    """Names of the modules whose outputs are its features, from shallow to deep."""
+    head: ClassVar[str] = "classifier"
+    """Name of the last layer, whose outputs are the classes and are never pruned."""
+    normalize: Normalize
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """images: (B, C, H, W) in [0, 1]; returns logits (B, classes)."""
+
+    def set_normalization(self, mean: Tensor, std: Tensor) -> None:
+        """mean, std: (C,) of the training images in [0, 1]; a constant channel is left unscaled."""
+        self.normalize.mean.copy_(mean.view(1, -1, 1, 1))
+        self.normalize.std.copy_(torch.where(std > 0, std, 1.0).view(1, -1, 1, 1))
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a forward pass shows: logits (B, classes) and one map per tap, each (B, C_i, H_i, W_i)."""
+
+    logits: Tensor
+    maps: tuple[Tensor, ...]
+
+
+def capture(network: Network, images: Tensor, taps: Sequence[str] | None = None) -> Features:
+    """Run `network` and keep the outputs of its taps; flat features (B, C) come as (B, C, 1, 1)."""
+    found: dict[str, Tensor] = {}
+    names = network.taps if taps is None else taps
+    handles = [
+        network.get_submodule(name).register_forward_hook(
+            lambda _m, _i, output, name=name: found.__setitem__(name, output)
+        )
+        for name in names
+    ]
+    try:
+        logits = network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Features(logits, tuple(_as_map(found[name]) for name in names))
+
+
+def _as_map(feature: Tensor) -> Tensor:
+    return feature if feature.dim() == 4 else feature[:, :, None, None]
+
+
+def scaled(base: int, width: float) -> int:
+    """`base` channels times `width`, rounded half up to a whole channel, at least 1."""
+    return max(1, math.floor(base * width + 0.5))
+
+
+class Family(ABC):
+    """Networks of one kind in every depth and width."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def check_depth(self, depth: int) -> None:
+        """Raise BadInput unless the family has networks of this depth."""
+
+    @abstractmethod
+    def build(self, depth: int, width: float, image_shape: tuple[int, int, int], classes: int) -> Network:
+        """A network initialised from PyTorch's global generator: use `trainers.families.build`."""

@@ -1,0 +1,157 @@
+"""Knowledge: what all trials of a study share of the teacher, so that nobody computes it twice.
+
+A transfer method says what it needs (`trainers.transfer.Needs`); whether that comes from a cache or from a forward pass
+is decided here. Outputs are cached where training images are not augmented, because then every image has one output for
+good. What is computed once is kept in memory, and in a folder if there is one.
+"""
+
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+
+from trainers.data.dataset import pixels
+from trainers.families import capture
+from trainers.loop import Batch, batches
+from trainers.seeding import seeded
+from trainers.store import digest, weights_bytes, write_whole
+from trainers.task import Task
+from trainers.transfer import Needs, Stage, TeacherSignals
+
+CACHE_BYTES = 2**30
+"""A signal larger than this for the whole training split is computed batch by batch instead of kept."""
+STAGE_BATCH = 128
+COMPUTE_BATCH = 512
+
+
+class Knowledge:
+    """The teacher's outputs, features and factors on the training split of one task.
+
+    Args:
+        task: whose teacher it is.
+        folder: where what is computed is kept, for other processes and other days; None keeps it in memory.
+        arrays: what `arrays` of another process's knowledge returned; read-only memory is fine.
+    """
+
+    def __init__(self, task: Task, folder: Path | None = None, arrays: Mapping[str, np.ndarray] | None = None) -> None:
+        self.task = task
+        self._folder = None if folder is None else folder / task.key
+        self._arrays: dict[str, np.ndarray] = dict(arrays or {})
+        self._stages: dict[str, nn.Module] = {}
+
+    def prepare(self, needs: Needs) -> None:
+        """Compute now what `needs` names, unless it is there: stages are trained, and what fits is cached.
+
+        Raises:
+            StageFailed: a stage did not learn what students need of it.
+        """
+        for name, stage in self._names(needs):
+            if self._cached(name, stage) is None and stage is not None:
+                self._stage(stage)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that is cached, the stages' weights included, for Ray's object store."""
+        return dict(self._arrays)
+
+    def signals(self, needs: Needs, batch: Batch) -> TeacherSignals:
+        """The signals that `needs` names for one batch, detached, on the batch's device."""
+        found: dict[str, Tensor] = {}
+        names = self._names(needs)
+        for name, stage in names:
+            cache = self._cached(name, stage)
+            if cache is not None:
+                found[name] = torch.from_numpy(cache[batch.index.numpy()]).to(batch.images.device)
+        if len(found) < len(names):
+            found.update(self._computed([item for item in names if item[0] not in found], batch.images))
+        return TeacherSignals(
+            logits=found.get("logits"),
+            maps=tuple(found[f"map{tap}"] for tap in needs.maps),
+            staged=None if needs.stage is None else found[needs.stage.key],
+        )
+
+    def _names(self, needs: Needs) -> list[tuple[str, Stage | None]]:
+        names: list[tuple[str, Stage | None]] = [("logits", None)] if needs.logits else []
+        names += [(f"map{tap}", None) for tap in needs.maps]
+        return names + ([(needs.stage.key, needs.stage)] if needs.stage is not None else [])
+
+    def _computed(self, names: list[tuple[str, Stage | None]], images: Tensor) -> dict[str, Tensor]:
+        """The named signals of images (B, C, H, W) by a forward pass of the teacher."""
+        teacher = self.task.teacher.to(images.device)
+        with torch.no_grad():
+            features = capture(teacher, images)
+            found = {}
+            for name, stage in names:
+                if stage is not None:
+                    found[name] = stage.apply(self._stage(stage).to(images.device), features.maps[stage.tap])
+                else:
+                    found[name] = features.logits if name == "logits" else features.maps[int(name.removeprefix("map"))]
+        return found
+
+    def _cached(self, name: str, stage: Stage | None) -> np.ndarray | None:
+        """The signal of every training image, (N, ...), or None where it is not to be kept."""
+        if name in self._arrays:
+            return self._arrays[name]
+        images = self.task.data.train.images
+        if self.task.spec.policy != "none":
+            return None
+        one = self._computed([(name, stage)], pixels(images[:2]))[name]
+        if one[0].numel() * one.element_size() * len(images) > CACHE_BYTES:
+            return None
+
+        def compute() -> bytes:
+            parts = [
+                self._computed([(name, stage)], pixels(part))[name].numpy()
+                for part in torch.split(images, COMPUTE_BATCH)
+            ]
+            buffer = io.BytesIO()
+            np.save(buffer, np.concatenate(parts))
+            return buffer.getvalue()
+
+        self._arrays[name] = np.load(io.BytesIO(self._once(f"{name}.npy", compute)))
+        return self._arrays[name]
+
+    def _stage(self, stage: Stage) -> nn.Module:
+        """The trained module of a stage."""
+        if stage.key not in self._stages:
+            tap = f"map{stage.tap}"
+            maps = self._computed([(tap, None)], pixels(self.task.data.train.images[:2]))[tap]
+            generator = torch.Generator().manual_seed(int(digest(self.task.spec.teacher.seed, stage.key)[:8], 16))
+            with seeded(generator):
+                module = stage.build((maps.shape[1], maps.shape[2], maps.shape[3]))
+
+            def train() -> bytes:
+                with torch.enable_grad():
+                    found = stage.train(module, lambda: self._maps(stage.tap, generator))
+                if self._folder is not None:
+                    write_whole(self._folder / f"{stage.key}.json", json.dumps(found))
+                return weights_bytes(module)
+
+            filename = f"{stage.key}.safetensors"
+            if filename not in self._arrays:
+                self._arrays[filename] = np.frombuffer(self._once(filename, train), np.uint8)
+            module.load_state_dict(safetensors.torch.load(self._arrays[filename].tobytes()))
+            self._stages[stage.key] = module.eval().requires_grad_(False)
+        return self._stages[stage.key]
+
+    def _maps(self, tap: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """One shuffled pass over the teacher's maps (B, C, H, W) of the training split."""
+        needs = Needs(maps=(tap,))
+        for batch in batches(self.task.data.train, STAGE_BATCH, self.task.spec.policy, generator, torch.device("cpu")):
+            yield self.signals(needs, batch).maps[0]
+
+    def _once(self, filename: str, compute: Callable[[], bytes]) -> bytes:
+        """The content of a file of the folder, computed by one process while others wait for it."""
+        if self._folder is None:
+            return compute()
+        path = self._folder / filename
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self._folder / f".{filename}.lock"):
+            if not path.exists():
+                write_whole(path, compute())
+        return path.read_bytes()

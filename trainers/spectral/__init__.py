@@ -1,0 +1,18 @@
+"""Layers in eigenvalues and eigenvectors, and what is cut by them."""
+
+from trainers.spectral.layers import SpectralConv2d, SpectralLinear, fold, spectral_penalty, spectralize
+from trainers.spectral.pruning import Cut, Plan, cut, mask, plan, relevances
+
+__all__ = [
+    "Cut",
+    "Plan",
+    "SpectralConv2d",
+    "SpectralLinear",
+    "cut",
+    "fold",
+    "mask",
+    "plan",
+    "relevances",
+    "spectral_penalty",
+    "spectralize",
+]

@@ -1,0 +1,172 @@
+"""The task: a data set with fixed splits, and its teacher, trained once and kept."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+from pydantic import Field
+from torch import Tensor
+
+from spaces import BadInput, Student
+from spaces.errors import known
+from spaces.recipe import Part
+from trainers.data import AUGMENTATIONS, DATASETS, check_dataset, load_dataset
+from trainers.data.dataset import Dataset, shared_tensor
+from trainers.families import Network, build, check_student
+from trainers.loop import Batch, Schedule, fit
+from trainers.measure import measure
+from trainers.store import digest, filled, load_network, network_description, weights_bytes, write_whole
+
+
+class TeacherSpec(Part):
+    """The network to compress, and how it is trained."""
+
+    family: str = "resnet"
+    depth: int = Field(default=20, ge=2)
+    width: float = Field(default=1.0, gt=0.0, le=64.0)
+    epochs: int = Field(default=30, ge=1)
+    batch_size: int = Field(default=64, ge=2)
+    learning_rate: float = Field(default=0.1, gt=0.0)
+    weight_decay: float = Field(default=5e-4, ge=0.0)
+    members: int = Field(default=1, ge=1, le=1)
+    """Networks in the ensemble; ensembles are not there yet."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+
+    @property
+    def student(self) -> Student:
+        """The network's shape in the words of a recipe."""
+        return Student(family=self.family, depth=self.depth, width=self.width)
+
+
+class TaskSpec(Part):
+    """A task as a study file writes it."""
+
+    dataset: str = "digits"
+    root: str | None = None
+    """The folder of the data set's files, where it needs one."""
+    download: bool = False
+    """Whether a missing data set may be fetched from its home on the internet."""
+    train_limit: int | None = Field(default=None, ge=1)
+    """Train on this many images only, drawn evenly over the classes."""
+    image_size: int | None = Field(default=None, ge=1)
+    """Side to which images of a folder are scaled and cropped."""
+    augment: str | None = None
+    """`none`, `crop` or `crop_flip`; left out, the data set's own."""
+    teacher: TeacherSpec = TeacherSpec()
+
+    def check(self) -> None:
+        """Raise BadInput where the data or the teacher cannot be; cheap, reads no images."""
+        check_dataset(
+            self.dataset,
+            root=None if self.root is None else Path(self.root),
+            download=self.download,
+            image_size=self.image_size,
+        )
+        if self.augment is not None and self.augment not in AUGMENTATIONS:
+            way_out = known(AUGMENTATIONS, self.augment)
+            raise BadInput(f"`task.augment` must be a known policy, but got {self.augment!r}; {way_out}")
+        check_student(self.teacher.student)
+
+    @property
+    def policy(self) -> str:
+        """The augmentation that holds."""
+        return self.augment or DATASETS[self.dataset].augmentation
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data and teacher, loaded. The teacher is in eval mode and takes no gradient."""
+
+    spec: TaskSpec
+    data: Dataset
+    teacher: Network
+    teacher_measurements: Mapping[str, float]
+    """Of the teacher on validation data."""
+    key: str
+    """Names the data, their augmentation and the teacher: what knowledge depends on."""
+
+    @classmethod
+    def load(
+        cls, spec: TaskSpec, home: Path, on_epoch: Callable[[int, float], None] = lambda epoch, loss: None
+    ) -> Self:
+        """The task, its teacher loaded from `home` or trained and kept there.
+
+        Args:
+            spec: data set and teacher.
+            home: folder under which `teachers/KEY` is kept.
+            on_epoch: called while a teacher trains, with the epoch and its mean loss.
+
+        Raises:
+            BadInput: the data are not there, or the teacher is not a network we have.
+        """
+        spec.check()
+        data = load_dataset(
+            spec.dataset,
+            root=None if spec.root is None else Path(spec.root),
+            download=spec.download,
+            train_limit=spec.train_limit,
+            image_size=spec.image_size,
+        )
+        arrays = data.arrays()
+        shapes = {name: array.shape for name, array in arrays.items()}
+        content = (arrays[name].tobytes() for name in sorted(arrays))
+        key = digest(*content, shapes, data.classes, spec.policy, spec.teacher.model_dump())
+        folder = home / "teachers" / key
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f".{key}.lock"):
+            if not (folder / "teacher.json").exists():
+                _train_teacher(spec, data, folder, on_epoch)
+        record = json.loads((folder / "teacher.json").read_text())
+        teacher = load_network(record["network"], folder / "teacher.safetensors").requires_grad_(False)
+        return cls(spec, data, teacher, record["measurements"], key)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The task's numbers, for Ray's object store: workers read them without a copy. The test split stays behind."""
+        weights = {f"teacher/{name}": tensor.cpu().numpy() for name, tensor in self.teacher.state_dict().items()}
+        data = {
+            f"data/{name}": array[:0] if name.startswith("test.") else array
+            for name, array in self.data.arrays().items()
+        }
+        return {**data, **weights}
+
+    @classmethod
+    def from_arrays(
+        cls, spec: TaskSpec, measurements: Mapping[str, float], key: str, classes: int, arrays: Mapping[str, np.ndarray]
+    ) -> Self:
+        """The task that `arrays` came from, without its test split; only the teacher's weights are copied."""
+
+        def under(prefix: str) -> dict[str, np.ndarray]:
+            return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+        data = Dataset.from_arrays(spec.dataset, classes, under("data/"))
+        teacher = build(spec.teacher.student, data.image_shape, classes, generator=torch.Generator().manual_seed(0))
+        filled(teacher, {name: shared_tensor(array) for name, array in under("teacher/").items()})
+        return cls(spec, data, teacher.eval().requires_grad_(False), measurements, key)
+
+
+def _train_teacher(spec: TaskSpec, data: Dataset, folder: Path, on_epoch: Callable[[int, float], None]) -> None:
+    teacher = spec.teacher
+    generator = torch.Generator().manual_seed(teacher.seed)
+    network = build(teacher.student, data.image_shape, data.classes, generator=generator)
+    network.set_normalization(*data.mean_std())
+    network.to(memory_format=torch.channels_last)
+
+    def loss(batch: Batch) -> Tensor:
+        return F.cross_entropy(network(batch.images), batch.labels)
+
+    schedule = Schedule(teacher.epochs, teacher.batch_size, teacher.learning_rate, 0.9, teacher.weight_decay)
+    fit(network, loss, data.train, schedule, policy=spec.policy, generator=generator, on_epoch=on_epoch)
+    network.to(memory_format=torch.contiguous_format)
+    record = {
+        "network": network_description(teacher.student, data.image_shape, data.classes),
+        "measurements": measure(network, data.validation),
+        "spec": spec.model_dump(),
+    }
+    write_whole(folder / "teacher.safetensors", weights_bytes(network))
+    write_whole(folder / "teacher.json", json.dumps(record, indent=1))

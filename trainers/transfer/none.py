@@ -1,0 +1,28 @@
+"""No transfer: the student learns from the labels alone. What every method is compared with."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainers.families import Features
+from trainers.transfer.method import Method, Needs, Options, Paper, Shapes, TeacherSignals
+
+
+class NoTransfer(Method):
+    """L = CE(z_S, y)."""
+
+    name = "none"
+    abbreviation = "none"
+    paper = Paper("", "labels alone", "", "")
+
+    def __init__(self, options: Options, shapes: Shapes) -> None:
+        """Nothing to build."""
+        super().__init__(options, shapes)
+
+    @classmethod
+    def needs(cls, options: Options) -> Needs:
+        """Nothing of the teacher."""
+        return Needs()
+
+    def forward(self, student: Features, teacher: TeacherSignals, labels: Tensor) -> Tensor:
+        """The labels' cross-entropy."""
+        return F.cross_entropy(student.logits, labels)

@@ -1,0 +1,179 @@
+"""A trial: one recipe carried out."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spaces import Recipe
+from trainers.families import Network, build, capture, check_student
+from trainers.knowledge import Knowledge
+from trainers.loop import Batch, Schedule, fit
+from trainers.measure import measure, predictions, quality
+from trainers.spectral import cut, fold, plan, spectral_penalty, spectralize
+from trainers.store import network_description, weights_bytes
+from trainers.task import Task
+from trainers.transfer import Shapes, method_of
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a trial is getting on, after each epoch."""
+
+    step: int
+    """Epochs done, fine-tuning included, from 1."""
+    steps: int
+    """Epochs there will be."""
+    phase: str
+    """`train` or `fine_tune`."""
+    metrics: dict[str, float]
+    """loss (mean over the epoch), accuracy and nll on validation data of the network as it is."""
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What a trial leaves: the measured network, and how it came about."""
+
+    recipe: Recipe
+    network: Network
+    """The student: ordinary layers, physically cut, in eval mode."""
+    measurements: dict[str, float]
+    """Of `network` on validation data."""
+    before_cut: dict[str, float]
+    """Of the trained student before anything was cut."""
+    units: int
+    units_cut: int
+    seconds: float
+
+    def files(self, task: Task) -> dict[str, bytes]:
+        """The trial's files by name: the recipe, the student (description and weights), the result."""
+        description = network_description(self.recipe.student, task.data.image_shape, task.data.classes)
+        result = {
+            "measurements": self.measurements,
+            "before_cut": self.before_cut,
+            "units": self.units,
+            "units_cut": self.units_cut,
+            "seconds": self.seconds,
+            "task": task.key,
+        }
+        return {
+            "recipe.json": self.recipe.to_json().encode(),
+            "student.json": json.dumps(description).encode(),
+            "student.safetensors": weights_bytes(self.network),
+            "result.json": json.dumps(result, indent=1).encode(),
+        }
+
+
+def run_trial(
+    recipe: Recipe,
+    task: Task,
+    knowledge: Knowledge,
+    report: Callable[[Report], object] = lambda report: None,
+    *,
+    threads: int = 1,
+    device: str = "cpu",
+) -> TrialResult:
+    """Train a student by its recipe, cut it, fine-tune it, measure what is left.
+
+    On a CPU the same recipe, task, knowledge and thread count give the same numbers, in whichever process: nothing is
+    drawn from a global generator. torch's state is put back.
+
+    Args:
+        recipe: what to do.
+        task: data and teacher; the test split is not read.
+        knowledge: of this task's teacher.
+        report: called after every epoch; what it raises ends the trial.
+        threads: torch threads to compute with; sums are rounded differently with another number.
+        device: where to train, as torch names it.
+
+    Raises:
+        BadInput: a network or a method that does not exist, or an option that it does not take.
+        Diverged: the loss, or what the student puts out, is no longer a number.
+        StageFailed: what the method needs learned of the teacher was not learned.
+    """
+    check_student(recipe.student)
+    method_type, options = method_of(recipe)
+    with _own_torch(threads):
+        began = time.monotonic()
+        generator = torch.Generator().manual_seed(recipe.seed)
+        shape = task.data.image_shape
+        pruned = recipe.pruning.fraction > 0
+        fine_tune_epochs = recipe.pruning.fine_tune_epochs if pruned else 0
+        steps = recipe.training.epochs + fine_tune_epochs
+        needs = method_type.needs(options)
+        knowledge.prepare(needs)
+
+        student = build(recipe.student, shape, task.data.classes, generator=generator)
+        student.set_normalization(*task.data.mean_std())
+        student = spectralize(student, keep=[student.head]).to(device).to(memory_format=torch.channels_last)
+
+        def train(network: Network, schedule: Schedule, phase: str, before: int) -> None:
+            method = method_type.make(options, _shapes(network, task), generator=generator).to(device)
+
+            def loss(batch: Batch) -> Tensor:
+                value: Tensor = method(capture(network, batch.images), knowledge.signals(needs, batch), batch.labels)
+                penalties = recipe.spectral
+                return value + spectral_penalty(
+                    network, eigenvector_l2=penalties.eigenvector_l2, eigenvalue_l2=penalties.eigenvalue_l2
+                )
+
+            def on_epoch(epoch: int, mean_loss: float) -> None:
+                found = quality(predictions(network, task.data.validation), task.data.validation.labels)
+                report(Report(before + epoch, steps, phase, {"loss": mean_loss, **found}))
+
+            fit(
+                network,
+                loss,
+                task.data.train,
+                schedule,
+                policy=task.spec.policy,
+                generator=generator,
+                others=[method],
+                on_epoch=on_epoch,
+            )
+
+        t, p = recipe.training, recipe.pruning
+        train(student, Schedule(t.epochs, t.batch_size, t.learning_rate, t.momentum, t.weight_decay), "train", 0)
+        # contiguous, as a loaded student is: another memory layout may round differently, and the numbers are exact
+        before_cut = measure(fold(student).to(memory_format=torch.contiguous_format), task.data.validation)
+        cuts = plan(student, p.fraction, floor=p.floor, image_shape=shape)
+        network = cut(student, cuts, image_shape=shape)
+        if fine_tune_epochs:
+            schedule = Schedule(fine_tune_epochs, t.batch_size, p.fine_tune_learning_rate, t.momentum, t.weight_decay)
+            train(network.to(memory_format=torch.channels_last), schedule, "fine_tune", t.epochs)
+        network = network.to("cpu").to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
+        measurements = measure(network, task.data.validation)
+        seconds = time.monotonic() - began
+    return TrialResult(recipe, network, measurements, before_cut, cuts.units, cuts.removed, seconds)
+
+
+def _shapes(network: Network, task: Task) -> Shapes:
+    """(C, H, W) of every tap of the student and of the teacher."""
+    found = []
+    for model in (network, task.teacher):
+        training = model.training
+        parameter = next(model.parameters())
+        with torch.no_grad():
+            maps = capture(model.eval(), torch.zeros(2, *task.data.image_shape, device=parameter.device)).maps
+        model.train(training)
+        found.append(tuple((m.shape[1], m.shape[2], m.shape[3]) for m in maps))
+    return Shapes(student=found[0], teacher=found[1])
+
+
+@contextmanager
+def _own_torch(threads: int) -> Iterator[None]:
+    """torch as a trial has it, then as it was."""
+    before = torch.get_num_threads()
+    flushing = not bool(torch.tensor(1e-310, dtype=torch.float64) * 1.0)  # torch has no way to ask
+    torch.set_num_threads(threads)
+    # weights that decay to nothing pass through denormal numbers, which a CPU multiplies a hundred times slower
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(flushing)
+        torch.set_num_threads(before)
