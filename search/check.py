@@ -11,7 +11,7 @@ from search.export import FORMATS, verify
 from search.study import needs_of
 from search.study_file import StudyFile
 from spaces import Choice, Recipe
-from trainers.data import load_dataset, pixels
+from trainers.data import pixels
 from trainers.knowledge import Knowledge
 from trainers.measure import measure, predictions
 from trainers.store import load_student, save_student
@@ -54,13 +54,7 @@ def check(file: StudyFile) -> Checked:
         return seconds
 
     spec = file.task
-    whole = load_dataset(
-        spec.dataset,
-        root=None if spec.root is None else Path(spec.root),
-        download=spec.download,
-        image_size=spec.image_size,
-        train_limit=spec.train_limit,
-    )
+    whole = spec.load_data()
     images = len(whole.train)
     tiny = min(IMAGES, images - whole.classes)
     did(f"data: {images:,} images to train on, {len(whole.validation):,} to validate with")

@@ -24,7 +24,7 @@ from search.front import Entry
 from search.study import Study
 from spaces import BadInput
 from spaces.errors import known
-from trainers.data import load_dataset, pixels
+from trainers.data import pixels
 from trainers.data.dataset import Split
 from trainers.measure import EVALUATION_BATCH, measure, quality
 from trainers.store import load_student, write_whole
@@ -129,14 +129,7 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = ("
     for name in formats:
         if name not in FORMATS:
             raise BadInput(f"`--format` must be a known format, but got {name!r}; {known(FORMATS, name)}")
-    spec = study.file.task
-    data = load_dataset(
-        spec.dataset,
-        root=None if spec.root is None else Path(spec.root),
-        download=spec.download,
-        image_size=spec.image_size,
-        train_limit=spec.train_limit,
-    )
+    data = study.file.task.load_data()
     source = study.trial_folder(entry.trial)
     network = load_student(source)
     threads = torch.get_num_threads()

@@ -142,9 +142,14 @@ class Ledger:
             self._asked[number].set_user_attr(key, value)
 
 
+def in_ledger(storage: str, name: str) -> bool:
+    """Whether a study of this name is there."""
+    return name in optuna.get_all_study_names(storage=_storage(storage))
+
+
 def delete(storage: str, name: str) -> None:
     """Forget a study, if it is there."""
-    if name in optuna.get_all_study_names(storage=_storage(storage)):
+    if in_ledger(storage, name):
         optuna.delete_study(study_name=name, storage=_storage(storage))
 
 

@@ -3,12 +3,13 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -17,19 +18,21 @@ from filelock import FileLock, Timeout
 
 from search.chart import front_html, front_png
 from search.front import Axis, Entry, Front
-from search.ledger import Ledger, Line
+from search.ledger import Ledger, Line, delete, in_ledger
 from search.study_file import StudyFile
 from search.tracking import Tracker, find_runs
 from spaces import BadInput, Choice, Recipe, Space
 from spaces.errors import known
 from trainers.knowledge import Knowledge
+from trainers.loop import Diverged
 from trainers.measure import METRICS, best, worst
 from trainers.store import write_whole
 from trainers.task import Task
-from trainers.transfer import METHODS, Needs
+from trainers.transfer import METHODS, Needs, StageFailed
 
 FLUSH_S = 60.0
 """How long a finished study waits for MLflow; what is not sent by then goes out with `dux resume`."""
+_TRIAL_EVENTS = ("trial_started", "trial_finished")
 
 
 def default_home() -> Path:
@@ -160,6 +163,7 @@ class Study:
                 f"a new study must have a new name, but {self.name!r} exists in {self.home}; "
                 f"`dux resume {self.name}` goes on with it, another `name:` begins anew"
             )
+        self.file.task.load_data()  # what only reading shows to be wrong is told now, before anything is written
         return self._run(address, display or Silent(), verbose)
 
     def resume(self, *, address: str | None = None, display: Display | None = None, verbose: bool = False) -> Front:
@@ -236,19 +240,35 @@ class Study:
 
     def _run(self, address: str | None, display: Display, verbose: bool) -> Front:
         self.file.task.check()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = self._lock().acquire(blocking=False)
-        except Timeout:
-            raise BadInput(
-                f"one process at a time may work on a study, but another works on {self.name!r}; "
-                f"`dux status {self.name}` shows it"
-            ) from None
-        with lock:
-            if not self.exists:
+        with ExitStack() as stack:
+            if address is not None:  # joined first: an address where nothing answers is told before anything is written
+                from search import workers
+
+                stack.enter_context(workers.cluster(address, cpus=0, gpus=0.0, store_bytes=0, verbose=verbose))
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(self._lock().acquire(timeout=0.5))  # `at_work` holds it for a moment, too
+            except Timeout:
+                raise BadInput(
+                    f"one process at a time may work on a study, but another works on {self.name!r}; "
+                    f"`dux status {self.name}` shows it"
+                ) from None
+            new = not self.exists
+            if new and in_ledger(self.storage, self.name):
+                raise BadInput(
+                    f"a new study must have a new name, but the ledger knows a {self.name!r} whose folder is gone; "
+                    "another `name:` begins anew"
+                )
+            if new:
                 write_whole(self.folder / "study.json", self.file.to_json())
-            with _signals():
+            stack.enter_context(_signals())
+            try:
                 return _Session(self, display, verbose).run(address)
+            except BadInput:
+                if new and not self.lines():  # nothing was tried: the name stays free for the corrected file
+                    delete(self.storage, self.name)
+                    shutil.rmtree(self.folder)
+                raise
 
 
 class _Session:
@@ -272,39 +292,49 @@ class _Session:
         file, search = self._study.file, self._study.file.search
         again = self._ledger.reconcile()
         self._count()
-        if self._done >= search.trials and not again:
-            self._tracker.close(FLUSH_S)
-            return self._study.front(self._study.run_ids())
-        try:
-            self._carry_out(address)
-        except KeyboardInterrupt:
-            pass  # Ctrl-C outside of Tune's own loop: while the teacher was trained, say
-        finally:
-            self._ledger.reconcile()  # what is still open was cut short; it is queued for next time
-        self._count()
-        complete = self._done >= search.trials
-        if not (self._study.folder / "task.json").exists():
-            self._tracker.close(1.0)
-            raise Interrupted(f"stopped before the first trial; `dux resume {file.name}` goes on")
-        self._finish("FINISHED" if complete else "KILLED")
+        complete = self._done >= search.trials and not again
+        if not (complete and self._is_written()):
+            try:
+                if complete:
+                    self._start_telling()  # killed between the last trial and the front
+                else:
+                    self._carry_out(address)
+            except KeyboardInterrupt:
+                pass  # Ctrl-C outside of Tune's own loop: while the teacher was trained, say
+            except BadInput:
+                self._tracker.close(0.0)
+                raise
+            finally:
+                self._ledger.reconcile()  # what is still open was cut short; it is queued for next time
+            self._count()
+            complete = self._done >= search.trials
+            if not (self._study.folder / "task.json").exists():
+                self._tracker.close(1.0)
+                raise Interrupted(f"stopped before the first trial; `dux resume {file.name}` goes on")
+            self._finish("FINISHED" if complete else "KILLED")
+        self._tracker.close(FLUSH_S)
         if not complete:
             raise Interrupted(f"stopped after {self._done} of {search.trials} trials; `dux resume {file.name}` goes on")
         front = self._study.front(self._study.run_ids())
         if not front.entries:
-            reasons = Counter(line.reason for line in self._study.lines() if line.outcome == "failed")
-            grouped = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
-            raise AllFailed(f"all {self._done} trials failed: {grouped}")
+            reasons = Counter(line.reason for line in self._ledger.lines() if line.outcome == "failed")
+            grouped = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+            others = f"; and {len(reasons) - 3} other reasons" if len(reasons) > 3 else ""
+            raise AllFailed(f"all {self._done} trials failed: {grouped}{others}")
         return front
 
     def _carry_out(self, address: str | None) -> None:
         file, search = self._study.file, self._study.file.search
         self._now("reading the data, looking for the teacher")
         epochs = file.task.teacher.epochs
-        task = Task.load(
-            file.task,
-            self._study.home,
-            lambda epoch, loss: self._now(f"training the teacher: epoch {epoch} of {epochs}"),
-        )
+        try:
+            task = Task.load(
+                file.task,
+                self._study.home,
+                lambda epoch, loss: self._now(f"training the teacher: epoch {epoch} of {epochs}"),
+            )
+        except Diverged as error:
+            raise BadInput(f"`task.teacher` must be one that can be trained, but {error}") from None
         record = {
             "key": task.key,
             "classes": task.data.classes,
@@ -316,13 +346,16 @@ class _Session:
         for method in file.space.methods:
             for needs in needs_of(file.space, method):
                 self._now(f"computing what students learn of the teacher by {method}")
-                knowledge.prepare(needs)
+                try:
+                    knowledge.prepare(needs)
+                except StageFailed as error:
+                    raise BadInput(f"`{method}` must be possible with this teacher, but {error}") from None
         self._now("starting the workers")
         # imported here: Ray takes seconds, which `dux front` and bad input need not wait for
         from search import workers
 
         arrays = {**task.arrays(), **{f"knowledge/{name}": array for name, array in knowledge.arrays().items()}}
-        self._tracker.study_started(_flattened(file), {"dux.version": _version()}, file.objectives, file.space)
+        self._start_telling()
         concurrent = search.concurrent or max(1, (os.cpu_count() or 1) // search.cpus)
         size = sum(array.nbytes for array in arrays.values())
         with workers.cluster(
@@ -372,15 +405,44 @@ class _Session:
         """The ledger has the trial's outcome: pass it on."""
         self._running.pop(trial, None)
         self._count()
-        line = next(line for line in self._study.lines() if line.trial == trial)
-        folder = self._study.trial_folder(trial)
+        self._tell(next(line for line in self._ledger.lines() if line.trial == trial))
+        if self._front is not None:
+            self._tracker.front_changed(self._done, self._front.hypervolume, len(self._front.members))
+
+    def _start_telling(self) -> None:
+        file = self._study.file
+        self._tracker.study_started(_flattened(file), {"dux.version": _version()}, file.objectives, file.space)
+
+    def _tell(self, line: Line) -> None:
+        trial, folder = line.trial, self._study.trial_folder(line.trial)
         files = folder if folder.is_dir() else None
         if line.outcome == "complete":
             self._tracker.trial_finished(trial, "FINISHED", {**line.measurements, "seconds": line.seconds}, {}, files)
         else:
             self._tracker.trial_finished(trial, "FAILED", {}, {"dux.reason": line.reason}, files)
-        if self._front is not None:
-            self._tracker.front_changed(self._done, self._front.hypervolume, len(self._front.members))
+
+    def _told(self) -> list[dict[str, Any]]:
+        """All events that MLflow has or will get, of this and earlier sessions."""
+        with (self._study.folder / "spool.jsonl").open(encoding="utf-8") as spool:
+            return [json.loads(event) for event in spool]
+
+    def _is_written(self) -> bool:
+        """Whether the end of the whole study was told; a kill may have come before."""
+        last = (self._told() or [{}])[-1]
+        return last.get("event") == "study_finished" and last["status"] == "FINISHED"
+
+    def _tell_what_was_cut_short(self) -> None:
+        """MLflow's runs after an interruption: those cut short are closed, and what a kill kept untold is told."""
+        told = {kind: {event["trial"] for event in self._told() if event["event"] == kind} for kind in _TRIAL_EVENTS}
+        for line in self._ledger.lines():
+            if line.trial in told["trial_finished"]:
+                continue
+            if line.outcome in ("complete", "failed"):
+                if line.recipe is not None:
+                    self._tracker.trial_started(line.trial, line.recipe.flat())
+                self._tell(line)
+            elif line.trial in told["trial_started"]:
+                self._tracker.trial_finished(line.trial, "KILLED", {}, {}, None)
 
     def tick(self) -> None:
         """Show how it goes, four times a second at most."""
@@ -393,7 +455,7 @@ class _Session:
         self._display.show(self._progress())
 
     def _count(self) -> None:
-        lines = self._study.lines()
+        lines = self._ledger.lines()
         self._failed = sum(line.outcome == "failed" for line in lines)
         self._done = self._failed + sum(line.outcome == "complete" for line in lines)
         if (self._study.folder / "task.json").exists():
@@ -425,6 +487,7 @@ class _Session:
     def _finish(self, status: str) -> None:
         """Put the front beside the study and into MLflow."""
         self._now("writing the front")
+        self._tell_what_was_cut_short()
         study, teacher = self._study, self._study.task_record()["teacher"]
         front = study.front()
         self._tracker.front_members([entry.trial for entry in front.members])
@@ -436,7 +499,6 @@ class _Session:
             for entry in front.members
         ]
         self._tracker.study_finished("FINISHED" if status == "FINISHED" else "KILLED", paths, rows)
-        self._tracker.close(FLUSH_S)
 
 
 def write_front(front: Front, study: str, folder: Path, teacher: Mapping[str, float]) -> list[Path]:

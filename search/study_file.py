@@ -2,16 +2,17 @@
 
 import importlib
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationError
 
 from search.ledger import SAMPLERS
-from spaces import BadInput, Choice, Space, Student
+from spaces import BadInput, Choice, Float, Space, Student
 from spaces.errors import known, one_line, shown
 from spaces.recipe import Part
 from trainers.families import check_student
@@ -38,13 +39,19 @@ class SearchSpec(Part):
     """GPUs a trial has; a fraction shares one between trials."""
 
 
+def _as_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
+        raise ValueError("must be 1 to 63 letters, digits, `.`, `_` or `-`, the first a letter or a digit")
+    return name
+
+
 def _as_space(raw: object) -> object:
     if isinstance(raw, Space):
         return raw
     if isinstance(raw, str):
         return _space_from_function(raw)
     if not isinstance(raw, Mapping):
-        raise ValueError("must be a mapping of parameters, or `package.module:function`")
+        raise BadInput(f"`space` must be a mapping of parameters, or `package.module:function`, but got {shown(raw)}")
     return Space.from_mapping(raw)
 
 
@@ -55,7 +62,7 @@ class StudyFile(Part):
         BadInput: through `read` and `from_mapping`; one line with the rule, the value and the way out.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    name: Annotated[str, AfterValidator(_as_name)]
     task: TaskSpec = TaskSpec()
     space: Annotated[Any, BeforeValidator(_as_space), PlainSerializer(lambda space: space.to_mapping())]
     objectives: dict[str, Direction] = Field(default={"accuracy": "max", "parameters": "min"}, min_length=1)
@@ -85,7 +92,7 @@ class StudyFile(Part):
             raise BadInput(f"{path} must be text in UTF-8, but {_brief(error)}; is it a YAML file?") from None
         try:
             raw = yaml.load(text, Loader=_UniqueKeys)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2024-13-45
             raise BadInput(f"{path} must be YAML, but {_brief(error)}; see examples/digits.yaml") from None
         if raw is None:
             raise BadInput(f"{path} must describe a study, but is empty; see examples/digits.yaml")
@@ -107,7 +114,8 @@ class StudyFile(Part):
         if folder is not None and str(folder.resolve()) not in sys.path and isinstance(raw.get("space"), str):
             sys.path.append(str(folder.resolve()))
         try:
-            study = cls.model_validate(dict(raw))
+            # the space first: inside of pydantic's check its errors would be wrapped into others
+            study = cls.model_validate({**raw, "space": _as_space(raw["space"])} if "space" in raw else dict(raw))
         except ValidationError as error:
             raise BadInput(one_line(error, cls)) from None
         if study.task.root is not None:
@@ -149,7 +157,10 @@ def _check_space(space: Space) -> None:
     for name, domain in space.parameters.items():
         method, _, option = name.rpartition(".")
         if method in METHODS:
-            for value in domain.extremes():
+            values = [*domain.extremes()]
+            if isinstance(domain, Float):  # inside, too: an option may take the ends alone, as 1 or 2
+                values.append(min(domain.high, domain.low + (domain.step or (domain.high - domain.low) / 2)))
+            for value in values:
                 METHODS[method].parse({option: value})
     families = space.parameters.get("student.family", Choice((Student().family,))).extremes()
     depths = space.parameters.get("student.depth", Choice((Student().depth,))).extremes()
@@ -158,7 +169,7 @@ def _check_space(space: Space) -> None:
             try:
                 check_student(Student(family=str(family), depth=int(depth)))
             except BadInput as error:
-                raise BadInput(f"`space.student.depth`: {error}") from None
+                raise BadInput(f"`space.student`: {error}") from None
 
 
 def _space_from_function(reference: str) -> Space:
@@ -172,7 +183,7 @@ def _space_from_function(reference: str) -> Space:
         found = function()
     except BadInput:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # the module may be a script that exits
         raise BadInput(
             f"`space: {reference}` must be a function that runs, but {_brief(error)}; try it in Python"
         ) from None
@@ -183,7 +194,7 @@ def _space_from_function(reference: str) -> Space:
     return found
 
 
-def _brief(error: Exception) -> str:
+def _brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
 
 

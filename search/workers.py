@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import socket
 import sys
 import traceback
 import warnings
@@ -35,7 +36,7 @@ from ray.tune.search import Searcher  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
 from search.ledger import Ledger  # noqa: E402
-from spaces import Recipe  # noqa: E402
+from spaces import BadInput, Recipe  # noqa: E402
 from trainers import Knowledge, Report, Task, TaskSpec, run_trial, save_student  # noqa: E402
 
 
@@ -78,8 +79,11 @@ def cluster(address: str | None, *, cpus: int, gpus: float, store_bytes: int, ve
         address: of a running cluster, as `ray.init` takes it; None starts one for this process alone.
         cpus: of a Ray started here.
         gpus: of a Ray started here.
-        store_bytes: how much the trials share in the object store.
+        store_bytes: how much the trials share in the object store of a Ray started here.
         verbose: whether Ray's own messages are shown.
+
+    Raises:
+        BadInput: nothing answers at `address`.
     """
     level = logging.WARNING if verbose else logging.CRITICAL
     quiet: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose, "ignore_reinit_error": False}
@@ -101,7 +105,14 @@ def cluster(address: str | None, *, cpus: int, gpus: float, store_bytes: int, ve
         elif own:
             # the nodes need Dux's dependencies, and get Dux itself from here
             ours = [str(Path(sys.modules[name].__file__ or "").parent) for name in ("search", "spaces", "trainers")]
-            ray.init(address=address, runtime_env={"py_modules": ours}, **quiet)
+            try:
+                _knock(address)
+                ray.init(address=address, runtime_env={"py_modules": ours}, **quiet)
+            except (OSError, ValueError, RuntimeError) as error:
+                raise BadInput(
+                    f"`--address` must be of a running Ray cluster, but {address} does not answer "
+                    f"({' '.join(str(error).split())[:150]}); start one, or leave --address out"
+                ) from None
         for logger in loggers:
             logger.setLevel(level)  # ray.init sets its own
         try:
@@ -109,6 +120,14 @@ def cluster(address: str | None, *, cpus: int, gpus: float, store_bytes: int, ve
         finally:
             if own:
                 ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nothing listens at HOST:PORT: Ray would try for many minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "//" not in address:
+        with socket.create_connection((host, int(port)), timeout=10.0):
+            pass
 
 
 def run(

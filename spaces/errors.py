@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 
-class BadInput(ValueError):  # noqa: N818 - it is read as a sentence: `raise BadInput(...)`
+class BadInput(ValueError):
     """What the user gave breaks a rule; the message says the rule, the value and the way out in one line.
 
     The command line prints the message and exits with code 2; nothing has been started or written by then.

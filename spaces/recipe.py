@@ -15,7 +15,9 @@ Scalar = bool | int | float | str
 class Part(BaseModel):
     """A frozen, strictly typed group of choices: an unknown key, a wrong type, NaN or infinity is refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Student(Part):

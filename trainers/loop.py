@@ -15,7 +15,7 @@ WARM_UP = 0.05
 """Share of the steps over which the learning rate rises; the rest is a cosine to zero."""
 
 
-class Diverged(RuntimeError):  # noqa: N818 - the end of a trial, and a result of the search like others
+class Diverged(RuntimeError):
     """The loss, or what the network puts out, is no longer a number."""
 
 

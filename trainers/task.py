@@ -73,6 +73,20 @@ class TaskSpec(Part):
             raise BadInput(f"`task.augment` must be a known policy, but got {self.augment!r}; {way_out}")
         check_student(self.teacher.student)
 
+    def load_data(self) -> Dataset:
+        """The data set, read into memory.
+
+        Raises:
+            BadInput: its files are not there, or broken, or too few for `train_limit`.
+        """
+        return load_dataset(
+            self.dataset,
+            root=None if self.root is None else Path(self.root),
+            download=self.download,
+            train_limit=self.train_limit,
+            image_size=self.image_size,
+        )
+
     @property
     def policy(self) -> str:
         """The augmentation that holds."""
@@ -97,6 +111,9 @@ class Task:
     ) -> Self:
         """The task, its teacher loaded from `home` or trained and kept there.
 
+        A teacher is trained with the threads this process has, and sums are rounded differently with another number of
+        them: whoever wants the same teacher to the last digit on another machine takes its files along.
+
         Args:
             spec: data set and teacher.
             home: folder under which `teachers/KEY` is kept.
@@ -106,13 +123,7 @@ class Task:
             BadInput: the data are not there, or the teacher is not a network we have.
         """
         spec.check()
-        data = load_dataset(
-            spec.dataset,
-            root=None if spec.root is None else Path(spec.root),
-            download=spec.download,
-            train_limit=spec.train_limit,
-            image_size=spec.image_size,
-        )
+        data = spec.load_data()
         arrays = data.arrays()
         shapes = {name: array.shape for name, array in arrays.items()}
         content = (arrays[name].tobytes() for name in sorted(arrays))

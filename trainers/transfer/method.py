@@ -80,7 +80,7 @@ class Stage(ABC):
         """What students are handed: (B, C, H, W) to any shape that begins with B."""
 
 
-class StageFailed(RuntimeError):  # noqa: N818 - the end of a trial, and a result of the search like others
+class StageFailed(RuntimeError):
     """A stage before the student did not reach what its method needs."""
 
 

@@ -1,0 +1,91 @@
+"""A running Ray cluster, joined; and the cluster file."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+STUDY = """
+name: there
+task: {dataset: digits, augment: none, train_limit: 200, teacher: {depth: 8, width: 0.25, epochs: 1}}
+space:
+  student.width: {low: 0.125, high: 0.25, step: 0.125}
+  transfer: [none, kd]
+  pruning.fraction: 0.5
+  pruning.fine_tune_epochs: 1
+  training.epochs: 1
+search: {trials: 3, concurrent: 2}
+"""
+
+
+@pytest.fixture
+def cluster() -> Iterator[str]:
+    """A Ray head of its own with token authentication, as `ray_cluster.yaml` starts one; its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # a short path: Ray puts sockets under it, whose names may have 107 bytes
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as scratch:
+        log = Path(scratch) / "head.log"
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
+        command += ["--num-cpus=2", f"--temp-dir={scratch}/ray", "--disable-usage-stats", "--include-dashboard=false"]
+        environment = {**os.environ, "RAY_AUTH_MODE": "token"}
+        # without a token nothing can join; Ray makes one in the user's home if it is not there
+        subprocess.run(
+            [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"],
+            env=environment,
+            check=True,
+            capture_output=True,
+        )
+        with log.open("wb") as output:
+            head = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+        try:
+            deadline = time.monotonic() + 120
+            while "block forever" not in log.read_text():
+                assert head.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.5)
+            yield f"127.0.0.1:{port}"
+        finally:
+            head.send_signal(signal.SIGTERM)  # in block mode it ends what it started
+            try:
+                head.wait(30)
+            finally:
+                if head.poll() is None:
+                    os.killpg(head.pid, signal.SIGKILL)
+
+
+def test_a_study_runs_on_a_running_cluster_and_leaves_it_running(cluster: str, tmp_path: Path) -> None:
+    file = tmp_path / "there.yaml"
+    file.write_text(STUDY)
+    command = [sys.executable, "-m", "dux", "search", str(file), "--home", str(tmp_path / "home"), "--address", cluster]
+    done = subprocess.run(
+        command, env={**os.environ, "RAY_AUTH_MODE": "token"}, capture_output=True, text=True, timeout=400, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    trials = tmp_path / "home" / "studies" / "there" / "trials"
+    assert sorted(folder.name for folder in trials.iterdir()) == ["0", "1", "2"]
+    assert all((folder / "student.safetensors").is_file() for folder in trials.iterdir())
+    host, _, port = cluster.partition(":")
+    with socket.create_connection((host, int(port)), timeout=5):
+        pass  # the cluster is still there: it is not ours to end
+
+
+def test_the_cluster_file_passes_rays_own_validation() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = prepare_config(yaml.safe_load((ROOT / "ray_cluster.yaml").read_text()))
+    validate_config(config)
+    starts = [command for command in config["head_start_ray_commands"] if "ray start" in command]
+    assert starts
+    assert all("RAY_AUTH_MODE=token" in command for command in starts), "a cluster without a token runs anybody's code"

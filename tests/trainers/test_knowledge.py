@@ -1,0 +1,185 @@
+"""Knowledge: the same signals wherever they come from, and nothing computed twice."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trainers import Knowledge, Task, knowledge
+from trainers.data.dataset import pixels
+from trainers.families import capture
+from trainers.loop import Batch, batches
+from trainers.transfer import Needs, Stage, StageFailed, TeacherSignals
+
+
+@dataclass(frozen=True)
+class Mixer(Stage):
+    """A stage that is quick to train: one 1x1 convolution, a few steps towards its own input."""
+
+    steps: int = 3
+    tap = 1
+    trainings: ClassVar[list[str]] = []
+    """The keys of those trained in this process, in order."""
+
+    def build(self, shape: tuple[int, int, int]) -> nn.Module:
+        return nn.Conv2d(shape[0], shape[0], 1)
+
+    def train(self, module: nn.Module, maps: Callable[[], Iterator[Tensor]]) -> dict[str, float]:
+        self.trainings.append(self.key)
+        if self.steps == 0:
+            raise StageFailed("nothing was learned")
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        for batch, _ in zip(maps(), range(self.steps), strict=False):
+            optimizer.zero_grad()
+            (module(batch) - batch).square().mean().backward()
+            optimizer.step()
+        return {"steps": float(self.steps)}
+
+    def apply(self, module: nn.Module, maps: Tensor) -> Tensor:
+        found: Tensor = module(maps).flatten(1)
+        return found
+
+
+NEEDS = Needs(logits=True, maps=(-1, 0), stage=Mixer())
+
+
+def batch_of(task: Task, *rows: int) -> Batch:
+    index = torch.tensor(rows)
+    return Batch(index, pixels(task.data.train.images[index]), task.data.train.labels[index])
+
+
+def tensors(signals: TeacherSignals) -> list[Tensor]:
+    assert signals.logits is not None
+    assert signals.staged is not None
+    return [signals.logits, *signals.maps, signals.staged]
+
+
+@pytest.fixture(params=["task", "plain_task"])
+def either_task(request: pytest.FixtureRequest) -> Task:
+    """With augmentation (signals are computed) and without (they are cached)."""
+    found: Task = request.getfixturevalue(request.param)
+    return found
+
+
+def test_memory_folder_and_another_processes_arrays_give_the_same_signals(either_task: Task, tmp_path: Path) -> None:
+    Mixer.trainings.clear()
+    in_memory, in_folder = Knowledge(either_task), Knowledge(either_task, tmp_path)
+    for one in (in_memory, in_folder):
+        one.prepare(NEEDS)
+    assert len(Mixer.trainings) == 2
+    handed_over = in_memory.arrays()
+    for array in handed_over.values():
+        array.setflags(write=False)  # as they come from Ray's object store
+    from_folder, from_arrays = Knowledge(either_task, tmp_path), Knowledge(either_task, None, handed_over)
+    unprepared = Knowledge(either_task, tmp_path)
+    for one in (from_folder, from_arrays):
+        one.prepare(NEEDS)
+    batch = batch_of(either_task, 199, 0, 7, 7)
+    expected = tensors(in_memory.signals(NEEDS, batch))
+    for one in (in_folder, from_folder, from_arrays, unprepared):
+        found = tensors(one.signals(NEEDS, batch))
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert len(Mixer.trainings) == 2  # whoever had a folder or arrays trained nothing anew
+
+
+def test_signals_are_what_the_teacher_says_of_these_very_images(either_task: Task) -> None:
+    batch = batch_of(either_task, 3, 50, 3, 120)
+    signals = Knowledge(either_task).signals(NEEDS, batch)
+    with torch.no_grad():
+        features = capture(either_task.teacher, batch.images)
+    assert signals.logits is not None
+    # batches of another size round differently
+    torch.testing.assert_close(signals.logits, features.logits, rtol=1e-5, atol=1e-5)
+    for found, expected in zip(signals.maps, (features.maps[-1], features.maps[0]), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert signals.staged is not None
+    assert signals.staged.shape == features.maps[1].flatten(1).shape
+    assert not any(tensor.requires_grad for tensor in tensors(signals))
+
+
+def test_augmented_images_have_signals_of_their_own(task: Task) -> None:
+    batch = batch_of(task, 3, 50)
+    shifted = Batch(batch.index, batch.images.roll(1, dims=-1), batch.labels)
+    learned = Knowledge(task)
+    one, other = learned.signals(Needs(logits=True), batch).logits, learned.signals(Needs(logits=True), shifted).logits
+    assert one is not None
+    assert other is not None
+    assert not torch.allclose(one, other)
+
+
+def test_what_was_not_asked_for_is_not_there(plain_task: Task) -> None:
+    learned, batch = Knowledge(plain_task), batch_of(plain_task, 0, 1)
+    assert learned.signals(Needs(), batch) == TeacherSignals()
+    logits_alone = learned.signals(Needs(logits=True), batch)
+    assert (logits_alone.maps, logits_alone.staged) == ((), None)
+    assert set(learned.arrays()) == {"logits"}
+
+
+def test_signals_may_be_written_into_without_harm(plain_task: Task) -> None:
+    learned, batch = Knowledge(plain_task), batch_of(plain_task, 0, 1)
+    first = learned.signals(Needs(logits=True), batch).logits
+    assert first is not None
+    expected = first.clone()
+    first.zero_()
+    again = learned.signals(Needs(logits=True), batch).logits
+    assert again is not None
+    assert torch.equal(again, expected)
+
+
+def test_a_signal_too_large_to_keep_is_computed(plain_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = batch_of(plain_task, 3, 50, 3, 120)
+    cached = tensors(Knowledge(plain_task).signals(NEEDS, batch))
+    monkeypatch.setattr(knowledge, "CACHE_BYTES", 0)
+    learned = Knowledge(plain_task)
+    computed = tensors(learned.signals(NEEDS, batch))
+    assert list(learned.arrays()) == [f"{Mixer().key}.safetensors"]
+    for one, other in zip(cached, computed, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_stages_do_not_depend_on_the_global_generator_nor_disturb_it(task: Task) -> None:
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        state = torch.random.get_rng_state()
+        found.append(tensors(Knowledge(task).signals(NEEDS, batch_of(task, 0, 1)))[-1])
+        assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(*found)
+
+
+def test_stages_that_differ_are_kept_apart(task: Task, tmp_path: Path) -> None:
+    learned, batch = Knowledge(task, tmp_path), batch_of(task, 0, 1)
+    one, other = (learned.signals(Needs(stage=Mixer(steps)), batch).staged for steps in (1, 2))
+    assert one is not None
+    assert other is not None
+    assert not torch.equal(one, other)
+
+
+def test_tasks_that_differ_do_not_share_a_folder(task: Task, plain_task: Task, tmp_path: Path) -> None:
+    for one in (task, plain_task):
+        Knowledge(one, tmp_path).prepare(NEEDS)
+    assert {folder.name for folder in tmp_path.iterdir()} == {task.key, plain_task.key}
+
+
+def test_a_stage_that_failed_is_not_kept(task: Task, tmp_path: Path) -> None:
+    needs = Needs(stage=Mixer(steps=0))
+    for _ in range(2):
+        with pytest.raises(StageFailed, match="nothing was learned"):
+            Knowledge(task, tmp_path).prepare(needs)
+    assert [path.name for path in (tmp_path / task.key).iterdir() if path.suffix != ".lock"] == []
+
+
+def test_the_teacher_is_left_as_it_was(task: Task) -> None:
+    before = {name: tensor.clone() for name, tensor in task.teacher.state_dict().items()}
+    learned = Knowledge(task)
+    generator = torch.Generator().manual_seed(0)
+    for batch in batches(task.data.train, 64, task.spec.policy, generator, torch.device("cpu")):
+        learned.signals(NEEDS, batch)
+    assert not task.teacher.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in task.teacher.state_dict().items())
+    assert all(isinstance(array, np.ndarray) for array in learned.arrays().values())

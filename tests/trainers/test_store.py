@@ -1,0 +1,158 @@
+"""Files: written whole or not at all, read back as they were."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from spaces import Student
+from trainers import load_student, save_student
+from trainers.families import Network, build
+from trainers.spectral import cut, plan, spectralize
+from trainers.store import digest, load_network, network_description, weights_bytes, write_whole
+
+GREY = (1, 8, 8)
+ROOT = Path(__file__).parent.parent.parent
+
+WRITER = """
+import sys
+from pathlib import Path
+from trainers.store import write_whole
+path, turn = Path(sys.argv[1]), 0
+while True:
+    turn += 1
+    write_whole(path, bytes([turn % 256]) * 3_000_000)
+"""
+
+
+def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], cwd=ROOT)
+    try:
+        deadline = time.monotonic() + 120
+        while not path.exists():
+            assert writer.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        contents = set()
+        for _ in range(40):  # a reader finds a whole file at any moment
+            content = path.read_bytes()
+            assert len(content) == 3_000_000
+            assert len(set(content)) == 1
+            contents.add(content[0])
+        assert len(contents) > 1
+    finally:
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.wait()
+    content = path.read_bytes()
+    assert len(content) == 3_000_000
+    assert len(set(content)) == 1
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "file"
+    write_whole(path, "old")
+    with pytest.raises(TypeError):
+        write_whole(path, 5)  # type: ignore[arg-type]
+    assert path.read_text() == "old"
+    assert os.listdir(path.parent) == ["file"]
+    write_whole(path, b"new")
+    assert path.read_text() == "new"
+    assert os.listdir(path.parent) == ["file"]
+
+
+def pruned(student: Student) -> Network:
+    generator = torch.Generator().manual_seed(0)
+    network = build(student, GREY, 10, generator=generator)
+    network.set_normalization(torch.tensor([0.3]), torch.tensor([0.4]))
+    network = spectralize(network, keep=[network.head])
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            if "running" in name or "eigenvalues_out" in name:
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.1)
+    return cut(network, plan(network, 0.6, floor=0.0, image_shape=GREY), image_shape=GREY).eval()
+
+
+STUDENTS = [
+    Student(depth=8, width=0.25),
+    Student(depth=14, width=0.1),
+    Student(family="mlp", depth=3, width=0.1),
+]
+
+
+@pytest.mark.parametrize("student", STUDENTS, ids=["resnet8", "resnet14", "mlp"])
+def test_a_pruned_network_is_read_back_as_it_was(student: Student, tmp_path: Path) -> None:
+    network = pruned(student)
+    whole = build(student, GREY, 10, generator=torch.Generator())
+    assert weights_bytes(network) != weights_bytes(whole)
+    write_whole(tmp_path / "w", weights_bytes(network))
+    description = json.loads(json.dumps(network_description(student, GREY, 10)))
+    again = load_network(description, tmp_path / "w")
+    assert not any(module.training for module in again.modules())
+    assert weights_bytes(again) == weights_bytes(network)
+    # the layers themselves say their new size: exporters and counters read it there
+    assert str(again) == str(network)
+    images = torch.rand(5, *GREY, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(again(images), network(images))
+
+
+def test_a_loaded_network_does_not_share_memory_with_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "w"
+    write_whole(path, weights_bytes(pruned(STUDENTS[0])))
+    before = path.read_bytes()
+    network = load_network(network_description(STUDENTS[0], GREY, 10), path)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("version", [2, None, "1"])
+def test_a_format_of_another_time_is_refused(version: object, tmp_path: Path) -> None:
+    description = {**network_description(STUDENTS[0], GREY, 10), "format": version}
+    with pytest.raises(ValueError, match=rf"format of a student's description must be 1, but got {version!r}; update"):
+        load_network(description, tmp_path / "w")
+
+
+@pytest.mark.parametrize("described", [Student(depth=14, width=0.25), Student(family="mlp", depth=3)])
+def test_weights_of_another_network_are_refused(described: Student, tmp_path: Path) -> None:
+    write_whole(tmp_path / "w", weights_bytes(pruned(STUDENTS[0])))
+    with pytest.raises(ValueError, match="weights must have the names of the network they are for, but differ in"):
+        load_network(network_description(described, GREY, 10), tmp_path / "w")
+
+
+def test_weights_files_hold_tensors_alone_and_equal_networks_have_equal_files() -> None:
+    network = pruned(STUDENTS[0])
+    tensors = safetensors.torch.load(weights_bytes(network))
+    assert set(tensors) == set(network.state_dict())
+    assert weights_bytes(network) == weights_bytes(pruned(STUDENTS[0]))
+    assert weights_bytes(network.to(memory_format=torch.channels_last)) == weights_bytes(pruned(STUDENTS[0]))
+
+
+def test_a_digest_is_the_same_in_every_process() -> None:
+    # by `printf 'x{"a": 1, "b": [2]}' | sha256sum`
+    assert digest(b"x", {"b": [2], "a": 1}) == "47a253cf661b7243"
+    assert digest(b"x", {"a": 1, "b": [3]}) != digest(b"x", {"b": [2], "a": 1})
+
+
+def test_a_trials_folder_has_a_result_only_when_it_is_whole(tmp_path: Path) -> None:
+    files = {name: name.encode() for name in ("result.json", "recipe.json", "student.json", "student.safetensors")}
+    (tmp_path / "student.safetensors").mkdir()  # in the way, so that writing it fails
+    with pytest.raises(OSError, match="directory"):
+        save_student(tmp_path, files)
+    assert not (tmp_path / "result.json").exists()
+    (tmp_path / "student.safetensors").rmdir()
+    save_student(tmp_path, files)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+
+def test_a_folder_that_holds_no_student_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"student\.json"):
+        load_student(tmp_path)
