@@ -102,7 +102,7 @@ def cluster(address: str | None, *, cpus: int, gpus: float, store_bytes: int, ve
                 object_store_memory=max(200_000_000, 2 * store_bytes),
                 **quiet,
             )
-        elif own:
+        elif own and address is not None:
             # the nodes need Dux's dependencies, and get Dux itself from here
             ours = [str(Path(sys.modules[name].__file__ or "").parent) for name in ("search", "spaces", "trainers")]
             try:
