@@ -176,7 +176,10 @@ def front_png(front: Front, study: str, path: Path, teacher: Mapping[str, float]
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if legend:
-        axes.legend(handles=legend, loc="best", title=_LEGEND, edgecolor=_GRID)
+        corner = (
+            "lower right" if picture.y.direction == "max" else "upper right"
+        )  # where a large student would be a bad one
+        axes.legend(handles=legend, loc=corner, title=_LEGEND, edgecolor=_GRID)
     figure.savefig(path, format="png")
 
 

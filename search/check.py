@@ -5,12 +5,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from search.export import FORMATS, verify
 from search.study import needs_of
 from search.study_file import StudyFile
 from spaces import Choice, Recipe
+from trainers.computing import computing
 from trainers.data import pixels
 from trainers.knowledge import Knowledge
 from trainers.measure import measure, predictions
@@ -58,42 +57,36 @@ def check(file: StudyFile) -> Checked:
     images = len(whole.train)
     tiny = min(IMAGES, images - whole.classes)
     did(f"data: {images:,} images to train on, {len(whole.validation):,} to validate with")
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, computing(file.search.cpus):
         small = spec.model_copy(update={"train_limit": tiny, "teacher": spec.teacher.model_copy(update={"epochs": 1})})
-        threads = torch.get_num_threads()
-        torch.set_num_threads(file.search.cpus)
-        try:
-            task = Task.load(small, Path(scratch))
-            teacher_s = did(f"teacher: built, one epoch of {tiny} images")
-            recipe = _recipe(file)
-            result = run_trial(recipe, task, Knowledge(task), threads=file.search.cpus)
-            trial_s = did(
-                f"trial: {recipe.transfer}, one epoch, {result.units_cut} of {result.units} units cut, one epoch more"
-            )
-            save_student(Path(scratch) / "trial", result.files(task))
-            student = load_student(Path(scratch) / "trial")
-            if measure(student, task.data.validation) != result.measurements:
-                raise ValueError("a student that is saved and loaded must measure the same, but does not")
-            did("saved, loaded, measured again: the same")
-            write, run = FORMATS["onnx"]
-            path = Path(scratch) / "student.onnx"
-            write(student, pixels(task.data.validation.images[:2]), path)
-            difference = verify(
-                run(path, task.data.validation.images),
-                predictions(student, task.data.validation),
-                task.data.validation,
-                result.measurements["accuracy"],
-                "the ONNX file",
-            )
-            did("exported to ONNX, run by ONNX Runtime: the same")
-        finally:
-            torch.set_num_threads(threads)
-    concurrent = file.search.concurrent or max(1, (torch.get_num_threads()) // file.search.cpus)
+        task = Task.load(small, Path(scratch))
+        teacher_s = did(f"teacher: built, one epoch of {tiny} images")
+        recipe = _recipe(file)
+        result = run_trial(recipe, task, Knowledge(task), threads=file.search.cpus)
+        trial_s = did(
+            f"trial: {recipe.transfer}, one epoch, {result.units_cut} of {result.units} units cut, one epoch more"
+        )
+        save_student(Path(scratch) / "trial", result.files(task))
+        student = load_student(Path(scratch) / "trial")
+        if measure(student, task.data.validation) != result.measurements:
+            raise ValueError("a student that is saved and loaded must measure the same, but does not")
+        did("saved, loaded, measured again: the same")
+        write, run = FORMATS["onnx"]
+        path = Path(scratch) / "student.onnx"
+        write(student, pixels(task.data.validation.images[:2]), path)
+        difference = verify(
+            run(path, task.data.validation.images),
+            predictions(student, task.data.validation),
+            task.data.validation,
+            result.measurements["accuracy"],
+            "the ONNX file",
+        )
+        did("exported to ONNX, run by ONNX Runtime: the same")
     whole_recipe = next(file.space.extremes())
     epochs = whole_recipe.training.epochs + whole_recipe.pruning.fine_tune_epochs
     trial = trial_s / 2 * epochs * images / tiny
     teacher = teacher_s * spec.teacher.epochs * images / tiny
-    return Checked(tuple(steps), difference, teacher + trial * file.search.trials / concurrent)
+    return Checked(tuple(steps), difference, teacher + trial * file.search.trials / file.search.at_a_time)
 
 
 def _recipe(file: StudyFile) -> Recipe:

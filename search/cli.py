@@ -54,7 +54,7 @@ def search(
         int | None, typer.Option(min=1, help="Instead of the file's search.concurrent.", show_default=False)
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Instead of the file's search.seed.", show_default=False)
+        int | None, typer.Option(min=0, max=2**31 - 1, help="Instead of the file's search.seed.", show_default=False)
     ] = None,
     verbose: Verbose = False,
 ) -> None:

@@ -24,9 +24,10 @@ from search.front import Entry
 from search.study import Study
 from spaces import BadInput
 from spaces.errors import known
+from trainers.computing import computing
 from trainers.data import pixels
 from trainers.data.dataset import Split
-from trainers.measure import EVALUATION_BATCH, measure, quality
+from trainers.measure import EVALUATION_BATCH, measure, predictions, quality
 from trainers.store import load_student, write_whole
 
 TOLERANCE = 1e-4
@@ -132,14 +133,10 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = ("
     data = study.file.task.load_data()
     source = study.trial_folder(entry.trial)
     network = load_student(source)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(study.file.search.cpus)  # as it was measured: sums round differently with another number
-    try:
+    with computing(study.file.search.cpus):  # as it was measured
         measured = measure(network, data.validation)
         test = measure(network, data.test)
-        expected = _logits(network, data.validation.images)
-    finally:
-        torch.set_num_threads(threads)
+        expected = predictions(network, data.validation)
     for name in ("accuracy", "parameters"):
         if measured[name] != entry.measurements[name]:
             raise ExportRefused(
@@ -185,8 +182,3 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = ("
             shutil.move(Path(scratch) / name, folder / name)
     write_whole(folder / "card.json", json.dumps(card, indent=1))
     return [*(folder / name for name in made), folder / "card.json"]
-
-
-def _logits(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return torch.cat([network(pixels(part)) for part in torch.split(images, EVALUATION_BATCH)])

@@ -356,15 +356,19 @@ class _Session:
 
         arrays = {**task.arrays(), **{f"knowledge/{name}": array for name, array in knowledge.arrays().items()}}
         self._start_telling()
-        concurrent = search.concurrent or max(1, (os.cpu_count() or 1) // search.cpus)
+        concurrent = search.at_a_time
         size = sum(array.nbytes for array in arrays.values())
-        with workers.cluster(
-            address,
-            cpus=concurrent * search.cpus,
-            gpus=concurrent * search.gpus,
-            store_bytes=size,
-            verbose=self._verbose,
-        ):
+        with ExitStack() as stack:
+            stack.enter_context(
+                workers.cluster(
+                    address,
+                    cpus=concurrent * search.cpus,
+                    gpus=concurrent * search.gpus,
+                    store_bytes=size,
+                    verbose=self._verbose,
+                )
+            )
+            stack.enter_context(_signals())  # anew: Ray's start takes SIGTERM for itself, and crashes on it
             job = workers.Job(
                 task=file.task,
                 task_key=task.key,

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -37,6 +38,11 @@ class SearchSpec(Part):
     """CPUs a trial has; it computes with as many threads."""
     gpus: float = Field(default=0.0, ge=0.0)
     """GPUs a trial has; a fraction shares one between trials."""
+
+    @property
+    def at_a_time(self) -> int:
+        """How many trials run at a time on this machine."""
+        return self.concurrent or max(1, (os.cpu_count() or 1) // self.cpus)
 
 
 def _as_name(name: str) -> str:

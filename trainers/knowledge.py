@@ -16,6 +16,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
+from trainers.computing import computing
 from trainers.data.dataset import pixels
 from trainers.families import capture
 from trainers.loop import Batch, batches
@@ -67,8 +68,8 @@ class Knowledge:
             cache = self._cached(name, stage)
             if cache is not None:
                 found[name] = torch.from_numpy(cache[batch.index.numpy()]).to(batch.images.device)
-        if len(found) < len(names):
-            found.update(self._computed([item for item in names if item[0] not in found], batch.images))
+        if missing := [item for item in names if item[0] not in found]:
+            found.update(self._computed(missing, batch.images))
         return TeacherSignals(
             logits=found.get("logits"),
             maps=tuple(found[f"map{tap}"] for tap in needs.maps),
@@ -95,26 +96,28 @@ class Knowledge:
 
     def _cached(self, name: str, stage: Stage | None) -> np.ndarray | None:
         """The signal of every training image, (N, ...), or None where it is not to be kept."""
-        if name in self._arrays:
-            return self._arrays[name]
+        if name not in self._arrays and self._fits(name, stage):
+
+            def compute() -> bytes:
+                buffer = io.BytesIO()
+                np.save(buffer, self._whole(name, stage))
+                return buffer.getvalue()
+
+            self._arrays[name] = np.load(io.BytesIO(self._once(f"{name}.npy", compute)))
+        return self._arrays.get(name)
+
+    def _fits(self, name: str, stage: Stage | None) -> bool:
+        """Whether the signal is the same in every epoch and small enough to be kept for all training images."""
         images = self.task.data.train.images
         if self.task.spec.policy != "none":
-            return None
+            return False
         one = self._computed([(name, stage)], pixels(images[:2]))[name]
-        if one[0].numel() * one.element_size() * len(images) > CACHE_BYTES:
-            return None
+        return one[0].numel() * one.element_size() * len(images) <= CACHE_BYTES
 
-        def compute() -> bytes:
-            parts = [
-                self._computed([(name, stage)], pixels(part))[name].numpy()
-                for part in torch.split(images, COMPUTE_BATCH)
-            ]
-            buffer = io.BytesIO()
-            np.save(buffer, np.concatenate(parts))
-            return buffer.getvalue()
-
-        self._arrays[name] = np.load(io.BytesIO(self._once(f"{name}.npy", compute)))
-        return self._arrays[name]
+    def _whole(self, name: str, stage: Stage | None) -> np.ndarray:
+        """The signal of every training image, (N, ...), computed."""
+        parts = torch.split(self.task.data.train.images, COMPUTE_BATCH)
+        return np.concatenate([self._computed([(name, stage)], pixels(part))[name].numpy() for part in parts])
 
     def _stage(self, stage: Stage) -> nn.Module:
         """The trained module of a stage."""
@@ -126,8 +129,10 @@ class Knowledge:
                 module = stage.build((maps.shape[1], maps.shape[2], maps.shape[3]))
 
             def train() -> bytes:
+                # many passes over the same maps: kept for them, and no longer, since students are not handed the maps
+                whole = self._whole(tap, None) if self._fits(tap, None) else None
                 with torch.enable_grad():
-                    found = stage.train(module, lambda: self._maps(stage.tap, generator))
+                    found = stage.train(module, lambda: self._passes(tap, whole, generator))
                 if self._folder is not None:
                     write_whole(self._folder / f"{stage.key}.json", json.dumps(found))
                 return weights_bytes(module)
@@ -139,19 +144,24 @@ class Knowledge:
             self._stages[stage.key] = module.eval().requires_grad_(False)
         return self._stages[stage.key]
 
-    def _maps(self, tap: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """One shuffled pass over the teacher's maps (B, C, H, W) of the training split."""
-        needs = Needs(maps=(tap,))
-        for batch in batches(self.task.data.train, STAGE_BATCH, self.task.spec.policy, generator, torch.device("cpu")):
-            yield self.signals(needs, batch).maps[0]
+    def _passes(self, tap: str, whole: np.ndarray | None, generator: torch.Generator) -> Iterator[Tensor]:
+        """One shuffled pass over the teacher's maps (B, C, H, W) of the training split, out of `whole` if given."""
+        data, policy = self.task.data.train, self.task.spec.policy
+        for batch in batches(data, STAGE_BATCH, policy, generator, torch.device("cpu")):
+            if whole is not None:
+                yield torch.from_numpy(whole[batch.index.numpy()])
+            else:
+                yield self._computed([(tap, None)], batch.images)[tap]
 
     def _once(self, filename: str, compute: Callable[[], bytes]) -> bytes:
         """The content of a file of the folder, computed by one process while others wait for it."""
         if self._folder is None:
-            return compute()
+            with computing(self.task.spec.teacher.threads):
+                return compute()
         path = self._folder / filename
         self._folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self._folder / f".{filename}.lock"):
             if not path.exists():
-                write_whole(path, compute())
+                with computing(self.task.spec.teacher.threads):
+                    write_whole(path, compute())
         return path.read_bytes()

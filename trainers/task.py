@@ -16,6 +16,7 @@ from torch import Tensor
 from spaces import BadInput, Student
 from spaces.errors import known
 from spaces.recipe import Part
+from trainers.computing import computing
 from trainers.data import AUGMENTATIONS, DATASETS, check_dataset, load_dataset
 from trainers.data.dataset import Dataset, shared_tensor
 from trainers.families import Network, build, check_student
@@ -37,6 +38,8 @@ class TeacherSpec(Part):
     members: int = Field(default=1, ge=1, le=1)
     """Networks in the ensemble; ensembles are not there yet."""
     seed: int = Field(default=0, ge=0, lt=2**31)
+    threads: int = Field(default=1, ge=1)
+    """Torch threads that it, and what is learned of it, are computed with; the last digits depend on their number."""
 
     @property
     def student(self) -> Student:
@@ -111,9 +114,6 @@ class Task:
     ) -> Self:
         """The task, its teacher loaded from `home` or trained and kept there.
 
-        A teacher is trained with the threads this process has, and sums are rounded differently with another number of
-        them: whoever wants the same teacher to the last digit on another machine takes its files along.
-
         Args:
             spec: data set and teacher.
             home: folder under which `teachers/KEY` is kept.
@@ -132,7 +132,8 @@ class Task:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f".{key}.lock"):
             if not (folder / "teacher.json").exists():
-                _train_teacher(spec, data, folder, on_epoch)
+                with computing(spec.teacher.threads):
+                    _train_teacher(spec, data, folder, on_epoch)
         record = json.loads((folder / "teacher.json").read_text())
         teacher = load_network(record["network"], folder / "teacher.safetensors").requires_grad_(False)
         return cls(spec, data, teacher, record["measurements"], key)

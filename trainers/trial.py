@@ -2,14 +2,14 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from spaces import Recipe
+from trainers.computing import computing
 from trainers.families import Network, build, capture, check_student
 from trainers.knowledge import Knowledge
 from trainers.loop import Batch, Schedule, fit
@@ -97,7 +97,7 @@ def run_trial(
     """
     check_student(recipe.student)
     method_type, options = method_of(recipe)
-    with _own_torch(threads):
+    with computing(threads):
         began = time.monotonic()
         generator = torch.Generator().manual_seed(recipe.seed)
         shape = task.data.image_shape
@@ -162,18 +162,3 @@ def _shapes(network: Network, task: Task) -> Shapes:
         model.train(training)
         found.append(tuple((m.shape[1], m.shape[2], m.shape[3]) for m in maps))
     return Shapes(student=found[0], teacher=found[1])
-
-
-@contextmanager
-def _own_torch(threads: int) -> Iterator[None]:
-    """torch as a trial has it, then as it was."""
-    before = torch.get_num_threads()
-    flushing = not bool(torch.tensor(1e-310, dtype=torch.float64) * 1.0)  # torch has no way to ask
-    torch.set_num_threads(threads)
-    # weights that decay to nothing pass through denormal numbers, which a CPU multiplies a hundred times slower
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(flushing)
-        torch.set_num_threads(before)

@@ -1,0 +1,63 @@
+"""A tiny study, carried out once by the real command and looked at by many tests; and the command itself."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from running import TINY, Command, Finished, Said, run
+
+from search.cli import main
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("tiny")
+    file, home = folder / "tiny.yaml", folder / "home"
+    file.write_text(TINY)
+    done = run("search", str(file), "--home", str(home), folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Finished(home, file, done)
+
+
+@pytest.fixture
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Command]]:
+    """Starts a `dux` command in a subprocess; what still runs after the test is ended."""
+    started: list[Command] = []
+
+    def begin(*arguments: str) -> Command:
+        started.append(Command(tmp_path_factory.mktemp("command"), *arguments))
+        return started[-1]
+
+    yield begin
+    for command in started:
+        if command.running:
+            command.kill()
+
+
+@pytest.fixture
+def dux(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
+    """The real command in this process, for what starts no workers: in subprocesses a hundred would take minutes."""
+    for name in ("DUX_HOME", "DUX_STORAGE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+
+    def command(*arguments: str | Path) -> Said:
+        monkeypatch.setattr(sys, "argv", ["dux", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return command
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

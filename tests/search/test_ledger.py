@@ -1,0 +1,251 @@
+"""The ledger on real SQLite: every trial that ends is recorded once, and what a kill cut short is asked again once."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import optuna
+import pytest
+
+from search.ledger import SAMPLERS, Ledger, delete, in_ledger
+from spaces import BadInput, Recipe, Space
+
+SPACE = Space.from_mapping(
+    {
+        "transfer": ["none", "kd", "factor"],
+        "student.width": {"low": 0.125, "high": 1.0},
+        "student.depth": {"low": 8, "high": 20, "step": 6},
+        "kd.temperature": {"low": 1.0, "high": 8.0},
+        "factor.rate": [0.5, 1.0],
+        "factor.weight": {"low": 0.03, "high": 1.0, "log": True},
+        "pruning.fraction": {"low": 0.0, "high": 0.9},
+    }
+)
+OBJECTIVES = {"accuracy": "max", "parameters": "min"}
+MEASURED = {"accuracy": 0.9, "parameters": 1000.0, "nll": 0.3}
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'ledger.db'}"
+
+
+@pytest.fixture
+def opened(storage: str) -> Callable[..., Ledger]:
+    """Opens the same ledger as another process would: nothing but the file is shared."""
+
+    def ledger(sampler: str = "random", seed: int = 0, objectives: Mapping[str, str] = OBJECTIVES) -> Ledger:
+        return Ledger(storage, "study", objectives, sampler, seed, SPACE)
+
+    return ledger
+
+
+def score(recipe: Recipe) -> dict[str, float]:
+    """Something that a sampler can learn from."""
+    return {"accuracy": 1 - abs(recipe.student.width - 0.4), "parameters": 1e4 * recipe.student.width}
+
+
+def outcomes(ledger: Ledger) -> dict[int, str]:
+    return {line.trial: line.outcome for line in ledger.lines()}
+
+
+def asked(ledger: Ledger, count: int) -> list[Recipe]:
+    """Recipes one at a time, each finished before the next is asked for."""
+    recipes = []
+    for _ in range(count):
+        trial, recipe = ledger.ask()
+        ledger.complete(trial, score(recipe), 1.0)
+        recipes.append(recipe)
+    return recipes
+
+
+def test_what_is_told_is_what_another_process_reads(opened: Callable[..., Ledger]) -> None:
+    ledger = opened()
+    first, recipe = ledger.ask()
+    assert outcomes(opened()) == {first: "running"}
+    ledger.complete(first, MEASURED, 12.5)
+    second, _ = ledger.ask()
+    ledger.fail(second, "Diverged: the loss is nan")
+    third, _ = ledger.ask()
+    assert (first, second, third) == (0, 1, 2)
+    lines = opened().lines()
+    assert [line.trial for line in lines] == [0, 1, 2]
+    assert [line.outcome for line in lines] == ["complete", "failed", "running"]
+    assert lines[0].recipe == recipe
+    assert (dict(lines[0].measurements), lines[0].seconds, lines[0].reason) == (MEASURED, 12.5, "")
+    assert (dict(lines[1].measurements), lines[1].reason) == ({}, "Diverged: the loss is nan")
+    assert opened().done() == 2
+
+
+@pytest.mark.parametrize("accuracy", [math.nan, math.inf, -math.inf, None])
+def test_an_objective_that_is_no_finite_number_is_a_failure(
+    accuracy: float | None, opened: Callable[..., Ledger]
+) -> None:
+    ledger = opened()
+    trial, _ = ledger.ask()
+    measured = {"parameters": 1000.0} if accuracy is None else {"accuracy": accuracy, "parameters": 1000.0}
+    ledger.complete(trial, measured, 1.0)
+    (line,) = opened().lines()
+    assert line.outcome == "failed"
+    shown = "nan" if accuracy is None else str(accuracy)
+    assert line.reason == f"objectives must be finite, but are accuracy {shown}, parameters 1000.0"
+    assert opened().reconcile() == 0
+
+
+def test_a_measurement_that_is_no_objective_may_be_any_number(opened: Callable[..., Ledger]) -> None:
+    ledger = opened()
+    trial, _ = ledger.ask()
+    ledger.complete(trial, {**MEASURED, "nll": math.inf}, 1.0)
+    (line,) = opened().lines()
+    assert line.outcome == "complete"
+    assert line.measurements["nll"] == math.inf
+
+
+def test_orphans_are_closed_and_their_recipes_asked_again_exactly_once(opened: Callable[..., Ledger]) -> None:
+    killed = opened()
+    done, _ = killed.ask()
+    killed.complete(done, MEASURED, 1.0)
+    orphans = dict(killed.ask() for _ in range(3))
+    ledger = opened()
+    assert ledger.reconcile() == 3
+    assert outcomes(ledger) == {0: "complete", 1: "interrupted", 2: "interrupted", 3: "interrupted"}
+    assert ledger.reconcile() == 0
+    again = dict(ledger.ask() for _ in range(3))
+    assert sorted(recipe.to_json() for recipe in again.values()) == sorted(r.to_json() for r in orphans.values())
+    assert set(again) == {4, 5, 6}
+    for trial in again:
+        ledger.complete(trial, MEASURED, 1.0)
+    _, new = ledger.ask()
+    assert new not in orphans.values()
+
+
+def test_a_recipe_cut_short_again_and_again_is_asked_until_it_ends_and_then_no_more(
+    opened: Callable[..., Ledger],
+) -> None:
+    _, recipe = opened().ask()
+    for session in range(1, 4):
+        ledger = opened()
+        assert ledger.reconcile() == 1
+        assert ledger.ask() == (session, recipe)
+    ledger = opened()
+    ledger.reconcile()
+    trial, _ = ledger.ask()
+    ledger.complete(trial, MEASURED, 1.0)
+    assert opened().reconcile() == 0
+    assert ledger.ask()[1] != recipe
+    recipes = Counter(line.recipe for line in opened().lines() if line.outcome == "complete")
+    assert recipes == {recipe: 1}
+
+
+def test_a_kill_between_queueing_a_recipe_and_closing_its_trial_queues_it_once(
+    opened: Callable[..., Ledger], storage: str
+) -> None:
+    trial, recipe = opened().ask()
+    study = optuna.load_study(study_name="study", storage=storage)  # what the killed process had got done
+    study.enqueue_trial(study.trials[trial].params, user_attrs={"root": trial})
+    ledger = opened()
+    assert ledger.reconcile() == 1
+    assert ledger.ask() == (1, recipe)
+    assert ledger.ask()[1] != recipe
+
+
+def test_a_kill_between_the_record_and_the_telling_loses_nothing(opened: Callable[..., Ledger], storage: str) -> None:
+    killed = opened()
+    for _ in range(2):
+        killed.ask()
+    for trial in optuna.load_study(study_name="study", storage=storage).trials:
+        raw = optuna.trial.Trial(optuna.load_study(study_name="study", storage=storage), trial._trial_id)
+        raw.set_user_attr(
+            *(("measurements", '{"accuracy": 0.75, "parameters": 12.0}'), ("reason", "why"))[trial.number]
+        )
+    ledger = opened()
+    assert ledger.reconcile() == 0
+    assert outcomes(ledger) == {0: "complete", 1: "failed"}
+    assert dict(ledger.lines()[0].measurements) == {"accuracy": 0.75, "parameters": 12.0}
+    assert ledger.lines()[1].reason == "why"
+    assert optuna.load_study(study_name="study", storage=storage).trials[0].values == [0.75, 12.0]
+
+
+def test_a_kill_before_a_recipe_was_drawn_leaves_a_trial_without_one(
+    opened: Callable[..., Ledger], storage: str
+) -> None:
+    opened()
+    optuna.load_study(study_name="study", storage=storage).ask()
+    ledger = opened()
+    assert ledger.lines()[0].recipe is None
+    assert ledger.reconcile() == 1
+    assert outcomes(ledger) == {0: "interrupted"}
+    _, recipe = ledger.ask()
+    assert recipe.student.width > 0
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2"])
+def test_the_same_seed_asks_for_the_same_recipes(sampler: str, tmp_path: Path) -> None:
+    def sequence(name: str, seed: int) -> list[Recipe]:
+        ledger = Ledger(f"sqlite:///{tmp_path / name}.db", "study", OBJECTIVES, sampler, seed, SPACE)
+        return asked(ledger, 20)
+
+    first = sequence("first", 5)
+    assert sequence("second", 5) == first
+    assert sequence("third", 6) != first
+
+
+def test_a_resumed_session_does_not_repeat_the_first_sessions_draws(opened: Callable[..., Ledger]) -> None:
+    first = asked(opened(), 5)
+    assert not set(first) & set(asked(opened(), 5))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_draws_the_parameters_of_the_drawn_method_and_no_others(
+    sampler: str, opened: Callable[..., Ledger]
+) -> None:
+    trials = 14 if sampler == "gp" else 30  # past the first ten or so, which every sampler draws at random
+    recipes = asked(opened(sampler), trials)
+    assert {recipe.transfer for recipe in recipes} == {"none", "kd", "factor"}
+    for recipe in recipes:
+        assert recipe == Recipe.from_json(recipe.to_json())
+        drawn = {f"{recipe.transfer}.{name}" for name, _ in recipe.options}
+        assert drawn == {name for name in SPACE.parameters if name.startswith(f"{recipe.transfer}.")}
+        assert recipe.student.depth in (8, 14, 20)
+        assert 0.125 <= recipe.student.width <= 1.0
+    assert len(set(recipes)) == trials
+
+
+def test_what_was_drawn_is_in_the_database_under_its_name(opened: Callable[..., Ledger], storage: str) -> None:
+    recipes = asked(opened(), 12)
+    for trial, recipe in zip(optuna.load_study(study_name="study", storage=storage).trials, recipes, strict=True):
+        flat = recipe.flat()
+        assert {name: flat[name] for name in trial.params} == trial.params
+        assert {name for name in trial.params if name.startswith(("kd.", "factor."))} == {
+            f"{recipe.transfer}.{name}" for name, _ in recipe.options
+        }
+
+
+@pytest.mark.parametrize(
+    "objectives", [{"accuracy": "max"}, {"parameters": "min", "accuracy": "max"}, {**OBJECTIVES, "nll": "min"}]
+)
+def test_a_study_keeps_its_directions(objectives: dict[str, str], opened: Callable[..., Ledger]) -> None:
+    opened()
+    with pytest.raises(BadInput, match=r"study 'study' must keep its directions, but has .*; use another name"):
+        opened(objectives=objectives)
+    opened()
+
+
+def test_a_deleted_study_is_forgotten_and_another_one_stays(opened: Callable[..., Ledger], storage: str) -> None:
+    assert not in_ledger(storage, "study")
+    asked(opened(), 2)
+    asked(Ledger(storage, "other", OBJECTIVES, "random", 0, SPACE), 1)
+    assert in_ledger(storage, "study")
+    delete(storage, "study")
+    delete(storage, "study")
+    assert not in_ledger(storage, "study")
+    assert opened().lines() == []
+    assert len(Ledger(storage, "other", OBJECTIVES, "random", 0, SPACE).lines()) == 1
+
+
+def test_two_studies_of_one_storage_do_not_see_each_other(storage: str) -> None:
+    ledgers = [Ledger(storage, name, OBJECTIVES, "random", 0, SPACE) for name in ("a", "b")]
+    trials = [ledger.ask() for ledger in ledgers]
+    assert trials[0] == trials[1]  # the same seed, and numbers of their own
+    assert [ledger.reconcile() for ledger in ledgers] == [1, 1]

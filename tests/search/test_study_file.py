@@ -1,0 +1,432 @@
+"""A bad study file ends in one line, before anything is started or written; a good one is what it says."""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from running import TINY, Said, run
+
+from search.study_file import StudyFile
+from spaces import BadInput, Float, Int, Space
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+SPACE_FUNCTIONS = """
+import spaces
+
+nothing = None
+
+def good():
+    return {"student.width": {"low": 0.25, "high": 1.0}, "transfer": ["none", "kd"]}
+
+def good_space():
+    return spaces.Space.from_mapping(good())
+
+def raises():
+    return {}["no such key"]
+
+def leaves():
+    raise SystemExit(3)
+
+def takes(an_argument):
+    return {}
+
+def number():
+    return 5
+
+def misspelt():
+    return {"student.widht": [1.0]}
+"""
+
+BAD: dict[str, tuple[str, str]] = {
+    # what is no study at all
+    "empty": ("", "must describe a study, but is empty; see examples/"),
+    "blank": ("\n# nothing but a remark\n", "but is empty; see examples/"),
+    "list": ("[1, 2]", r"must be a mapping with `name`, `task` and `space`, but got \[1, 2\]"),
+    "text": ("only words", "must be a mapping .* but got 'only words'"),
+    "not YAML": ("name: a\n b: c\n: d", "must be YAML, but ScannerError: mapping values are not allowed.*line 2"),
+    "tab": ("name: a\n\tspace: {}", r"must be YAML, but ScannerError.*'\\t' that cannot start any token.*line 2"),
+    "two documents": ("name: a\n---\nname: b", "must be YAML, but ComposerError: expected a single document"),
+    "python object": ("name: !!python/object:os.system {}", "must be YAML, but ConstructorError: could not determine"),
+    "no such date": ("name: 2024-13-45\nspace: {}", "must be YAML, but ValueError: month must be in 1..12"),
+    "huge number": (f"name: a\nsearch: {{trials: {'9' * 5000}}}", "must be YAML, but ValueError: Exceeds the limit"),
+    "deep": ("name: a\nspace: " + "[" * 3000, "must be YAML, but RecursionError"),
+    "key twice": ("name: a\nname: b\nspace: {}", "key `name` stands twice.*line 2"),
+    "key twice below": ("name: a\nspace: {seed: 1, transfer: kd, seed: 2}", "key `seed` stands twice"),
+    "key a list": ("name: a\nspace: {}\n? [a, b]\n: 3", "must be YAML, but ConstructorError.*unhashable key"),
+    "key a number": ("name: a\nspace: {}\n1: 2", "keys of a study file must be texts, but got 1"),
+    # top level
+    "no space": ("name: a", "`space` must be given, but is not there; add it"),
+    "no name": ("space: {}", "`name` must be given, but is not there; add it"),
+    "unknown key": (
+        "name: a\nspace: {}\ntasks: {}",
+        "`tasks` is not a known key; did you mean `task`.* known: .*search",
+    ),
+    "name with a slash": ("name: a/b\nspace: {}", "`name` must be 1 to 63 letters, digits.*, but got 'a/b'"),
+    "name that climbs": ("name: ../a\nspace: {}", "`name` must be 1 to 63 letters, digits.*, but got '../a'"),
+    "name with a space": ("name: my study\nspace: {}", "`name` must be 1 to 63 letters.*, but got 'my study'"),
+    "name a number": ("name: 5\nspace: {}", "`name` should be a valid string, but got 5"),
+    "long name": (f"name: {'a' * 64}\nspace: {{}}", "`name` must be 1 to 63 letters"),
+    # task
+    "task a list": (
+        "name: a\nspace: {}\ntask: [digits]",
+        r"`task` should be a valid dictionary .*but got \['digits'\]",
+    ),
+    "task nothing": ("name: a\nspace: {}\ntask:", "`task` should be a valid dictionary .*but got None"),
+    "task key": (
+        "name: a\nspace: {}\ntask: {datset: digits}",
+        "`task.datset` is not a known key; did you mean `dataset`",
+    ),
+    "task key a number": ("name: a\nspace: {}\ntask: {1: 2}", "`task.1` Keys should be strings, but got 1"),
+    "data set": (
+        "name: a\nspace: {}\ntask: {dataset: digitz}",
+        "dataset must be one of cifar10, .*digits.*, but got 'digitz'; did you mean digits",
+    ),
+    "no root": ("name: a\nspace: {}\ntask: {dataset: cifar10}", "cifar10 needs task.root.*but got none; set it"),
+    "missing folder": (
+        "name: a\nspace: {}\ntask: {dataset: cifar100, root: not/here}",
+        "root must be a folder that exists, but got .*not/here; correct it",
+    ),
+    "empty folder": (
+        "name: a\nspace: {}\ntask: {dataset: imagefolder, root: .}",
+        "root must hold train/CLASS/IMAGE.*is not there; move the images",
+    ),
+    "root of digits": ("name: a\nspace: {}\ntask: {root: .}", "digits takes no task.root, but got .*; leave it out"),
+    "size of digits": ("name: a\nspace: {}\ntask: {image_size: 8}", "digits takes no task.image_size, but got 8"),
+    "download a text": ("name: a\nspace: {}\ntask: {download: please}", "`task.download` should be a valid boolean"),
+    "train_limit 0": ("name: a\nspace: {}\ntask: {train_limit: 0}", "`task.train_limit` .*or equal to 1, but got 0"),
+    "train_limit 9": ("name: a\nspace: {}\ntask: {train_limit: 9}", "10 <= task.train_limit <= 1067 .* but got 9"),
+    "train_limit 5000": ("name: a\nspace: {}\ntask: {train_limit: 5000}", "<= 1067 .*but got 5000; leave it out"),
+    "augment": (
+        "name: a\nspace: {}\ntask: {augment: flip}",
+        "`task.augment` must be a known policy, but got 'flip'; did you mean `crop_flip`",
+    ),
+    # teacher
+    "teacher key": (
+        "name: a\nspace: {}\ntask: {teacher: {famly: mlp}}",
+        "`task.teacher.famly` is not a known key; did you mean `family`",
+    ),
+    "teacher family": (
+        "name: a\nspace: {}\ntask: {teacher: {family: resnt}}",
+        "must be a known one, but got 'resnt'; did you mean `resnet`. known: mlp, resnet",
+    ),
+    "teacher depth": ("name: a\nspace: {}\ntask: {teacher: {depth: 9}}", r"must be 6n\+2.*but got 9; the nearest is 8"),
+    "teacher members": ("name: a\nspace: {}\ntask: {teacher: {members: 2}}", "members` .*equal to 1, but got 2"),
+    "bool for a number": ("name: a\nspace: {}\ntask: {teacher: {epochs: yes}}", "epochs` .*integer, but got True"),
+    "half an epoch": ("name: a\nspace: {}\ntask: {teacher: {epochs: 2.5}}", "epochs` .*integer, but got 2.5"),
+    "text for a number": ("name: a\nspace: {}\ntask: {teacher: {epochs: many}}", "epochs` .*but got 'many'; leave it"),
+    "NaN": ("name: a\nspace: {}\ntask: {teacher: {width: .nan}}", "width` should be a finite number, but got nan"),
+    "infinite": ("name: a\nspace: {}\ntask: {teacher: {learning_rate: .inf}}", "rate` should be a finite number"),
+    # space
+    "space nothing": ("name: a\nspace:", "`space` must be a mapping of parameters, or `package.module:function`"),
+    "space a number": ("name: a\nspace: 5", "`space` must be a mapping of parameters.*, but got 5"),
+    "parameter": (
+        "name: a\nspace: {student.widht: 1.0}",
+        "`space.student.widht` is not a parameter of this space.*; did you mean `student.width`",
+    ),
+    "parameter a number": ("name: a\nspace: {1: 2}", "names in `space` must be text, but got 1; write it like"),
+    "low above high": (
+        "name: a\nspace: {student.width: {low: 1.0, high: 0.5}}",
+        "`space.student.width` must have low <= high, but got low 1.0, high 0.5; swap them$",
+    ),
+    "no high": ("name: a\nspace: {student.width: {low: 0.5}}", "must have both low and high, but got .*; add high$"),
+    "unknown end": ("name: a\nspace: {student.width: {low: 0.5, hihg: 1}}", "width.hihg` is not .*did you mean `high`"),
+    "low a text": (
+        "name: a\nspace: {student.width: {low: '1', high: 2}}",
+        "low` must be a finite number, but got '1'$",
+    ),
+    "low a bool": (
+        "name: a\nspace: {student.width: {low: no, high: 2}}",
+        "low` must be a finite number, but got False",
+    ),
+    "low NaN": ("name: a\nspace: {student.width: {low: .nan, high: 2}}", "low` must be a finite number, but got nan"),
+    "log from 0": (
+        "name: a\nspace: {student.width: {low: 0, high: 1, log: true}}",
+        "must have low > 0 with log: true, but got 0; raise low or drop log$",
+    ),
+    "log and step": (
+        "name: a\nspace: {student.width: {low: 0.1, high: 1, log: true, step: 0.1}}",
+        "takes log or step, not both, but got step 0.1 with log: true; drop one$",
+    ),
+    "log a number": (
+        "name: a\nspace: {student.width: {low: 1, high: 2, log: 1}}",
+        "log` must be true or false, but got 1",
+    ),
+    "step 0": ("name: a\nspace: {student.width: {low: 1, high: 2, step: 0}}", "step` must be above 0, but got 0; drop"),
+    "high out of reach": (
+        "name: a\nspace: {student.width: {low: 0.5, high: 1.0, step: 0.3}}",
+        "high` must be low plus whole steps, but got 1.0; the last step ends at 0.8$",
+    ),
+    "no choice": (
+        "name: a\nspace: {student.width: []}",
+        r"must have at least one choice, but got \[\]; list its values",
+    ),
+    "choice twice": ("name: a\nspace: {student.width: [1, 1]}", r"must differ, but got \[1, 1\]; write each once"),
+    "choice of nothing": ("name: a\nspace: {student.width: [1, null]}", "must be finite numbers, texts or .*got None"),
+    "width below 0": ("name: a\nspace: {student.width: {low: -1.0, high: 1}}", "student.width` .*than 0, but got -1.0"),
+    "all is cut": (
+        "name: a\nspace: {pruning.fraction: {low: 0, high: 1}}",
+        "pruning.fraction` .*less than 1, but got 1",
+    ),
+    "half epochs": (
+        "name: a\nspace: {training.epochs: {low: 1, high: 2.5}}",
+        "training.epochs` .*integer, but got 1.0",
+    ),
+    "large seed": ("name: a\nspace: {seed: [5000000000]}", "`seed` should be less than 2147483648, but got 5000000000"),
+    "depth": ("name: a\nspace: {student.depth: [8, 9]}", r"must be 6n\+2.*, but got 9; the nearest is 8"),
+    "depths between": ("name: a\nspace: {student.depth: {low: 8, high: 14}}", r"6n\+2.*, but got 9; the nearest is 8"),
+    "family": ("name: a\nspace: {student.family: [mpl]}", "must be a known one, but got 'mpl'; did you mean `mlp`"),
+    # methods
+    "method": (
+        "name: a\nspace: {transfer: [none, factr]}",
+        "must name known methods, but got 'factr'; did .* `factor`",
+    ),
+    "method a number": ("name: a\nspace: {transfer: 1}", "`transfer` should be a valid string, but got 1"),
+    "option of another": (
+        "name: a\nspace: {transfer: [none], kd.temperature: 4.0}",
+        r"`space.kd.temperature` is not a parameter of this space \(methods drawn: none\)",
+    ),
+    "option": (
+        "name: a\nspace: {transfer: kd, kd.temprature: 4.0}",
+        "`kd.temprature` is not a known key; did you mean `temperature`",
+    ),
+    "option out of range": ("name: a\nspace: {transfer: kd, kd.weight: 2.0}", "`kd.weight` .*equal to 1, but got 2.0"),
+    "option's range": (
+        "name: a\nspace: {transfer: kd, kd.temperature: {low: 0.0, high: 8.0}}",
+        "`kd.temperature` should be greater than 0, but got 0.0; leave it out for 4.0",
+    ),
+    "option between": (
+        "name: a\nspace: {transfer: factor, factor.p: {low: 1, high: 2}}",
+        "`factor.p` should be 1 or 2, but got 1.5",
+    ),
+    # space by a function
+    "no colon": ("name: a\nspace: functions", "must be a mapping or `package.module:function`, but got 'functions'$"),
+    "no module": (
+        "name: a\nspace: nowhere.at_all:good",
+        "must be a function that runs, but ModuleNotFoundError: .*nowhere",
+    ),
+    "no function": (
+        "name: a\nspace: space_functions:bad",
+        "AttributeError: .*has no attribute 'bad'; try it in Python$",
+    ),
+    "not callable": ("name: a\nspace: space_functions:nothing", "TypeError: 'NoneType' object is not callable; try it"),
+    "function raises": ("name: a\nspace: space_functions:raises", "that runs, but KeyError: 'no such key'; try it"),
+    "function leaves": ("name: a\nspace: space_functions:leaves", "that runs, but SystemExit: 3; try it in Python$"),
+    "function asks": ("name: a\nspace: space_functions:takes", "that runs, but TypeError: .*an_argument.*; try it"),
+    "function's number": (
+        "name: a\nspace: space_functions:number",
+        "must return a spaces.Space or a mapping, but got 5$",
+    ),
+    "function's space": ("name: a\nspace: space_functions:misspelt", "did you mean `student.width`"),
+    # objectives
+    "no objectives": (
+        "name: a\nspace: {}\nobjectives: {}",
+        "`objectives` .*at least 1 item.*, but got {}; leave it out",
+    ),
+    "objective": ("name: a\nspace: {}\nobjectives: {acuracy: max}", "must be a measurement; did you mean `accuracy`"),
+    "direction": (
+        "name: a\nspace: {}\nobjectives: {accuracy: min}",
+        "`objectives.accuracy` must be max, since that is better, but got min; write max",
+    ),
+    "direction's word": ("name: a\nspace: {}\nobjectives: {accuracy: up}", "should be 'min' or 'max', but got 'up'"),
+    "objectives a list": ("name: a\nspace: {}\nobjectives: [accuracy]", "`objectives` should be a valid dictionary"),
+    "objective a number": ("name: a\nspace: {}\nobjectives: {1: max}", "should be a valid string, but got 1"),
+    # search
+    "search key": (
+        "name: a\nspace: {}\nsearch: {trails: 3}",
+        "`search.trails` is not a known key; did you mean `trials`",
+    ),
+    "negative trials": ("name: a\nspace: {}\nsearch: {trials: -1}", "`search.trials` .*equal to 1, but got -1; leave"),
+    "no trials": ("name: a\nspace: {}\nsearch: {trials: 0}", "`search.trials` .*equal to 1, but got 0; leave it out"),
+    "trials a text": ("name: a\nspace: {}\nsearch: {trials: '9'}", "`search.trials` .*integer, but got '9'"),
+    "trials a bool": ("name: a\nspace: {}\nsearch: {trials: true}", "`search.trials` .*integer, but got True"),
+    "concurrent 0": ("name: a\nspace: {}\nsearch: {concurrent: 0}", "`search.concurrent` .*equal to 1, but got 0"),
+    "sampler": (
+        "name: a\nspace: {}\nsearch: {sampler: tpee}",
+        "`search.sampler` must be a known sampler, but got 'tpee'; did you mean `tpe`. known: gp, nsga2, random, tpe",
+    ),
+    "negative seed": ("name: a\nspace: {}\nsearch: {seed: -1}", "`search.seed` .*equal to 0, but got -1"),
+    "GPUs not a number": ("name: a\nspace: {}\nsearch: {gpus: .nan}", "`search.gpus` should be a finite number"),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the study file lies, with a module of space functions beside it."""
+    (tmp_path / "space_functions.py").write_text(SPACE_FUNCTIONS)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "space_functions", raising=False)
+    return tmp_path
+
+
+def assert_refused(said: Said, message: str, home: Path) -> None:
+    """One line of error, nothing else, exit code 2, nothing written."""
+    code, out, err = said
+    assert (code, out) == (2, "")
+    assert err.startswith("dux: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert "Traceback" not in err
+    assert re.search(message, err), err
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_study_file_ends_in_one_line_before_anything_is_written(
+    case: str, folder: Path, dux: Callable[..., Said]
+) -> None:
+    text, message = BAD[case]
+    (folder / "study.yaml").write_text(text)
+    assert_refused(dux("search", folder / "study.yaml", "--home", folder / "home"), message, folder / "home")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "must be text in UTF-8, but UnicodeDecodeError.*is it a YAML file"),
+        ("name: ä".encode("latin-1"), "must be text in UTF-8, but UnicodeDecodeError"),
+        ("name: a".encode("utf-16"), "must be text in UTF-8, but UnicodeDecodeError"),
+        (b"name: \x00\x07", "must be YAML, but ReaderError: unacceptable character"),
+    ],
+    ids=["picture", "latin-1", "utf-16", "control characters"],
+)
+def test_a_binary_file_ends_in_one_line(content: bytes, message: str, folder: Path, dux: Callable[..., Said]) -> None:
+    (folder / "study.yaml").write_bytes(content)
+    assert_refused(dux("search", folder / "study.yaml", "--home", folder / "home"), message, folder / "home")
+
+
+def test_a_file_that_is_not_there_is_told_with_those_that_are(folder: Path, dux: Callable[..., Said]) -> None:
+    (folder / "digits.yaml").write_text("name: a")
+    said = dux("search", folder / "digit.yaml", "--home", folder / "home")
+    assert_refused(said, "must exist, but .*digit.yaml does not; there is .*digits.yaml", folder / "home")
+
+
+def test_neither_is_there_a_folder_for_it(folder: Path, dux: Callable[..., Said]) -> None:
+    said = dux("search", folder / "nowhere" / "digits.yaml", "--home", folder / "home")
+    assert_refused(said, "must exist, but .*digits.yaml does not; check the path", folder / "home")
+
+
+def test_a_folder_is_no_study_file(folder: Path, dux: Callable[..., Said]) -> None:
+    said = dux("search", folder, "--home", folder / "home")
+    assert_refused(said, "must be a file, but .* is a folder; name a .yaml file in it", folder / "home")
+
+
+def test_a_file_is_no_folder_of_study_files(folder: Path, dux: Callable[..., Said]) -> None:
+    (folder / "study.yaml").write_text(TINY)
+    said = dux("search", folder / "study.yaml" / "digits.yaml", "--home", folder / "home")
+    assert_refused(said, "NotADirectoryError", folder / "home")
+
+
+@pytest.mark.parametrize(("command", "case"), [("search", "low above high"), ("check", "not YAML")])
+def test_the_real_command_refuses_in_one_line_too(command: str, case: str, folder: Path) -> None:
+    text, message = BAD[case]
+    (folder / "study.yaml").write_text(text)
+    home = ["--home", str(folder / "home")] if command == "search" else []
+    done = run(command, "study.yaml", *home, folder=folder)
+    assert_refused((done.returncode, done.stdout, done.stderr), message, folder / "home")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--trials", "0"), "trials"),
+        (("--trials", "many"), "trials"),
+        (("--concurrent", "0"), "concurrent"),
+        (("--seed", "-1"), "seed"),
+        (("--seed", "2147483648"), "seed"),
+        (("--tirals", "3"), "No such option: --tirals"),
+    ],
+)
+def test_a_bad_option_ends_in_one_line_as_well(
+    option: tuple[str, str], message: str, folder: Path, dux: Callable[..., Said]
+) -> None:
+    (folder / "study.yaml").write_text(TINY)
+    said = dux("search", folder / "study.yaml", "--home", folder / "home", *option)
+    assert_refused(said, message, folder / "home")
+
+
+def test_a_broken_image_is_told_before_anything_is_written(folder: Path, dux: Callable[..., Said]) -> None:
+    for name in ("train/a/1.png", "train/b/1.png", "val/a/1.png", "val/b/1.png", "test/a/1.png", "test/b/1.png"):
+        (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "images" / name).write_bytes(b"no picture")
+    (folder / "study.yaml").write_text("name: a\nspace: {}\ntask: {dataset: imagefolder, root: images}")
+    said = dux("search", folder / "study.yaml", "--home", folder / "home")
+    assert_refused(said, r"\.png", folder / "home")
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_example_is_a_study(path: Path) -> None:
+    raw = yaml.safe_load(path.read_text())
+    if raw["task"].get("dataset") == "fashion_mnist" and "root" not in raw["task"]:
+        raw["task"]["dataset"] = "digits"  # its files may not be on this machine
+    study = StudyFile.from_mapping(raw)
+    assert study.name == path.stem
+    assert {"none", "kd", "factor"} <= set(study.space.methods)
+
+
+def test_there_are_examples() -> None:
+    assert {"digits", "fashion_mnist"} <= {path.stem for path in EXAMPLES.glob("*.yaml")}
+
+
+@pytest.mark.parametrize("function", ["good", "good_space"])
+def test_a_python_function_gives_the_same_study_as_the_file_that_says_so(function: str, folder: Path) -> None:
+    (folder / "by_function.yaml").write_text(f"name: a\nspace: space_functions:{function}")
+    (folder / "by_mapping.yaml").write_text(
+        "name: a\nspace: {student.width: {low: 0.25, high: 1.0}, transfer: [none, kd]}"
+    )
+    found = StudyFile.read(folder / "by_function.yaml")
+    assert found == StudyFile.read(folder / "by_mapping.yaml")
+    assert found.space.methods == ("none", "kd")
+
+
+def test_a_study_is_equal_to_itself_after_json() -> None:
+    everything = """
+name: all
+task: {dataset: digits, augment: crop, train_limit: 100, teacher: {family: mlp, depth: 3, width: 0.5, seed: 4}}
+space:
+  student.family: [resnet]
+  student.depth: {low: 8, high: 20, step: 6}
+  student.width: {low: 0.125, high: 1, step: 0.125}
+  transfer: [kd, factor]
+  kd.temperature: {low: 1, high: 8}
+  kd.weight: 1
+  factor.weight: {low: 0.03, high: 1.0, log: true}
+  factor.paraphraser_steps: {low: 100, high: 300, step: 100}
+  factor.p: [1, 2]
+  training.epochs: {low: 2, high: 64, log: true}
+  training.learning_rate: {low: 0.01, high: 0.2, log: true}
+objectives: {nll: min, macs: min, size_bytes: min}
+search: {trials: 3, concurrent: 1, sampler: random, seed: 7, cpus: 2, gpus: 0.5}
+"""
+    for text in (everything, TINY, "name: least\nspace: {}"):
+        study = StudyFile.from_mapping(yaml.safe_load(text))
+        again = StudyFile.from_json(study.to_json())
+        assert again == study
+        assert list(again.objectives.items()) == list(study.objectives.items())  # the first is the most important
+        assert again.to_json() == study.to_json()
+    assert study.objectives == {"accuracy": "max", "parameters": "min"}
+    kinds = StudyFile.from_mapping(yaml.safe_load(everything)).space.parameters
+    assert isinstance(kinds["factor.paraphraser_steps"], Int)
+    assert isinstance(kinds["training.epochs"], Int)
+    assert isinstance(kinds["kd.temperature"], Float)
+
+
+def test_a_space_object_is_taken_as_it_is() -> None:
+    space = Space.from_mapping({"student.width": {"low": 0.5, "high": 1.0}})
+    assert StudyFile.from_mapping({"name": "a", "space": space}).space == space
+
+
+def test_a_relative_root_starts_at_the_study_file(folder: Path) -> None:
+    for name in ("train/a", "train/b"):
+        (folder / "images" / name).mkdir(parents=True)
+        (folder / "images" / name / "1.png").write_bytes(b"not looked at yet")
+    (folder / "study.yaml").write_text("name: a\nspace: {}\ntask: {dataset: imagefolder, root: images}")
+    assert StudyFile.read(folder / "study.yaml").task.root == str((folder / "images").resolve())
+
+
+def test_a_bad_mapping_from_python_is_refused_with_the_same_words() -> None:
+    with pytest.raises(BadInput, match=r"`search\.sampler` must be a known sampler, but got 'grid'"):
+        StudyFile.from_mapping({"name": "a", "space": {}, "search": {"sampler": "grid"}})
