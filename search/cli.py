@@ -200,8 +200,8 @@ def check(study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml")]) -> 
         out.print(f"{seconds:6.1f} s  {what}")
     trials = file.search.trials
     out.print(
-        f"{file.name} is sound; {trials} trials will take roughly {duration(found.study_seconds)} on this machine, "
-        "start-up excluded"
+        f"{file.name} is sound; {trials} trials will take roughly {duration(found.study_seconds)} at most "
+        "on this machine, start-up and stages excluded"
     )
 
 

@@ -184,7 +184,7 @@ def test_a_kill_before_a_recipe_was_drawn_leaves_a_trial_without_one(
 def test_the_same_seed_asks_for_the_same_recipes(sampler: str, tmp_path: Path) -> None:
     def sequence(name: str, seed: int) -> list[Recipe]:
         ledger = Ledger(f"sqlite:///{tmp_path / name}.db", "study", OBJECTIVES, sampler, seed, SPACE)
-        return asked(ledger, 20)
+        return asked(ledger, 13)
 
     first = sequence("first", 5)
     assert sequence("second", 5) == first
