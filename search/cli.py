@@ -1,6 +1,7 @@
 """The command line. Every command is a call or two of `search.study` and its neighbours."""
 
 import json
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -251,7 +252,11 @@ def ui(
         )
     uri = named[0].tracking_uri
     local = database(uri) is not None
-    server = serve(uri, port) if local else None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the server must not outlive this process
+    try:
+        server = serve(uri, port) if local else None
+    except RuntimeError as error:
+        _fail(1, str(error))
     base = server.url if server is not None else uri.rstrip("/")
     try:
         for study in named:
@@ -259,7 +264,7 @@ def ui(
             if runs is not None:
                 out.print(f"{study.name}: {base}/{view_path(runs.experiment_id)}")
         if server is not None:
-            out.print("serving until Ctrl-C")
+            out.print(f"serving {base} until Ctrl-C")
             server.process.wait()
     except KeyboardInterrupt:
         pass
@@ -291,7 +296,7 @@ def main() -> None:
         )
     except (KeyboardInterrupt, typer.Abort):
         _fail(130, "stopped")
-    except ConnectionError as error:
+    except OSError as error:  # a folder that cannot be written, a disk that is full, a server that does not answer
         _fail(1, str(error))
 
 

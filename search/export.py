@@ -6,6 +6,7 @@ The network takes images (B, C, H, W) float32 in [0, 1] and returns logits (B, c
 import hashlib
 import json
 import logging
+import math
 import platform
 import shutil
 import tempfile
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from search.front import Entry
@@ -132,19 +134,25 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = ("
             raise BadInput(f"`--format` must be a known format, but got {name!r}; {known(FORMATS, name)}")
     data = study.file.task.load_data()
     source = study.trial_folder(entry.trial)
-    network = load_student(source)
+    try:
+        network = load_student(source)
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ExportRefused(
+            f"the files of trial {entry.trial} must be those of a student, but {type(error).__name__}: {error}"
+        ) from None
     with computing(study.file.search.cpus):  # as it was measured
         measured = measure(network, data.validation)
         test = measure(network, data.test)
         expected = predictions(network, data.validation)
-    for name in ("accuracy", "parameters"):
-        if measured[name] != entry.measurements[name]:
+    for name in ("accuracy", "parameters", "nll"):
+        recorded = entry.measurements[name]
+        # nll is a sum over logits, which another machine may round differently; the others are counts
+        if not math.isclose(measured[name], recorded, rel_tol=TOLERANCE if name == "nll" else 0.0):
             raise ExportRefused(
-                f"the files of trial {entry.trial} must have the measured {name} {entry.measurements[name]}, "
+                f"the files of trial {entry.trial} must have the measured {name} {recorded}, "
                 f"but have {measured[name]}; were they changed?"
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         made: dict[str, dict[str, Any]] = {}
         for name in formats:
             write, run = FORMATS[name]
@@ -178,6 +186,7 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = ("
                 **{name: version(name) for name in ("dux-search", "torch", "onnx", "onnxruntime")},
             },
         }
+        folder.mkdir(parents=True, exist_ok=True)
         for name in made:
             shutil.move(Path(scratch) / name, folder / name)
     write_whole(folder / "card.json", json.dumps(card, indent=1))

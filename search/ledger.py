@@ -62,8 +62,9 @@ class Ledger:
         directions: list[Literal["minimize", "maximize"]] = [
             "maximize" if direction == "max" else "minimize" for direction in objectives.values()
         ]
+        self._storage = _storage(storage)
         self._study = optuna.create_study(
-            storage=_storage(storage), study_name=name, directions=directions, load_if_exists=True
+            storage=self._storage, study_name=name, directions=directions, load_if_exists=True
         )
         found = [direction.name.lower() for direction in self._study.directions]
         if found != directions:
@@ -100,10 +101,14 @@ class Ledger:
         self._set(number, reason=reason)
         self._study.tell(self._asked.pop(number), state=TrialState.FAIL)
 
-    def reconcile(self) -> int:
+    def reconcile(self, finished: Callable[[int], Mapping[str, Any] | None] = lambda trial: None) -> int:
         """Close trials that no process works on any more and queue their recipes again; returns how many.
 
         To be called only by the process that holds the study's lock.
+
+        Args:
+            finished: `measurements` and `seconds` of a trial that had come to its end when the process was killed, from
+                the trial's files; None for others.
         """
         trials = self._study.get_trials(deepcopy=False)
         queued = {
@@ -116,11 +121,16 @@ class Ledger:
             if trial.state != TrialState.RUNNING:
                 continue
             self._asked.pop(trial.number, None)
-            if "measurements" in trial.user_attrs:  # the kill came between the record and the telling
-                measurements = json.loads(trial.user_attrs["measurements"])
+            attributes = trial.user_attrs  # with measurements or a reason the kill came between record and telling
+            if "reason" not in attributes and "measurements" not in attributes and (result := finished(trial.number)):
+                attributes = {"measurements": json.dumps(result["measurements"]), "seconds": result["seconds"]}
+                for key, value in attributes.items():
+                    self._storage.set_trial_user_attr(self._id(trial.number), key, value)
+            if "measurements" in attributes:
+                measurements = json.loads(attributes["measurements"])
                 self._study.tell(trial.number, [measurements[name] for name in self._objectives])
                 continue
-            if "reason" not in trial.user_attrs:
+            if "reason" not in attributes:
                 root = trial.user_attrs.get("root", trial.number)
                 if root not in queued:  # queued first and closed then: a kill between the two queues nothing twice
                     self._study.enqueue_trial(trial.params, user_attrs={"root": root})
@@ -136,6 +146,10 @@ class Ledger:
     def done(self) -> int:
         """How many trials have ended, well or badly."""
         return sum(line.outcome in ("complete", "failed") for line in self.lines())
+
+    def _id(self, number: int) -> int:
+        study = self._storage.get_study_id_from_name(self._study.study_name)
+        return self._storage.get_trial_id_from_study_id_trial_number(study, number)
 
     def _set(self, number: int, **attributes: Any) -> None:
         for key, value in attributes.items():

@@ -290,7 +290,7 @@ class _Session:
     def run(self, address: str | None) -> Front:
         """The whole study, or what is left of it."""
         file, search = self._study.file, self._study.file.search
-        again = self._ledger.reconcile()
+        again = self._ledger.reconcile(self._finished)
         self._count()
         complete = self._done >= search.trials and not again
         if not (complete and self._is_written()):
@@ -305,7 +305,7 @@ class _Session:
                 self._tracker.close(0.0)
                 raise
             finally:
-                self._ledger.reconcile()  # what is still open was cut short; it is queued for next time
+                self._ledger.reconcile(self._finished)  # what is still open was cut short; it is queued for next time
             self._count()
             complete = self._done >= search.trials
             if not (self._study.folder / "task.json").exists():
@@ -382,7 +382,6 @@ class _Session:
             )
             self._began = time.monotonic()
             self._done_before = self._done
-            self._phase = "trials"
             workers.run(
                 job,
                 arrays,
@@ -397,6 +396,7 @@ class _Session:
 
     def trial_started(self, trial: int, recipe: Recipe) -> None:
         """A worker has the trial."""
+        self._phase = "trials"
         self._running[trial] = 0.0
         self._tracker.trial_started(trial, recipe.flat())
 
@@ -424,6 +424,14 @@ class _Session:
             self._tracker.trial_finished(trial, "FINISHED", {**line.measurements, "seconds": line.seconds}, {}, files)
         else:
             self._tracker.trial_finished(trial, "FAILED", {}, {"dux.reason": line.reason}, files)
+
+    def _finished(self, trial: int) -> dict[str, Any] | None:
+        """The result in a trial's files, which come from the worker and may be there when the driver is killed."""
+        try:
+            found: dict[str, Any] = json.loads((self._study.trial_folder(trial) / "result.json").read_text())
+        except FileNotFoundError:
+            return None
+        return found
 
     def _told(self) -> list[dict[str, Any]]:
         """All events that MLflow has or will get, of this and earlier sessions."""

@@ -167,6 +167,19 @@ def test_a_kill_between_the_record_and_the_telling_loses_nothing(opened: Callabl
     assert optuna.load_study(study_name="study", storage=storage).trials[0].values == [0.75, 12.0]
 
 
+def test_a_trial_whose_files_are_whole_is_not_carried_out_again(opened: Callable[..., Ledger]) -> None:
+    killed = opened()
+    recipes = dict(killed.ask() for _ in range(3))
+    files = {1: {"measurements": MEASURED, "seconds": 3.5, "units": 12}}
+    ledger = opened()
+    assert ledger.reconcile(files.get) == 2
+    assert outcomes(ledger) == {0: "interrupted", 1: "complete", 2: "interrupted"}
+    line = ledger.lines()[1]
+    assert (line.recipe, dict(line.measurements), line.seconds) == (recipes[1], MEASURED, 3.5)
+    assert [ledger.ask()[1] for _ in range(2)] == [recipes[0], recipes[2]]
+    assert opened().reconcile({0: files[1]}.get) == 2  # what is closed stays closed
+
+
 def test_a_kill_before_a_recipe_was_drawn_leaves_a_trial_without_one(
     opened: Callable[..., Ledger], storage: str
 ) -> None:

@@ -1,0 +1,308 @@
+"""An exported student is the one that was measured, and its card says so; anything else is refused."""
+
+import hashlib
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import safetensors.torch
+import torch
+from running import Finished, Said
+from torch import nn
+
+from search.export import FORMATS, TOLERANCE, ExportRefused, export, verify
+from search.front import Entry
+from spaces import BadInput
+from trainers import load_student
+from trainers.data import pixels
+from trainers.data.dataset import Split
+
+BOUNDS = ("--max", "parameters=10k")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `dux export` wrote in both formats."""
+
+    folder: Path
+    out: str
+    entry: Entry
+    card: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("exported")
+
+
+@pytest.fixture
+def exported(finished: Finished, folder: Path, dux: Callable[..., Said]) -> Exported:
+    """Once for the module; the best student of at most 10,000 parameters."""
+    out = folder / "new" / "folder"
+    said = folder / "said.txt"
+    if not said.exists():
+        arguments = ("export", "tiny", "--home", finished.home, *BOUNDS, "--out", out, "--format", "onnx,pt2")
+        code, printed, err = dux(*arguments)
+        assert (code, err) == (0, "")
+        said.write_text(printed)
+    card = json.loads((out / "card.json").read_text())
+    (entry,) = (entry for entry in finished.study.front().entries if entry.trial == card["trial"])
+    return Exported(out, said.read_text(), entry, card)
+
+
+def session(path: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture
+def copied(finished: Finished, tmp_path: Path) -> Path:
+    """A home with the tiny study's files and ledger, to be tampered with."""
+    shutil.copytree(finished.home / "studies", tmp_path / "home" / "studies")
+    shutil.copy(finished.home / "ledger.db", tmp_path / "home")
+    return tmp_path / "home"
+
+
+def test_the_onnx_file_computes_the_measured_network(finished: Finished, exported: Exported) -> None:
+    network = load_student(finished.study.trial_folder(exported.entry.trial))
+    generator = torch.Generator().manual_seed(3)
+    images = torch.rand(64, 1, 8, 8, generator=generator)
+    (found,) = session(exported.folder / f"tiny-{exported.entry.trial}.onnx").run(
+        ["logits"], {"images": images.numpy()}
+    )
+    with torch.no_grad():
+        expected = network(images).numpy()
+    assert np.abs(found - expected).max() <= 1e-4
+    assert (found.dtype, found.shape) == (np.float32, (64, 10))
+
+
+def test_its_accuracy_in_onnx_runtime_is_the_recorded_one(finished: Finished, exported: Exported) -> None:
+    validation = finished.study.file.task.load_data().validation
+    images = {"images": pixels(validation.images).numpy()}
+    (logits,) = session(exported.folder / f"tiny-{exported.entry.trial}.onnx").run(["logits"], images)
+    hits = int((logits.argmax(1) == validation.labels.numpy()).sum())
+    assert hits / len(validation) == exported.entry.measurements["accuracy"]
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_the_exported_student_takes_any_batch_size(batch: int, finished: Finished, exported: Exported) -> None:
+    images = torch.rand(batch, 1, 8, 8, generator=torch.Generator().manual_seed(batch))
+    with torch.no_grad():
+        expected = load_student(finished.study.trial_folder(exported.entry.trial))(images)
+        alone = torch.export.load(exported.folder / f"tiny-{exported.entry.trial}.pt2").module()(images)
+    (found,) = session(exported.folder / f"tiny-{exported.entry.trial}.onnx").run(
+        ["logits"], {"images": images.numpy()}
+    )
+    assert found.shape == (batch, 10)
+    assert float((torch.from_numpy(found) - expected).abs().max()) <= 1e-4
+    assert float((alone - expected).abs().max()) <= 1e-4
+
+
+def test_the_onnx_file_is_one_sound_file_with_named_ends(exported: Exported) -> None:
+    path = exported.folder / f"tiny-{exported.entry.trial}.onnx"
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    assert [(end.name, end.type, end.shape[1:]) for end in session(path).get_inputs()] == [
+        ("images", "tensor(float)", [1, 8, 8])
+    ]
+    assert [(end.name, end.shape[1:]) for end in session(path).get_outputs()] == [("logits", [10])]
+    # as small as what was cut: the weights, which the file holds, and a few kB for the graph
+    parameters = exported.entry.measurements["parameters"]
+    assert 4 * parameters <= path.stat().st_size <= 4 * parameters + 60_000
+
+
+def test_nothing_but_the_files_asked_for_and_the_card_is_written(exported: Exported) -> None:
+    trial = exported.entry.trial
+    names = {f"tiny-{trial}.onnx", f"tiny-{trial}.pt2", "card.json"}
+    assert {path.name for path in exported.folder.iterdir()} == names
+    assert exported.out.startswith(f"trial {trial}: accuracy ")
+    assert {line for line in exported.out.splitlines() if line.startswith("wrote ")} == {
+        f"wrote {exported.folder / name}" for name in names
+    }
+
+
+def test_the_card_says_what_the_student_is(finished: Finished, exported: Exported) -> None:
+    study, card, entry = finished.study, exported.card, exported.entry
+    assert (card["study"], card["trial"]) == ("tiny", entry.trial)
+    assert card["recipe"] == entry.recipe
+    assert card["mlflow_run_id"] == study.run_ids()[entry.trial]
+    assert card["validation"] == entry.measurements
+    assert card["teacher_validation"] == study.task_record()["teacher"]
+    assert card["input"] == {"name": "images", "shape": ["batch", 1, 8, 8], "type": "float32", "range": [0.0, 1.0]}
+    assert card["output"] == {"name": "logits", "shape": ["batch", 10], "type": "float32"}
+    assert {"dux-search": version("dux-search"), "torch": version("torch")}.items() <= card["versions"].items()
+    assert {"python", "onnx", "onnxruntime"} <= set(card["versions"])
+
+
+def test_the_cards_hashes_are_those_of_the_files(finished: Finished, exported: Exported) -> None:
+    for name, described in exported.card["files"].items():
+        content = (exported.folder / name).read_bytes()
+        assert described["sha256"] == hashlib.sha256(content).hexdigest()
+        assert described["size_bytes"] == len(content)
+        assert 0 <= described["largest_logit_difference"] <= TOLERANCE
+    assert set(exported.card["student"]) == {"student.json", "student.safetensors"}
+    for name, digest in exported.card["student"].items():
+        content = (finished.study.trial_folder(exported.entry.trial) / name).read_bytes()
+        assert digest == hashlib.sha256(content).hexdigest()
+
+
+def test_the_cards_test_metrics_are_of_the_test_split(finished: Finished, exported: Exported) -> None:
+    test = finished.study.file.task.load_data().test
+    images = {"images": pixels(test.images).numpy()}
+    (logits,) = session(exported.folder / f"tiny-{exported.entry.trial}.onnx").run(["logits"], images)
+    assert exported.card["test"]["accuracy"] == float((logits.argmax(1) == test.labels.numpy()).mean())
+    nll = float(nn.functional.cross_entropy(torch.from_numpy(logits).double(), test.labels))
+    assert exported.card["test"]["nll"] == pytest.approx(nll, rel=1e-4)
+    assert exported.card["test"] != {name: exported.card["validation"][name] for name in ("accuracy", "nll")}
+
+
+def test_bounds_choose_the_best_student_within(finished: Finished, exported: Exported) -> None:
+    within = [entry for entry in finished.study.front().entries if entry.measurements["parameters"] <= 10_000]
+    assert exported.entry.measurements["accuracy"] == max(entry.measurements["accuracy"] for entry in within)
+
+
+def test_both_kinds_of_bounds_are_heard(finished: Finished, tmp_path: Path, dux: Callable[..., Said]) -> None:
+    entries = finished.study.front().entries
+    middle = sorted(entries, key=lambda entry: entry.measurements["nll"])[1]
+    bounds = ("--min", f"accuracy={middle.measurements['accuracy']}", "--max", f"nll={middle.measurements['nll']}")
+    code, out, err = dux("export", "tiny", "--home", finished.home, *bounds, "--out", tmp_path / "out")
+    assert (code, err) == (0, "")
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert out.startswith(f"trial {card['trial']}: ")
+    assert card["validation"]["accuracy"] >= middle.measurements["accuracy"]
+    assert card["validation"]["nll"] <= middle.measurements["nll"]
+
+
+def test_no_student_within_the_bounds_names_the_nearest_in_one_line(
+    finished: Finished, tmp_path: Path, dux: Callable[..., Said]
+) -> None:
+    bounds = ("--min", "accuracy=1.5", "--max", "parameters=1M")
+    code, out, err = dux("export", "tiny", "--home", finished.home, *bounds, "--out", tmp_path / "out")
+    best = max(finished.study.front().entries, key=lambda entry: entry.measurements["accuracy"])
+    assert (code, out) == (3, "")
+    assert err == (
+        "dux: no student satisfies accuracy >= 1.5 and parameters <= 1,000,000; the nearest is trial "
+        f"{best.trial} with accuracy {best.measurements['accuracy']:.6g} and "
+        f"parameters {best.measurements['parameters']:,.0f}\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--format", "onx"),
+            "`--format` must be a known format, but got 'onx'; did you mean `onnx`? known: onnx, pt2",
+        ),
+        (("--format", ""), "`--format` must be a known format, but got ''; known: onnx, pt2"),
+        (("--format", "onnx,tflite"), "`--format` must be a known format, but got 'tflite'; known: onnx, pt2"),
+        (("--min", "accuracy"), "a bound must read NAME=VALUE, but got 'accuracy'; write for example parameters=50k"),
+        (("--max", "size=5"), "a bound must name a measurement, but got 'size'; known are accuracy, "),
+        (("--max", "nll=many"), "a quantity must be a finite number, as 0.9, 50k, 1.5M or 2G, but got 'many'"),
+        (("--max", "nll=1", "--min", "nll=0"), "a measurement may have one bound, but nll has two; drop one of"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(
+    arguments: tuple[str, ...], message: str, finished: Finished, tmp_path: Path, dux: Callable[..., Said]
+) -> None:
+    code, out, err = dux("export", "tiny", "--home", finished.home, "--out", tmp_path / "out", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"dux: {message}")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_a_file_ends_in_one_line(
+    finished: Finished, tmp_path: Path, dux: Callable[..., Said]
+) -> None:
+    (tmp_path / "out").write_text("in the way")
+    code, out, err = dux("export", "tiny", "--home", finished.home, "--out", tmp_path / "out")
+    assert (code, out) == (1, "")
+    assert err.count("\n") == 1
+    assert "exists" in err
+    assert (tmp_path / "out").read_text() == "in the way"
+
+
+def shuffled(weights: bytes) -> bytes:
+    """The network that is there, its last layer's rows in another order: another accuracy, the same parameters."""
+    tensors = safetensors.torch.load(weights)
+    name = [name for name in tensors if name.endswith("weight")][-1]
+    tensors[name] = tensors[name].flip(0)
+    return bytes(safetensors.torch.save(tensors))
+
+
+def nudged(weights: bytes) -> bytes:
+    """The same predictions a little less sure: the same accuracy and parameters."""
+    tensors = safetensors.torch.load(weights)
+    for name in ("head.weight", "head.bias"):
+        tensors[name] = tensors[name] * 0.999
+    return bytes(safetensors.torch.save(tensors))
+
+
+def another_format(weights: bytes) -> bytes:
+    """Weights of other names."""
+    tensors = safetensors.torch.load(weights)
+    return bytes(safetensors.torch.save({f"other.{name}": tensor for name, tensor in tensors.items()}))
+
+
+@pytest.mark.parametrize(
+    ("tamper", "message"),
+    [
+        (shuffled, "must have the measured accuracy .* but have .*; were they changed"),
+        (nudged, "must have the measured nll .* but have .*; were they changed"),
+        (another_format, "must be those of a student, but ValueError: weights must have the names"),
+        (lambda weights: weights[:-100], "must be those of a student, but SafetensorError"),
+        (lambda weights: b"", "must be those of a student, but SafetensorError"),
+        (None, "must be those of a student, but FileNotFoundError"),
+    ],
+    ids=["other weights", "nearly the same weights", "other names", "cut off", "empty", "gone"],
+)
+def test_a_student_whose_files_were_changed_is_refused_and_nothing_written(
+    tamper: Callable[[bytes], bytes] | None,
+    message: str,
+    exported: Exported,
+    copied: Path,
+    tmp_path: Path,
+    dux: Callable[..., Said],
+) -> None:
+    path = copied / "studies" / "tiny" / "trials" / str(exported.entry.trial) / "student.safetensors"
+    content = path.read_bytes()
+    path.unlink()
+    if tamper is not None:
+        path.write_bytes(tamper(content))
+    code, out, err = dux("export", "tiny", "--home", copied, *BOUNDS, "--out", tmp_path / "out")
+    assert (code, out) == (1, "")
+    assert err.count("\n") == 1
+    assert re.search(f"dux: refused: the files of trial {exported.entry.trial} {message}", err), err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_computes_something_else_is_refused() -> None:
+    split = Split(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 1, 1]))
+    logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 2.0], [2.0, 0.0]])
+    assert verify(logits + 5e-5, logits, split, 0.75, "it") == pytest.approx(5e-5, rel=0.01)
+    for wrong in (logits + 2e-4, logits * math.nan, logits.flip(1)):
+        with pytest.raises(ExportRefused, match=r"it must compute the measured network within 0\.0001, but differs by"):
+            verify(wrong, logits, split, 0.75, "it")
+    with pytest.raises(ExportRefused, match=r"it must have the measured accuracy 1\.0, but has 0\.75"):
+        verify(logits, logits, split, 1.0, "it")
+
+
+def test_export_is_one_call_in_python(finished: Finished, tmp_path: Path) -> None:
+    entry = finished.study.front().select({"parameters": ("max", 10_000.0)})
+    with pytest.raises(BadInput, match="`--format` must be a known format"):
+        export(finished.study, entry, tmp_path / "out", ["tflite"])
+    with pytest.raises(ExportRefused, match="must have the measured accuracy"):
+        export(finished.study, replace(entry, measurements={**entry.measurements, "accuracy": 0.999}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert set(FORMATS) == {"onnx", "pt2"}

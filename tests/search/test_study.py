@@ -1,0 +1,464 @@
+"""A study from end to end by the real command: nothing lost, nothing twice, whatever is killed and whenever."""
+
+import ast
+import json
+import math
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from running import TASK, Command, Ended, Finished, Said, run, wait_for
+
+from search.ledger import Line
+from search.study import Study
+from search.study_file import StudyFile
+from trainers import Knowledge, Task, load_student, run_trial
+from trainers.data import pixels
+
+ROOT = Path(__file__).parents[2]
+TRIALS = 6
+
+# MLflow maps its tables with an option that SQLAlchemy 2.1 calls deprecated.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
+    pytest.mark.timeout(
+        1800
+    ),  # the first test of `story` waits for four starts of Ray, on a busy machine a minute each
+]
+
+
+def runs(study: Study) -> list[Run]:
+    """Every run of the study's experiment."""
+    client = MlflowClient(tracking_uri=study.tracking_uri)
+    experiment = client.get_experiment_by_name(f"dux-{study.name}")
+    found: list[Run] = client.search_runs([experiment.experiment_id])
+    return found
+
+
+def trial_runs(study: Study) -> dict[int, Run]:
+    """Trial -> its run; fails where a trial has two."""
+    found = [run for run in runs(study) if run.data.tags["dux.role"] == "trial"]
+    trials = [int(run.data.tags["dux.trial"]) for run in found]
+    assert len(set(trials)) == len(trials)
+    return dict(zip(trials, found, strict=True))
+
+
+def result(study: Study, trial: int) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((study.trial_folder(trial) / "result.json").read_text())
+    return content
+
+
+def test_ledger_mlflow_and_folders_have_every_trial_exactly_once(finished: Finished) -> None:
+    study = finished.study
+    lines = study.lines()
+    assert [line.trial for line in lines] == list(range(TRIALS))
+    assert {line.outcome for line in lines} == {"complete"}
+    assert {folder.name for folder in (study.folder / "trials").iterdir()} == {str(trial) for trial in range(TRIALS)}
+    found = trial_runs(study)
+    assert set(found) == set(range(TRIALS))
+    (parent,) = (run for run in runs(study) if run.data.tags["dux.role"] == "study")
+    assert parent.info.status == "FINISHED"
+    for line in lines:
+        run = found[line.trial]
+        assert line.recipe is not None
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert result(study, line.trial)["measurements"] == line.measurements
+        assert {name: run.data.metrics[name] for name in line.measurements} == line.measurements
+        assert json.loads((study.trial_folder(line.trial) / "recipe.json").read_text()) == line.recipe.flat()
+        given = {name: value for name, value in run.data.params.items() if value not in ("", "n/a")}
+        assert given == {name: str(value) for name, value in line.recipe.flat().items() if name in given}
+        assert set(study.file.space.parameters) <= set(run.data.params)  # with a filler for what was not drawn
+    assert study.run_ids() == {trial: run.info.run_id for trial, run in found.items()}
+
+
+def test_mlflow_has_every_epoch_of_every_trial(finished: Finished) -> None:
+    client = MlflowClient(tracking_uri=finished.study.tracking_uri)
+    for line in finished.study.lines():
+        assert line.recipe is not None
+        pruning = line.recipe.pruning
+        epochs = line.recipe.training.epochs + (pruning.fine_tune_epochs if pruning.fraction > 0 else 0)
+        history = client.get_metric_history(finished.study.run_ids()[line.trial], "epoch.accuracy")
+        assert sorted(point.step for point in history) == list(range(1, epochs + 1))
+        assert all(0 <= point.value <= 1 for point in history)
+
+
+def test_the_parent_run_has_the_front_as_table_picture_and_page(finished: Finished) -> None:
+    study = finished.study
+    client = MlflowClient(tracking_uri=study.tracking_uri)
+    (parent,) = (run for run in runs(study) if run.data.tags["dux.role"] == "study")
+    files = {file.path for file in client.list_artifacts(parent.info.run_id, "front")}
+    assert files == {f"front/{name}" for name in ("front.html", "front.json", "front.png", "table.json")}
+    on_front = {trial for trial, run in trial_runs(study).items() if run.data.tags["dux.pareto"] == "true"}
+    assert on_front == {entry.trial for entry in study.front().members}
+    course = client.get_metric_history(parent.info.run_id, "hypervolume")
+    assert sorted(point.step for point in course) == list(range(1, TRIALS + 1))
+    assert course[-1].value == study.front().hypervolume
+    student = {file.path for file in client.list_artifacts(trial_runs(study)[0].info.run_id, "student")}
+    assert student >= {"student/recipe.json", "student/student.json", "student/student.safetensors"}
+
+
+def test_methods_widths_and_fractions_are_all_drawn(finished: Finished) -> None:
+    recipes = [line.recipe for line in finished.study.lines() if line.recipe is not None]
+    assert {recipe.transfer for recipe in recipes} == {"none", "kd", "factor"}
+    assert len({recipe.student.width for recipe in recipes}) > 1
+    assert len({recipe.pruning.fraction for recipe in recipes}) == TRIALS
+
+
+def test_the_written_front_is_what_the_trials_files_say(finished: Finished) -> None:
+    study = finished.study
+    measured = {trial: result(study, trial)["measurements"] for trial in range(TRIALS)}
+    points = {trial: (m["accuracy"], m["parameters"]) for trial, m in measured.items()}
+
+    def beaten(trial: int) -> bool:
+        accuracy, parameters = points[trial]
+        return any(
+            a >= accuracy and p <= parameters and (a, p) != (accuracy, parameters) for a, p in points.values()
+        ) or any(points[other] == points[trial] for other in range(trial))
+
+    expected = sorted((t for t in points if not beaten(t)), key=lambda trial: points[trial][1])
+    written = json.loads((study.folder / "front.json").read_text())
+    assert [member["trial"] for member in written["members"]] == expected
+    teacher = study.task_record()["teacher"]["parameters"]
+    volume, floor = 0.0, 0.0
+    for (
+        trial
+    ) in expected:  # from the smallest, hence the worst, on: each adds a strip of accuracy, as long as it is small
+        accuracy, parameters = points[trial]
+        volume += (accuracy - floor) * max(0.0, 1 - math.log(parameters) / math.log(teacher))
+        floor = accuracy
+    assert written["hypervolume"] == pytest.approx(volume, rel=1e-9)
+    for member in written["members"]:
+        assert {**member["objectives"], **member["measurements"]} == measured[member["trial"]]
+        assert member["recipe"] == json.loads((study.trial_folder(member["trial"]) / "recipe.json").read_text())
+        assert member["mlflow_run_id"] == study.run_ids()[member["trial"]]
+
+
+def test_a_members_files_give_exactly_its_accuracy_and_parameters(finished: Finished) -> None:
+    study = finished.study
+    validation = study.file.task.load_data().validation
+    for entry in study.front().entries:
+        network = load_student(study.trial_folder(entry.trial))
+        with torch.no_grad():
+            logits = torch.cat([network(pixels(images)) for images in torch.split(validation.images, 512)])
+        hits = int((logits.argmax(1) == validation.labels).sum())
+        assert hits / len(validation) == entry.measurements["accuracy"]
+        assert sum(p.numel() for p in network.parameters()) == entry.measurements["parameters"]
+
+
+def test_the_same_recipe_gives_the_same_student_without_ray(finished: Finished) -> None:
+    study = finished.study
+    task = Task.load(study.file.task, study.home)
+    assert task.key == study.task_record()["key"]
+    knowledge = Knowledge(task, study.home / "knowledge")
+    lines = {line.recipe.transfer: line for line in study.lines() if line.recipe is not None}
+    assert set(lines) == {"none", "kd", "factor"}
+    for line in lines.values():
+        assert line.recipe is not None
+        again = run_trial(line.recipe, task, knowledge, threads=1)
+        assert again.measurements == line.measurements  # to the last bit: accuracy, nll, parameters and all
+        written = (study.trial_folder(line.trial) / "student.safetensors").read_bytes()
+        assert again.files(task)["student.safetensors"] == written
+        assert again.before_cut == result(study, line.trial)["before_cut"]
+
+
+def test_only_export_reads_the_test_split(finished: Finished) -> None:
+    naming = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("search", "trainers")
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == "test"
+    }
+    assert {name for name in naming if not name.startswith("trainers/data/")} == {"search/export.py"}
+    sent = Task.load(finished.study.file.task, finished.study.home).arrays()  # what workers get
+    assert {name: len(array) for name, array in sent.items() if "test" in name} == {
+        "data/test.images": 0,
+        "data/test.labels": 0,
+    }
+
+
+def test_resuming_a_finished_study_does_nothing_and_says_so(finished: Finished, dux: Callable[..., Said]) -> None:
+    study = finished.study
+    before = study.lines(), {path: path.stat().st_mtime_ns for path in study.folder.rglob("front.*")}
+    spool = (study.folder / "spool.jsonl").read_bytes()
+    code, out, err = dux("resume", "tiny", "--home", finished.home)
+    assert (code, err) == (0, "")
+    assert out.startswith(f"tiny is finished: {TRIALS} of {TRIALS} trials are done; nothing to resume\n")
+    assert "students on the front" in out
+    assert (study.lines(), {path: path.stat().st_mtime_ns for path in study.folder.rglob("front.*")}) == before
+    assert (study.folder / "spool.jsonl").read_bytes() == spool
+
+
+def test_a_study_of_a_name_that_exists_is_refused(finished: Finished, dux: Callable[..., Said]) -> None:
+    code, out, err = dux("search", finished.file, "--home", finished.home)
+    assert (code, out) == (2, "")
+    assert err == (
+        f"dux: a new study must have a new name, but 'tiny' exists in {finished.home}; "
+        "`dux resume tiny` goes on with it, another `name:` begins anew\n"
+    )
+
+
+def test_a_study_whose_folder_was_deleted_is_no_new_one(tmp_path: Path, dux: Callable[..., Said]) -> None:
+    (tmp_path / "study.yaml").write_text(f"name: gone\n{TASK}\nspace: {{}}")
+    home = tmp_path / "home"
+    home.mkdir()
+    Study(StudyFile.read(tmp_path / "study.yaml"), home).ledger().ask()  # and nothing else is left of it
+    code, _, err = dux("search", tmp_path / "study.yaml", "--home", home)
+    assert code == 2
+    assert err.startswith("dux: a new study must have a new name, but the ledger knows a 'gone' whose folder is gone")
+    assert not (home / "studies" / "gone" / "study.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (
+            TASK.replace("batch_size: 16", "batch_size: 16, learning_rate: 1.0e+30"),
+            "`task.teacher` must be one that can be trained, but the loss must be finite",
+        ),
+        (TASK, "`factor` must be possible with this teacher, but the paraphraser's reconstruction"),
+    ],
+    ids=["teacher", "paraphraser"],
+)
+def test_what_cannot_be_prepared_ends_in_one_line_and_leaves_the_name_free(
+    task: str, message: str, tmp_path: Path, dux: Callable[..., Said]
+) -> None:
+    (tmp_path / "study.yaml").write_text(
+        f"name: unready\n{task}\nspace: {{transfer: factor, factor.paraphraser_steps: 1}}"
+    )
+    code, out, err = dux("search", tmp_path / "study.yaml", "--home", tmp_path / "home")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"dux: {message}")
+    assert err.count("\n") == 1
+    assert Study.names(tmp_path / "home") == []
+    assert not list((tmp_path / "home" / "studies").iterdir())
+
+
+CUT = f"""
+name: cut
+{TASK}
+space:
+  student.width: {{low: 0.125, high: 0.5}}
+  transfer: [none, kd]
+  kd.temperature: {{low: 1.0, high: 8.0}}
+  pruning.fraction: {{low: 0.0, high: 0.9}}
+  pruning.fine_tune_epochs: 1
+  training.epochs: 30
+  training.batch_size: 16
+  training.learning_rate: [0.1, 0.05, 1.0e+30]  # a third diverges, and the others go on
+search: {{trials: 14, concurrent: 2}}
+"""
+
+
+@dataclass(frozen=True)
+class Session:
+    """How one process that worked on the study ended, and what the ledger had then."""
+
+    code: int
+    out: str
+    err: str
+    stopping_s: float
+    """From the last signal to the end."""
+    lines: list[Line]
+    students: set[int]
+    """The trials whose files were whole."""
+
+
+@dataclass(frozen=True)
+class Story:
+    """One study in four sessions: killed; told to stop; told twice; carried out to the end."""
+
+    study: Study
+    killed: Session
+    stopped: Session
+    stopped_twice: Session
+    ended: Session
+    second_driver: Ended
+    """What came of `dux resume` while the second session was at work."""
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    folder = tmp_path_factory.mktemp("cut")
+    file, home = folder / "cut.yaml", folder / "home"
+    file.write_text(CUT)
+    commands: list[Command] = []
+
+    def begin(*arguments: str) -> Command:
+        commands.append(Command(tmp_path_factory.mktemp("session"), *arguments, "--home", str(home)))
+        return commands[-1]
+
+    def students() -> set[int]:
+        return {int(path.parent.name) for path in home.glob("studies/cut/trials/*/result.json")}
+
+    def wait_for_a_student(command: Command) -> None:
+        there = students()
+        wait_for(lambda: students() > there or not command.running, "another student")
+        assert command.running, command.err
+
+    def session(command: Command, since: float) -> Session:
+        wait_for(lambda: not command.running, "the end of the session")
+        stopping_s = time.monotonic() - since
+        return Session(command.process.returncode, command.out, command.err, stopping_s, study.lines(), students())
+
+    try:
+        command = begin("search", str(file))
+        wait_for_a_student(command)
+        study = Study.open("cut", home)
+        signalled = time.monotonic()
+        command.kill()
+        killed = session(command, signalled)
+
+        command = begin("resume", "cut")
+        wait_for(lambda: study.at_work, "the second session")
+        second_driver = run("resume", "cut", "--home", str(home), folder=folder)  # while the first one's Ray starts
+        wait_for_a_student(command)
+        signalled = time.monotonic()
+        command.interrupt()
+        stopped = session(command, signalled)
+
+        command = begin("resume", "cut")
+        wait_for_a_student(command)
+        command.interrupt()
+        time.sleep(0.3)
+        signalled = time.monotonic()
+        command.interrupt()
+        stopped_twice = session(command, signalled)
+
+        command = begin("resume", "cut")
+        yield Story(study, killed, stopped, stopped_twice, session(command, time.monotonic()), second_driver)
+    finally:
+        for command in commands:
+            if command.running:
+                command.kill()
+
+
+def ended(lines: list[Line]) -> list[Line]:
+    return [line for line in lines if line.outcome in ("complete", "failed")]
+
+
+def test_a_killed_study_keeps_every_trial_that_had_ended(story: Story) -> None:
+    assert story.killed.code == -signal.SIGKILL
+    after = {line.trial: line for line in story.ended.lines}
+    before = ended(story.killed.lines)
+    assert [after[line.trial] for line in before] == before
+    assert story.killed.students  # those that the driver had not heard of, too
+    for trial in story.killed.students:
+        assert after[trial].outcome == "complete"
+        assert after[trial].measurements == result(story.study, trial)["measurements"]
+
+
+def test_ctrl_c_ends_tidily_and_says_how_to_go_on(story: Story) -> None:
+    done = len(ended(story.stopped.lines))
+    assert story.stopped.code == 130
+    assert story.stopped.out == ""
+    assert story.stopped.err == f"dux: stopped after {done} of 14 trials; `dux resume cut` goes on\n"
+    assert "running" not in {line.outcome for line in story.stopped.lines}
+    assert story.stopped.stopping_s < 60
+
+
+def test_ctrl_c_twice_stops_soon(story: Story) -> None:
+    assert story.stopped_twice.code == 130
+    assert story.stopped_twice.stopping_s < 30
+    assert story.stopped_twice.err.startswith("dux: stopped")
+    assert story.stopped_twice.err.count("\n") == 1
+
+
+def test_a_second_process_on_a_running_study_is_refused(story: Story) -> None:
+    assert story.second_driver.returncode == 2
+    assert story.second_driver.stdout == ""
+    assert story.second_driver.stderr == (
+        "dux: one process at a time may work on a study, but another works on 'cut'; `dux status cut` shows it\n"
+    )
+
+
+def test_the_resumed_study_ends_with_the_trials_asked_for_each_once(story: Story) -> None:
+    assert (story.ended.code, story.ended.err) == (0, "")
+    lines = ended(story.ended.lines)
+    assert len(lines) == 14
+    assert len({line.recipe for line in lines}) == 14  # continuous, so two are equal only if one was repeated
+    assert {line.outcome for line in story.ended.lines} == {"complete", "failed", "interrupted"}
+    assert story.ended.students == {line.trial for line in lines if line.outcome == "complete"}
+
+
+def test_what_was_cut_short_was_carried_out_later_once(story: Story) -> None:
+    count = Counter(line.recipe for line in ended(story.ended.lines))
+    cut_short = {line.recipe for line in story.ended.lines if line.outcome == "interrupted" and line.recipe is not None}
+    assert cut_short
+    assert {count[recipe] for recipe in cut_short} == {1}
+
+
+def test_a_study_goes_on_when_some_of_its_trials_fail(story: Story) -> None:
+    failed = [line for line in story.ended.lines if line.outcome == "failed"]
+    assert 0 < len(failed) < 14
+    for line in failed:
+        assert line.recipe is not None
+        assert line.recipe.training.learning_rate == 1e30
+        assert line.reason.startswith("Diverged: ")
+        assert "Traceback" in (story.study.trial_folder(line.trial) / "error.txt").read_text()
+    trials = {entry.trial for entry in story.study.front().entries}
+    assert trials == {line.trial for line in story.ended.lines if line.outcome == "complete"}
+
+
+def test_mlflow_has_every_ended_trial_once_and_none_that_seems_to_run(story: Story) -> None:
+    found = trial_runs(story.study)
+    status = {"complete": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+    lines = {line.trial: line for line in story.ended.lines}
+    assert {line.trial for line in ended(story.ended.lines)} <= set(found)
+    for trial, found_run in found.items():
+        assert found_run.info.status == status[lines[trial].outcome]
+        measured = lines[trial].measurements
+        assert {name: found_run.data.metrics[name] for name in measured} == measured
+    (parent,) = (run for run in runs(story.study) if run.data.tags["dux.role"] == "study")
+    assert parent.info.status == "FINISHED"
+    assert not (story.study.folder / "spool.refused.jsonl").exists()
+
+
+def test_ctrl_c_while_the_teacher_is_trained_can_be_resumed_too(
+    tmp_path: Path, start: Callable[..., Command], dux: Callable[..., Said]
+) -> None:
+    (tmp_path / "study.yaml").write_text(f"name: early\n{TASK.replace('epochs: 2', 'epochs: 100000')}\nspace: {{}}")
+    home = tmp_path / "home"
+    command = start("search", str(tmp_path / "study.yaml"), "--home", str(home))
+    wait_for(lambda: (home / "teachers").is_dir() or not command.running, "the teacher's training")
+    code, _, err = dux("resume", "early", "--home", home)
+    assert (code, "another works on 'early'" in err) == (2, True)
+    assert dux("status", "early", "--home", home)[1].startswith("early: running; 0/24 trials done")
+    command.interrupt()
+    wait_for(lambda: not command.running, "the end")
+    assert command.process.returncode == 130
+    assert (command.out, command.err) == ("", "dux: stopped before the first trial; `dux resume early` goes on\n")
+    assert dux("status", "early", "--home", home)[1].startswith("early: interrupted; 0/24 trials done")
+    code, out, err = dux("front", "early", "--home", home)
+    assert (code, out) == (2, "")
+    assert "must have its teacher before it has a front" in err
+
+
+def test_a_study_whose_trials_all_fail_says_why(tmp_path: Path, dux: Callable[..., Said]) -> None:
+    (tmp_path / "study.yaml").write_text(
+        f"name: hopeless\n{TASK}\nspace: {{training.learning_rate: 1.0e+30, training.epochs: 1}}\n"
+        "search: {trials: 3, concurrent: 1}"
+    )
+    home = tmp_path / "home"
+    done = run("search", "study.yaml", "--home", str(home), folder=tmp_path)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr.startswith("dux: all 3 trials failed: 3 x Diverged: the loss must be finite, but is ")
+    assert done.stderr.count("\n") == 1
+    assert dux("resume", "hopeless", "--home", home)[0] == 4  # it is no better the second time
+    code, out, _ = dux("status", "hopeless", "--home", home)
+    assert code == 0
+    assert out.startswith("hopeless: finished; 3/3 trials done, 3 of them failed; front of 0")
+    assert out.count("failed: Diverged") == 3
+    assert json.loads(dux("front", "hopeless", "--json", "--home", home)[1])["members"] == []
+    code, _, err = dux("export", "hopeless", "--home", home, "--out", tmp_path / "out")
+    assert (code, err) == (3, "dux: no student satisfies the bounds: none was measured yet\n")
+    assert not (tmp_path / "out").exists()
