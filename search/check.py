@@ -55,10 +55,11 @@ def check(file: StudyFile) -> Checked:
     spec = file.task
     whole = spec.load_data()
     images = len(whole.train)
-    tiny = min(IMAGES, images - whole.classes)
+    tiny = IMAGES if images >= IMAGES + whole.classes else images
+    limit = spec.train_limit if tiny == images else tiny
     did(f"data: {images:,} images to train on, {len(whole.validation):,} to validate with")
     with tempfile.TemporaryDirectory() as scratch, computing(file.search.cpus):
-        small = spec.model_copy(update={"train_limit": tiny, "teacher": spec.teacher.model_copy(update={"epochs": 2})})
+        small = spec.model_copy(update={"train_limit": limit, "teacher": spec.teacher.model_copy(update={"epochs": 2})})
         ends: list[float] = []
         task = Task.load(small, Path(scratch), lambda epoch, loss: ends.append(time.monotonic()))
         teacher_s = (ends[1] - ends[0]) * images / tiny  # an epoch; the first one has start-up in it

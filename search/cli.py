@@ -36,7 +36,7 @@ Home = Annotated[
         envvar="DUX_HOME", help="Folder of studies, teachers and local stores [default: ~/.dux]", show_default=False
     ),
 ]
-Name = Annotated[str, typer.Argument(help="The study's name.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The study's name.")]
 Address = Annotated[
     str | None, typer.Option(help="Of a running Ray cluster; without it, this machine computes.", show_default=False)
 ]
@@ -280,7 +280,7 @@ def main() -> None:
     """
     warnings.simplefilter("ignore")  # other libraries' notes to their developers
     try:
-        app(standalone_mode=False)
+        app(prog_name="dux", standalone_mode=False)
     except BadInput as error:
         _fail(2, str(error))
     except NoStudent as error:

@@ -25,7 +25,7 @@ COMMANDS = ("search", "resume", "status", "front", "export", "check", "methods",
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 
 
-@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)], ids=lambda command: command or "dux")
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)], ids=("dux", *COMMANDS))
 def test_help_shows_what_there_is(command: tuple[str, ...], dux: Callable[..., Said]) -> None:
     code, out, err = dux(*command, "--help")
     assert (code, err) == (0, "")
@@ -64,10 +64,10 @@ def test_a_study_that_is_not_there_ends_in_one_line(
     command: tuple[str, ...], finished: Finished, tmp_path: Path, dux: Callable[..., Said]
 ) -> None:
     name, *options = command
-    code, out, err = dux(name, "tyni", "--home", finished.home, *options)
+    code, out, err = dux(name, "tinyy", "--home", finished.home, *options)
     assert (code, out) == (2, "")
-    assert err == "dux: a study must exist to be opened, but 'tyni' does not; did you mean `tiny`? known: tiny\n"
-    code, _, err = dux(name, "tyni", "--home", tmp_path / "none", *options)
+    assert err == "dux: a study must exist to be opened, but 'tinyy' does not; did you mean `tiny`? known: tiny\n"
+    code, _, err = dux(name, "tinyy", "--home", tmp_path / "none", *options)
     assert code == 2
     assert "there is none yet in" in err
     assert not (tmp_path / "none").exists()

@@ -236,16 +236,15 @@ def test_an_output_that_is_a_file_ends_in_one_line(
 def shuffled(weights: bytes) -> bytes:
     """The network that is there, its last layer's rows in another order: another accuracy, the same parameters."""
     tensors = safetensors.torch.load(weights)
-    name = [name for name in tensors if name.endswith("weight")][-1]
-    tensors[name] = tensors[name].flip(0)
+    tensors["classifier.weight"] = tensors["classifier.weight"].flip(0).contiguous()
     return bytes(safetensors.torch.save(tensors))
 
 
 def nudged(weights: bytes) -> bytes:
     """The same predictions a little less sure: the same accuracy and parameters."""
     tensors = safetensors.torch.load(weights)
-    for name in ("head.weight", "head.bias"):
-        tensors[name] = tensors[name] * 0.999
+    for name in ("classifier.weight", "classifier.bias"):
+        tensors[name] = tensors[name] * 0.9
     return bytes(safetensors.torch.save(tensors))
 
 
