@@ -7,7 +7,7 @@ from spaces import BadInput, Recipe
 from spaces.errors import known
 from trainers.transfer.factor import Factor
 from trainers.transfer.kd import KD
-from trainers.transfer.method import Method, Needs, Options, Paper, Shapes, Stage, StageFailed, TeacherSignals
+from trainers.transfer.method import Method, Needs, Options, Paper, Shapes, Stage, StageFailed, Taps, TeacherSignals
 from trainers.transfer.none import NoTransfer
 
 METHODS: Mapping[str, type[Method]] = MappingProxyType({method.name: method for method in (NoTransfer, KD, Factor)})
@@ -37,6 +37,7 @@ __all__ = [
     "Shapes",
     "Stage",
     "StageFailed",
+    "Taps",
     "TeacherSignals",
     "method_of",
 ]
