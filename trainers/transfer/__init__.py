@@ -5,12 +5,50 @@ from types import MappingProxyType
 
 from spaces import BadInput, Recipe
 from spaces.errors import known
+from trainers.transfer.ab import AB
+from trainers.transfer.attention import Attention
+from trainers.transfer.correlation import Correlation
+from trainers.transfer.crd import CRD
+from trainers.transfer.dist import DIST
+from trainers.transfer.dkd import DKD
 from trainers.transfer.factor import Factor
+from trainers.transfer.fitnet import FitNet
+from trainers.transfer.fsp import FSP
 from trainers.transfer.kd import KD
+from trainers.transfer.kdsvd import KDSVD
 from trainers.transfer.method import Method, Needs, Options, Paper, Shapes, Stage, StageFailed, Taps, TeacherSignals
 from trainers.transfer.none import NoTransfer
+from trainers.transfer.nst import NST
+from trainers.transfer.ofd import OFD
+from trainers.transfer.pkt import PKT
+from trainers.transfer.review import Review
+from trainers.transfer.rkd import RKD
+from trainers.transfer.similarity import Similarity
+from trainers.transfer.vid import VID
 
-METHODS: Mapping[str, type[Method]] = MappingProxyType({method.name: method for method in (NoTransfer, KD, Factor)})
+_ALL: tuple[type[Method], ...] = (
+    NoTransfer,
+    KD,
+    FitNet,
+    Attention,
+    Similarity,
+    Correlation,
+    VID,
+    RKD,
+    PKT,
+    AB,
+    Factor,
+    FSP,
+    NST,
+    KDSVD,
+    CRD,
+    DKD,
+    DIST,
+    Review,
+    OFD,
+)
+
+METHODS: Mapping[str, type[Method]] = MappingProxyType({method.name: method for method in _ALL})
 """Every method by its name in study files."""
 
 

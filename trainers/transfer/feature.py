@@ -97,3 +97,12 @@ def pooled(maps: Tensor) -> Tensor:
 def connector(inputs: int, outputs: int) -> nn.Sequential:
     """A 1x1 convolution and batch norm from the student's channels to the teacher's."""
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+
+
+def spatial_pairs(shapes: Shapes) -> list[int]:
+    """Positions among `pairs` of those in which both maps have more than one pixel, even at the smaller size."""
+    return [
+        index
+        for index, (ours, theirs) in enumerate(pairs(shapes.student, shapes.teacher))
+        if min(ours[1], theirs[1]) * min(ours[2], theirs[2]) > 1
+    ]

@@ -154,7 +154,7 @@ class Method(nn.Module, ABC):
         return 0
 
     @classmethod
-    def check(cls, shapes: Shapes) -> None:  # noqa: B027
+    def check(cls, shapes: Shapes) -> None:
         """Raise BadInput where the method cannot work with such a student and teacher; most work with any."""
 
     @classmethod
