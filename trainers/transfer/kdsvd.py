@@ -14,7 +14,8 @@ Where we differ: the vectors live in channels, so student and teacher must have 
 1x1 convolution brings the student's map to the teacher's width. The teacher's v, whose sign the decomposition leaves
 open, has a positive sum, which the leading one of a map after ReLU always can; theirs takes whatever sign comes out.
 The gradient of a singular vector divides by differences of singular values, and NaN must be caught in the authors'
-code; ours is the same first derivative with the terms of (almost) equal singular values left out.
+code; ours is the same first derivative with the terms of (almost) equal singular values left out. Vectors of (almost)
+no singular value are zero.
 """
 
 from itertools import pairwise
@@ -32,7 +33,7 @@ from trainers.transfer.method import Paper, Shapes, TeacherSignals
 SPARE = 3
 """How many more vectors of the student than of the teacher are looked through for the best match."""
 LEAST_GAP = 1e-4
-"""Squared singular values nearer than this, as a share of the largest, count as equal."""
+"""Squared singular values nearer to each other, or to zero, than this share of the largest count as equal, or zero."""
 
 
 class KDSVDOptions(FeatureOptions):
@@ -101,7 +102,9 @@ def singular(maps: Tensor, k: int) -> tuple[Tensor, Tensor]:
     # v is constant here; its first-order change with the matrix is added as a term that is zero
     change = vectors.transpose(1, 2) @ ((gram - gram.detach()) @ vectors[:, :, :k])
     v = vectors[:, :, :k] + vectors @ (inverse * change)
-    return v, leading.clamp_min(0.0).sqrt()
+    # a vector that the map has nothing of might as well be any other
+    there = leading > LEAST_GAP * leading[:, :1].clamp_min(1e-12)
+    return torch.where(there[:, None], v, 0.0), torch.where(there, leading, 0.0).sqrt()
 
 
 def aligned(v_S: Tensor, v_T: Tensor) -> Tensor:
