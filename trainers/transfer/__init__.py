@@ -1,10 +1,12 @@
 """The catalogue of transfer methods. A new one adds its file, its line here, and its test."""
 
+import importlib
 from collections.abc import Mapping
+from inspect import isabstract
 from types import MappingProxyType
 
 from spaces import BadInput, Recipe
-from spaces.errors import known
+from spaces.errors import known, shown
 from trainers.transfer.ab import AB
 from trainers.transfer.attention import Attention
 from trainers.transfer.correlation import Correlation
@@ -52,18 +54,41 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType({method.name: method for 
 """Every method by its name in study files."""
 
 
+def method_named(name: str) -> type[Method]:
+    """The method of this name: one of METHODS, or the class that `package.module:Class` names.
+
+    Raises:
+        BadInput: there is none, or it is not a method.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    module_name, colon, class_name = name.partition(":")
+    if not colon:
+        own = "; one of your own is named `package.module:Class`"
+        raise BadInput(f"`transfer` must be a known method, but got {name!r}; {known(METHODS, name)}{own}")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (Exception, SystemExit) as error:  # whatever a user's module may raise; it may be a script that exits
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise BadInput(
+            f"`transfer: {name}` must be a class that can be imported, but {reason}; is its folder on PYTHONPATH?"
+        ) from None
+    if not (isinstance(found, type) and issubclass(found, Method)) or isabstract(found):
+        raise BadInput(
+            f"`transfer: {name}` must be a trainers.transfer.Method with `needs`, `__init__` and `forward`, but is "
+            f"{shown(found)}; see trainers/transfer/kd.py"
+        )
+    return found
+
+
 def method_of(recipe: Recipe) -> tuple[type[Method], Options]:
     """The recipe's method and its parameters.
 
     Raises:
         BadInput: no such method, or a parameter that it does not take.
     """
-    if recipe.transfer not in METHODS:
-        raise BadInput(
-            f"`transfer` must be a known method, but got {recipe.transfer!r}; {known(METHODS, recipe.transfer)}"
-        )
-    method = METHODS[recipe.transfer]
-    return method, method.parse(dict(recipe.options))
+    method = method_named(recipe.transfer)
+    return method, method.parse(dict(recipe.options), called=recipe.transfer)
 
 
 __all__ = [
@@ -77,5 +102,6 @@ __all__ = [
     "StageFailed",
     "Taps",
     "TeacherSignals",
+    "method_named",
     "method_of",
 ]
