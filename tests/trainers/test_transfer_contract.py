@@ -1,6 +1,8 @@
 """What every transfer method promises: one suite, run over the catalogue."""
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -315,6 +317,20 @@ def test_a_method_is_found_under_its_name_with_its_defaults(method_type: type[Me
     assert method_type.paper.title
     # a method called like a part of a recipe would have its options taken for the part's
     assert not any(name.startswith(f"{method_type.name}.") for name in RECIPE_NAMES)
+
+
+def test_the_documentation_has_every_method_and_its_defaults() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \|(.*)$", text, re.MULTILINE))
+    assert list(rows) == list(METHODS)
+    for name, method_type in METHODS.items():
+        shared = (
+            FeatureMethod.Options.model_fields.keys() - {"weight"} if issubclass(method_type, FeatureMethod) else ()
+        )
+        written = {key: float(value) for key, value in re.findall(r"`(\w+)` ([\d.]+)", rows[name])}
+        defaults = {key: f.default for key, f in method_type.Options.model_fields.items() if key not in shared}
+        assert written == pytest.approx(defaults, rel=5e-3)
+        assert method_type.paper.link in rows[name]
 
 
 @each_method
