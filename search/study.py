@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -28,7 +29,7 @@ from trainers.loop import Diverged
 from trainers.measure import METRICS, best, worst
 from trainers.store import write_whole
 from trainers.task import Task
-from trainers.transfer import METHODS, Needs, StageFailed
+from trainers.transfer import Needs, StageFailed, method_named
 
 FLUSH_S = 60.0
 """How long a finished study waits for MLflow; what is not sent by then goes out with `dux resume`."""
@@ -379,6 +380,7 @@ class _Session:
                 driver_node=workers.this_node(),
                 threads=search.cpus,
                 device="cuda" if search.gpus else "cpu",
+                import_folders=tuple(sys.path),
             )
             self._began = time.monotonic()
             self._done_before = self._done
@@ -530,8 +532,9 @@ def needs_of(space: Space, method: str) -> list[Needs]:
     own = {key: domain for key, domain in space.parameters.items() if key.rpartition(".")[0] == method}
     options = [key.rpartition(".")[2] for key in own]
     combinations = itertools.product(*(domain.extremes() for domain in own.values()))
-    parsed = [METHODS[method].parse(dict(zip(options, values, strict=True))) for values in combinations]
-    found = {METHODS[method].needs(option) for option in parsed}
+    method_type = method_named(method)
+    parsed = [method_type.parse(dict(zip(options, values, strict=True))) for values in combinations]
+    found = {method_type.needs(option) for option in parsed}
     listed = len(found) == 1 or all(isinstance(domain, Choice) for domain in own.values())
     return sorted(found, key=repr) if listed else []
 

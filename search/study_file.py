@@ -19,7 +19,7 @@ from spaces.recipe import Part
 from trainers.families import check_student
 from trainers.measure import METRICS
 from trainers.task import TaskSpec
-from trainers.transfer import METHODS
+from trainers.transfer import method_named
 
 Direction = Literal["min", "max"]
 
@@ -110,15 +110,16 @@ class StudyFile(Part):
 
         Args:
             raw: what the YAML file holds.
-            folder: where a relative `task.root` starts, and where the module of a `space: module:function` may lie.
+            folder: where a relative `task.root` starts, and where the modules of a `space: module:function` and of a
+                method `module:Class` may lie.
         """
         if not isinstance(raw, Mapping):
             raise BadInput(f"a study file must be a mapping with `name`, `task` and `space`, but got {shown(raw)}")
         for key in raw:
             if not isinstance(key, str):
                 raise BadInput(f"keys of a study file must be texts, but got {shown(key)}")
-        if folder is not None and str(folder.resolve()) not in sys.path and isinstance(raw.get("space"), str):
-            sys.path.append(str(folder.resolve()))
+        if _names_a_module(raw.get("space")):
+            _find_modules_in(folder or Path())
         try:
             # the space first: inside of pydantic's check its errors would be wrapped into others
             study = cls.model_validate({**raw, "space": _as_space(raw["space"])} if "space" in raw else dict(raw))
@@ -142,7 +143,10 @@ class StudyFile(Part):
     @classmethod
     def from_json(cls, text: str) -> Self:
         """The study that `to_json` wrote; not checked against this machine's files again."""
-        return cls.model_validate(json.loads(text))
+        raw = json.loads(text)
+        if _names_a_module(raw.get("space")):
+            _find_modules_in(Path())
+        return cls.model_validate(raw)
 
 
 def _check_objectives(objectives: Mapping[str, Direction]) -> None:
@@ -157,17 +161,18 @@ def _check_objectives(objectives: Mapping[str, Direction]) -> None:
 
 
 def _check_space(space: Space) -> None:
-    for method in space.methods:
-        if method not in METHODS:
-            raise BadInput(f"`space.transfer` must name known methods, but got {method!r}; {known(METHODS, method)}")
+    try:
+        methods = {method: method_named(method) for method in space.methods}
+    except BadInput as error:
+        raise BadInput(f"space: {error}") from None
     for name, domain in space.parameters.items():
         method, _, option = name.rpartition(".")
-        if method in METHODS:
+        if method in methods:
             values = [*domain.extremes()]
             if isinstance(domain, Float):  # inside, too: an option may take the ends alone, as 1 or 2
                 values.append(min(domain.high, domain.low + (domain.step or (domain.high - domain.low) / 2)))
             for value in values:
-                METHODS[method].parse({option: value})
+                methods[method].parse({option: value}, called=method)
     families = space.parameters.get("student.family", Choice((Student().family,))).extremes()
     depths = space.parameters.get("student.depth", Choice((Student().depth,))).extremes()
     for family in families:
@@ -178,12 +183,23 @@ def _check_space(space: Space) -> None:
                 raise BadInput(f"`space.student`: {error}") from None
 
 
+def _names_a_module(space: object) -> bool:
+    """Whether a space is, or draws a method that is, `package.module:name`."""
+    named = space.get("transfer") if isinstance(space, Mapping) else space
+    return any(":" in str(name) for name in (named if isinstance(named, list) else [named]))
+
+
+def _find_modules_in(folder: Path) -> None:
+    """Let modules of `folder` and of the current folder be imported."""
+    for place in (str(folder.resolve()), str(Path.cwd())):
+        if place not in sys.path:
+            sys.path.append(place)
+
+
 def _space_from_function(reference: str) -> Space:
     module_name, colon, function_name = reference.partition(":")
     if not colon or not module_name or not function_name.isidentifier():
         raise BadInput(f"`space` must be a mapping or `package.module:function`, but got {reference!r}")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
     try:
         function = getattr(importlib.import_module(module_name), function_name)
         found = function()

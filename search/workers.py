@@ -69,6 +69,8 @@ class Job:
     driver_node: str
     threads: int
     device: str
+    import_folders: tuple[str, ...]
+    """Where the driver finds modules, such as a user's own transfer method."""
 
 
 @contextmanager
@@ -275,6 +277,7 @@ def _carry_out(config: Mapping[str, Any], job: Job, arrays: Mapping[str, np.ndar
     """One trial in a worker process. Whatever goes wrong in it is the trial's outcome, not the study's."""
     global _loaded
     try:
+        sys.path += [folder for folder in job.import_folders if folder not in sys.path]
         if _loaded is None or _loaded[0] != job.task_key:
             task = Task.from_arrays(job.task, job.teacher_measurements, job.task_key, job.classes, arrays)
             cached = {

@@ -23,7 +23,7 @@ from trainers.loop import Batch, batches
 from trainers.seeding import seeded
 from trainers.store import digest, weights_bytes, write_whole
 from trainers.task import Task
-from trainers.transfer import Needs, Stage, TeacherSignals
+from trainers.transfer import Needs, Stage, Taps, TeacherSignals
 
 CACHE_BYTES = 2**30
 """A signal larger than this for the whole training split is computed batch by batch instead of kept."""
@@ -72,14 +72,22 @@ class Knowledge:
             found.update(self._computed(missing, batch.images))
         return TeacherSignals(
             logits=found.get("logits"),
-            maps=tuple(found[f"map{tap}"] for tap in needs.maps),
+            maps=tuple(found[name] for name in self._taps("map", needs.maps)),
+            before_relu=tuple(found[name] for name in self._taps("before_relu", needs.before_relu)),
+            rows=batch.index.to(batch.images.device) if needs.rows else None,
             staged=None if needs.stage is None else found[needs.stage.key],
         )
 
     def _names(self, needs: Needs) -> list[tuple[str, Stage | None]]:
         names: list[tuple[str, Stage | None]] = [("logits", None)] if needs.logits else []
-        names += [(f"map{tap}", None) for tap in needs.maps]
+        names += [(name, None) for name in self._taps("map", needs.maps)]
+        names += [(name, None) for name in self._taps("before_relu", needs.before_relu)]
         return names + ([(needs.stage.key, needs.stage)] if needs.stage is not None else [])
+
+    def _taps(self, kind: str, taps: Taps) -> list[str]:
+        """Names of the signals of these taps; one signal has one name, from whichever end its tap was counted."""
+        count = len(self.task.teacher.taps)
+        return [f"{kind}{tap % count}" for tap in (range(count) if taps == "all" else taps)]
 
     def _computed(self, names: list[tuple[str, Stage | None]], images: Tensor) -> dict[str, Tensor]:
         """The named signals of images (B, C, H, W) by a forward pass of the teacher."""
@@ -90,8 +98,12 @@ class Knowledge:
             for name, stage in names:
                 if stage is not None:
                     found[name] = stage.apply(self._stage(stage).to(images.device), features.maps[stage.tap])
+                elif name == "logits":
+                    found[name] = features.logits
                 else:
-                    found[name] = features.logits if name == "logits" else features.maps[int(name.removeprefix("map"))]
+                    kind = "map" if name.startswith("map") else "before_relu"
+                    maps = features.maps if kind == "map" else features.before_relu
+                    found[name] = maps[int(name.removeprefix(kind))]
         return found
 
     def _cached(self, name: str, stage: Stage | None) -> np.ndarray | None:
@@ -122,7 +134,7 @@ class Knowledge:
     def _stage(self, stage: Stage) -> nn.Module:
         """The trained module of a stage."""
         if stage.key not in self._stages:
-            tap = f"map{stage.tap}"
+            (tap,) = self._taps("map", (stage.tap,))
             maps = self._computed([(tap, None)], pixels(self.task.data.train.images[:2]))[tap]
             generator = torch.Generator().manual_seed(int(digest(self.task.spec.teacher.seed, stage.key)[:8], 16))
             with seeded(generator):

@@ -3,21 +3,21 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from spaces import Recipe
 from trainers.computing import computing
-from trainers.families import Network, build, capture, check_student
+from trainers.families import Features, Network, build, capture, check_student
 from trainers.knowledge import Knowledge
 from trainers.loop import Batch, Schedule, fit
 from trainers.measure import measure, predictions, quality
 from trainers.spectral import cut, fold, plan, spectral_penalty, spectralize
 from trainers.store import network_description, weights_bytes
 from trainers.task import Task
-from trainers.transfer import Shapes, method_of
+from trainers.transfer import Method, Shapes, TeacherSignals, method_of
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Report:
     steps: int
     """Epochs there will be."""
     phase: str
-    """`train` or `fine_tune`."""
+    """`pretrain` (of methods that have it), `train` or `fine_tune`."""
     metrics: dict[str, float]
     """loss (mean over the epoch), accuracy and nll on validation data of the network as it is."""
 
@@ -91,7 +91,8 @@ def run_trial(
         device: where to train, as torch names it.
 
     Raises:
-        BadInput: a network or a method that does not exist, or an option that it does not take.
+        BadInput: a network or a method that does not exist, an option that it does not take, or a method that cannot
+            work with this student and teacher.
         Diverged: the loss, or what the student puts out, is no longer a number.
         StageFailed: what the method needs learned of the teacher was not learned.
     """
@@ -103,7 +104,6 @@ def run_trial(
         shape = task.data.image_shape
         pruned = recipe.pruning.fraction > 0
         fine_tune_epochs = recipe.pruning.fine_tune_epochs if pruned else 0
-        steps = recipe.training.epochs + fine_tune_epochs
         needs = method_type.needs(options)
         knowledge.prepare(needs)
 
@@ -111,20 +111,32 @@ def run_trial(
         student.set_normalization(*task.data.mean_std())
         student = spectralize(student, keep=[student.head]).to(device).to(memory_format=torch.channels_last)
 
-        def train(network: Network, schedule: Schedule, phase: str, before: int) -> None:
-            method = method_type.make(options, _shapes(network, task), generator=generator).to(device)
+        pretraining_epochs = method_type.pretraining_epochs(options)
+        steps = pretraining_epochs + recipe.training.epochs + fine_tune_epochs
+
+        def phase(
+            name: str,
+            network: Network,
+            method: Method,
+            objective: Callable[[Features, TeacherSignals, Tensor], Tensor],
+            schedule: Schedule,
+            before: int,
+        ) -> None:
+            """Train a network by one of its method's losses; `before`: epochs done."""
 
             def loss(batch: Batch) -> Tensor:
-                value: Tensor = method(capture(network, batch.images), knowledge.signals(needs, batch), batch.labels)
+                value = objective(capture(network, batch.images), knowledge.signals(needs, batch), batch.labels)
                 penalties = recipe.spectral
                 return value + spectral_penalty(
                     network, eigenvector_l2=penalties.eigenvector_l2, eigenvalue_l2=penalties.eigenvalue_l2
                 )
 
             def on_epoch(epoch: int, mean_loss: float) -> None:
+                method.progress = min(1.0, (epoch + 1) / schedule.epochs)
                 found = quality(predictions(network, task.data.validation), task.data.validation.labels)
-                report(Report(before + epoch, steps, phase, {"loss": mean_loss, **found}))
+                report(Report(before + epoch, steps, name, {"loss": mean_loss, **found}))
 
+            method.progress = 1 / schedule.epochs
             fit(
                 network,
                 loss,
@@ -136,15 +148,25 @@ def run_trial(
                 on_epoch=on_epoch,
             )
 
+        def made_for(network: Network) -> Method:
+            return method_type.make(options, _shapes(network, task), generator=generator).to(device)
+
         t, p = recipe.training, recipe.pruning
-        train(student, Schedule(t.epochs, t.batch_size, t.learning_rate, t.momentum, t.weight_decay), "train", 0)
+        method = made_for(student)
+        schedule = Schedule(t.epochs, t.batch_size, t.learning_rate, t.momentum, t.weight_decay)
+        if pretraining_epochs:
+            first = replace(schedule, epochs=pretraining_epochs)
+            phase("pretrain", student, method, method.pretraining_loss, first, 0)
+        phase("train", student, method, method, schedule, pretraining_epochs)
         # contiguous, as a loaded student is: another memory layout may round differently, and the numbers are exact
         before_cut = measure(fold(student).to(memory_format=torch.contiguous_format), task.data.validation)
         cuts = plan(student, p.fraction, floor=p.floor, image_shape=shape)
         network = cut(student, cuts, image_shape=shape)
         if fine_tune_epochs:
-            schedule = Schedule(fine_tune_epochs, t.batch_size, p.fine_tune_learning_rate, t.momentum, t.weight_decay)
-            train(network.to(memory_format=torch.channels_last), schedule, "fine_tune", t.epochs)
+            network = network.to(memory_format=torch.channels_last)
+            method = made_for(network)
+            schedule = replace(schedule, epochs=fine_tune_epochs, learning_rate=p.fine_tune_learning_rate)
+            phase("fine_tune", network, method, method, schedule, pretraining_epochs + t.epochs)
         network = network.to("cpu").to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
         measurements = measure(network, task.data.validation)
         seconds = time.monotonic() - began
@@ -152,7 +174,7 @@ def run_trial(
 
 
 def _shapes(network: Network, task: Task) -> Shapes:
-    """(C, H, W) of every tap of the student and of the teacher."""
+    """(C, H, W) of every tap of the student and of the teacher, and the training images' classes."""
     found = []
     for model in (network, task.teacher):
         training = model.training
@@ -161,4 +183,4 @@ def _shapes(network: Network, task: Task) -> Shapes:
             maps = capture(model.eval(), torch.zeros(2, *task.data.image_shape, device=parameter.device)).maps
         model.train(training)
         found.append(tuple((m.shape[1], m.shape[2], m.shape[3]) for m in maps))
-    return Shapes(student=found[0], teacher=found[1])
+    return Shapes(student=found[0], teacher=found[1], labels=task.data.train.labels)

@@ -1,6 +1,8 @@
 """What every transfer method promises: one suite, run over the catalogue."""
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,9 @@ from spaces import BadInput, Float, Int, Recipe, Space, Student
 from spaces.recipe import RECIPE_NAMES
 from trainers.families import Features, Network, build, capture
 from trainers.seeding import seeded
-from trainers.transfer import METHODS, Method, Needs, Shapes, TeacherSignals, method_of
+from trainers.transfer import METHODS, Method, Needs, Shapes, Taps, TeacherSignals, method_of
+from trainers.transfer.feature import FeatureMethod
+from trainers.transfer.kd import soft_label_loss
 
 IMAGE = (1, 8, 8)
 RESNET = Student(depth=8, width=0.25)
@@ -22,8 +26,19 @@ PAIRS = {
     "of another family, features flat": (Student(family="mlp", depth=3, width=0.05), RESNET),
     "of another family, teacher's features flat": (RESNET, Student(family="mlp", depth=5, width=0.05)),
 }
+FLAT = {name for name in PAIRS if "flat" in name}
+REFUSED = {(method, pair) for method in ("attention", "nst") for pair in FLAT}
+"""Methods that compare where in the image something is, on networks whose features are nowhere."""
 each_method = pytest.mark.parametrize("method_type", METHODS.values(), ids=METHODS)
-each_pair = pytest.mark.parametrize(("student", "teacher"), PAIRS.values(), ids=PAIRS)
+each_method_and_pair = pytest.mark.parametrize(
+    ("method_type", "student", "teacher"),
+    [
+        pytest.param(method, *pair, id=f"{name}, {which}")
+        for name, method in METHODS.items()
+        for which, pair in PAIRS.items()
+        if (name, which) not in REFUSED
+    ],
+)
 
 
 def generator(seed: int) -> torch.Generator:
@@ -53,15 +68,33 @@ def signals(needs: Needs, teacher: Features) -> TeacherSignals:
         staged = needs.stage.apply(module, tap)
     return TeacherSignals(
         logits=teacher.logits.detach() if needs.logits else None,
-        maps=tuple(teacher.maps[tap].detach() for tap in needs.maps),
+        maps=taken(teacher.maps, needs.maps),
+        before_relu=taken(teacher.before_relu, needs.before_relu),
+        rows=torch.arange(len(teacher.logits)) * 2 if needs.rows else None,
         staged=staged,
     )
 
 
+def taken(maps: tuple[Tensor, ...], taps: Taps) -> tuple[Tensor, ...]:
+    return tuple(m.detach() for m in (maps if taps == "all" else [maps[tap] for tap in taps]))
+
+
 def made(method_type: type[Method], student: Features, teacher: Features, **options: Any) -> tuple[Method, Needs]:
     parsed = method_type.parse(options)
-    method = method_type.make(parsed, Shapes(shape(student.maps), shape(teacher.maps)), generator=generator(5))
+    method = method_type.make(parsed, shapes(student, teacher), generator=generator(5))
     return method, method_type.needs(parsed)
+
+
+def shapes(student: Features, teacher: Features) -> Shapes:
+    return Shapes(shape(student.maps), shape(teacher.maps), labels=torch.arange(50) % 10)
+
+
+def whole(method: Method, student: Features, teacher: TeacherSignals, labels: Tensor) -> Tensor:
+    """What the student learns by, in the stage before its training and in the training."""
+    loss: Tensor = method(student, teacher, labels)
+    if type(method).pretraining_epochs(type(method).parse({})):
+        loss = loss + method.pretraining_loss(student, teacher, labels)
+    return loss
 
 
 def leaves(loss: Tensor) -> Iterator[Tensor]:
@@ -77,8 +110,7 @@ def leaves(loss: Tensor) -> Iterator[Tensor]:
         to_visit += [following for following, _ in node.next_functions]
 
 
-@each_method
-@each_pair
+@each_method_and_pair
 def test_gradient_reaches_the_student_and_the_methods_own_parameters_and_nothing_else(
     method_type: type[Method], student: Student, teacher: Student
 ) -> None:
@@ -86,7 +118,7 @@ def test_gradient_reaches_the_student_and_the_methods_own_parameters_and_nothing
     images, labels = batch()
     student_features, teacher_features = capture(ours, images), capture(theirs, images)
     method, needs = made(method_type, student_features, teacher_features)
-    loss = method(student_features, signals(needs, teacher_features), labels)
+    loss = whole(method, student_features, signals(needs, teacher_features), labels)
     assert loss.shape == ()
     assert torch.isfinite(loss)
     registered = {*ours.parameters(), *method.parameters()}
@@ -98,8 +130,7 @@ def test_gradient_reaches_the_student_and_the_methods_own_parameters_and_nothing
     assert all(p.grad is None for p in theirs.parameters())
 
 
-@each_method
-@each_pair
+@each_method_and_pair
 def test_every_learnable_of_the_method_moves_after_one_step(
     method_type: type[Method], student: Student, teacher: Student
 ) -> None:
@@ -109,7 +140,7 @@ def test_every_learnable_of_the_method_moves_after_one_step(
     method, needs = made(method_type, student_features, teacher_features)
     before = {name: p.detach().clone() for name, p in method.named_parameters()}
     optimizer = torch.optim.SGD([*ours.parameters(), *method.parameters()], lr=1.0)
-    method(student_features, signals(needs, teacher_features), labels).backward()
+    whole(method, student_features, signals(needs, teacher_features), labels).backward()
     optimizer.step()
     assert [name for name, p in method.named_parameters() if torch.equal(p, before[name])] == []
 
@@ -120,33 +151,136 @@ def test_what_the_teacher_says_reaches_the_students_gradient(method_type: type[M
     ours, theirs = networks(*PAIRS["alike"])
     student_features = capture(ours, images)
     one = capture(theirs, images)
-    other = Features(-one.logits, tuple(-10 * m for m in one.maps))
+    other = Features(
+        -one.logits, *(tuple(-10 * m.roll(1, dims=0) for m in maps) for maps in (one.maps, one.before_relu))
+    )
     method, needs = made(method_type, student_features, one)
     gradients = []
     for teacher_features in (one, other):
-        loss = method(student_features, signals(needs, teacher_features), labels)
+        loss = whole(method, student_features, signals(needs, teacher_features), labels)
         gradients.append(torch.autograd.grad(loss, list(ours.parameters()), retain_graph=True))
     same = all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
     assert same == (needs == Needs())
 
 
-@each_method
-@pytest.mark.parametrize(("ours", "theirs"), [((5, 3), (2, 6)), ((1, 1), (4, 4)), ((8, 8), (3, 2))])
-def test_maps_of_unlike_resolutions_are_taken(
-    method_type: type[Method], ours: tuple[int, int], theirs: tuple[int, int]
-) -> None:
-    def features(channels: int, size: tuple[int, int], seed: int) -> Features:
-        maps = tuple(torch.rand(6, c, *size, generator=generator(seed + c)) for c in (channels, channels + 1))
-        return Features(torch.randn(6, 10, generator=generator(seed)), tuple(m.requires_grad_() for m in maps))
+SIZES = {"unlike": ((5, 3), (2, 6)), "one pixel": ((1, 1), (4, 4)), "larger": ((8, 8), (3, 2))}
 
-    student, teacher = features(3, ours, 10), features(5, theirs, 20)
+
+def features(channels: int, size: tuple[int, int], seed: int, count: int = 6) -> Features:
+    """Of two taps, with gradient, the maps being ReLUs."""
+    before = tuple(torch.randn(count, c, *size, generator=generator(seed + c)) for c in (channels, channels + 1))
+    before = tuple(m.requires_grad_() for m in before)
+    logits = torch.randn(count, 10, generator=generator(seed)).requires_grad_()
+    return Features(logits, tuple(m.relu() for m in before), before)
+
+
+@each_method
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_maps_of_unlike_resolutions_are_taken(
+    method_type: type[Method], sizes: tuple[tuple[int, int], tuple[int, int]]
+) -> None:
+    student, teacher = features(3, sizes[0], 10), features(5, sizes[1], 20)
+    if method_type.name in ("attention", "nst") and sizes == SIZES["one pixel"]:
+        with pytest.raises(BadInput, match="must have maps of more than one pixel"):
+            made(method_type, student, teacher)
+        return
     method, needs = made(method_type, student, teacher)
-    student.logits.requires_grad_()
-    loss = method(student, signals(needs, teacher), batch()[1])
+    loss = whole(method, student, signals(needs, teacher), batch()[1])
     loss.backward()
     assert torch.isfinite(loss)
     assert student.logits.grad is not None
-    assert all(m.grad is None for m in teacher.maps)
+    assert all(m.grad is None for m in teacher.before_relu)
+
+
+@pytest.mark.parametrize(("name", "pair"), sorted(REFUSED))
+def test_a_pair_that_a_method_cannot_work_with_is_refused_when_it_is_made(name: str, pair: str) -> None:
+    ours, theirs = (capture(network, batch()[0]) for network in networks(*PAIRS[pair]))
+    with pytest.raises(BadInput, match=f"`{name}` must have maps of more than one pixel on both sides"):
+        made(METHODS[name], ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["fsp", "kdsvd"])
+def test_methods_on_neighbouring_layers_refuse_a_network_with_one(name: str) -> None:
+    pair = networks(RESNET, Student(family="mlp", depth=2, width=0.05))
+    ours, theirs = (capture(network, batch()[0]) for network in pair)
+    with pytest.raises(BadInput, match=f"`{name}` must have two features or more on both sides"):
+        made(METHODS[name], ours, theirs)
+
+
+@each_method
+def test_a_student_of_one_hidden_layer_will_do(method_type: type[Method]) -> None:
+    pair = networks(Student(family="mlp", depth=2, width=0.05), RESNET)
+    ours, theirs = (capture(network, batch()[0]) for network in pair)
+    if method_type.name in ("attention", "nst", "fsp", "kdsvd"):
+        with pytest.raises(BadInput, match=f"`{method_type.name}` must have"):
+            made(method_type, ours, theirs)
+        return
+    method, needs = made(method_type, ours, theirs)
+    assert torch.isfinite(whole(method, ours, signals(needs, theirs), batch()[1]))
+
+
+@each_method
+def test_a_batch_may_be_as_small_as_the_method_says_and_no_smaller(method_type: type[Method]) -> None:
+    least = method_type.minimum_batch
+    for count in (1, 2):
+        student, teacher = features(3, (4, 4), 10, count), features(5, (4, 4), 20, count)
+        method, needs = made(method_type, student, teacher)
+        if count < least:
+            with pytest.raises(ValueError, match=f"{method_type.name} needs batches of at least {least}, but got 1"):
+                whole(method, student, signals(needs, teacher), batch(count)[1])
+            continue
+        loss = whole(method, student, signals(needs, teacher), batch(count)[1])
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert all(bool(p.grad.isfinite().all()) for p in (*student.before_relu, student.logits) if p.grad is not None)
+
+
+@each_method
+def test_features_that_are_all_zero_give_a_finite_loss_and_gradient(method_type: type[Method]) -> None:
+    """As dead ReLUs make them."""
+    teacher, logits = features(5, (4, 4), 20), torch.zeros(6, 10, requires_grad=True)
+    before = tuple(torch.zeros(6, c, 4, 4, requires_grad=True) for c in (3, 4))
+    for ours, theirs in ((Features(logits, before, before), teacher), (teacher, Features(logits, before, before))):
+        method, needs = made(method_type, ours, theirs)
+        loss = whole(method, ours, signals(needs, theirs), batch()[1])
+        loss.backward()
+        assert torch.isfinite(loss)
+        learned = [*method.parameters(), *ours.before_relu, ours.logits]
+        assert all(bool(p.grad.isfinite().all()) for p in learned if p.grad is not None)
+
+
+@each_method
+def test_the_loss_is_finite_in_bfloat16(method_type: type[Method]) -> None:
+    def halved(found: Any) -> dict[str, Any]:
+        return {
+            name: tuple(m.bfloat16() for m in value)
+            if isinstance(value, tuple)
+            else (value.bfloat16() if isinstance(value, Tensor) and value.is_floating_point() else value)
+            for name, value in vars(found).items()
+        }
+
+    student, teacher = features(3, (5, 3), 10), features(5, (4, 4), 20)
+    method, needs = made(method_type, student, teacher)
+    exact = whole(method, student, signals(needs, teacher), batch()[1])
+    method, _ = made(method_type, student, teacher)
+    said = TeacherSignals(**halved(signals(needs, teacher)))
+    loss = whole(method.bfloat16(), Features(**halved(student)), said, batch()[1])
+    loss.backward()
+    assert all(bool(m.grad.isfinite().all()) for m in (*student.before_relu, student.logits) if m.grad is not None)
+    # eight bits of mantissa, and sums of many terms of both signs
+    assert loss.item() == pytest.approx(exact.item(), rel=0.15)
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if issubclass(method, FeatureMethod)])
+def test_soft_labels_are_added_to_any_method_on_features(name: str) -> None:
+    student, teacher = features(3, (4, 4), 10), features(5, (4, 4), 20)
+    (plain, needs), (soft, more) = (
+        made(METHODS[name], student, teacher, soft_labels=weight, temperature=3.0) for weight in (0.0, 0.7)
+    )
+    assert (needs.logits, more.logits) == (False, True)
+    one, other = plain(student, signals(needs, teacher), batch()[1]), soft(student, signals(more, teacher), batch()[1])
+    added = 0.7 * soft_label_loss(student.logits, teacher.logits, 3.0)
+    torch.testing.assert_close(other - one, added, rtol=1e-3, atol=1e-4)
 
 
 @each_method
@@ -183,6 +317,20 @@ def test_a_method_is_found_under_its_name_with_its_defaults(method_type: type[Me
     assert method_type.paper.title
     # a method called like a part of a recipe would have its options taken for the part's
     assert not any(name.startswith(f"{method_type.name}.") for name in RECIPE_NAMES)
+
+
+def test_the_documentation_has_every_method_and_its_defaults() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \|(.*)$", text, re.MULTILINE))
+    assert list(rows) == list(METHODS)
+    for name, method_type in METHODS.items():
+        shared = (
+            FeatureMethod.Options.model_fields.keys() - {"weight"} if issubclass(method_type, FeatureMethod) else ()
+        )
+        written = {key: float(value) for key, value in re.findall(r"`(\w+)` ([\d.]+)", rows[name])}
+        defaults = {key: f.default for key, f in method_type.Options.model_fields.items() if key not in shared}
+        assert written == pytest.approx(defaults, rel=5e-3)
+        assert method_type.paper.link in rows[name]
 
 
 @each_method

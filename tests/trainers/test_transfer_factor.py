@@ -20,8 +20,8 @@ from trainers.transfer.factor import (
     Translator,
     factor_channels,
     factor_distance,
-    same_size,
 )
+from trainers.transfer.feature import same_size
 
 Array = np.ndarray
 

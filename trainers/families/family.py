@@ -32,6 +32,8 @@ class Network(nn.Module, ABC):
 
     taps: tuple[str, ...]
     """Names of the modules whose outputs are its features, from shallow to deep."""
+    activations: tuple[str, ...]
+    """Names of the ReLUs that each of the taps ends in, in the same order."""
     head: ClassVar[str] = "classifier"
     """Name of the last layer, whose outputs are the classes and are never pruned."""
     normalize: Normalize
@@ -52,24 +54,45 @@ class Features:
 
     logits: Tensor
     maps: tuple[Tensor, ...]
+    before_relu: tuple[Tensor, ...] = ()
+    """The same maps before the ReLU that each of them ends in."""
 
 
 def capture(network: Network, images: Tensor, taps: Sequence[str] | None = None) -> Features:
-    """Run `network` and keep the outputs of its taps; flat features (B, C) come as (B, C, 1, 1)."""
-    found: dict[str, Tensor] = {}
+    """Run `network` and keep the outputs of its taps; flat features (B, C) come as (B, C, 1, 1).
+
+    Args:
+        network: in any mode.
+        images: (B, C, H, W) in [0, 1].
+        taps: other modules than the network's own taps; what comes before a ReLU is then left out.
+    """
+    outputs: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
     names = network.taps if taps is None else taps
+    activations = network.activations if taps is None else ()
     handles = [
         network.get_submodule(name).register_forward_hook(
-            lambda _m, _i, output, name=name: found.__setitem__(name, output)
+            lambda _m, _i, output, name=name: outputs.__setitem__(name, output)
         )
         for name in names
+    ]
+    # a block runs its one ReLU several times; the last is the one that its output comes from
+    handles += [
+        network.get_submodule(name).register_forward_hook(
+            lambda _m, given, _o, name=name: inputs.__setitem__(name, given[0])
+        )
+        for name in activations
     ]
     try:
         logits = network(images)
     finally:
         for handle in handles:
             handle.remove()
-    return Features(logits, tuple(_as_map(found[name]) for name in names))
+    return Features(
+        logits,
+        tuple(_as_map(outputs[name]) for name in names),
+        tuple(_as_map(inputs[name]) for name in activations),
+    )
 
 
 def _as_map(feature: Tensor) -> Tensor:

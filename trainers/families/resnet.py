@@ -41,6 +41,7 @@ class ResNet(Network):
         """blocks: n, per group; channels: of the three groups."""
         super().__init__()
         self.taps = ("groups.0", "groups.1", "groups.2")
+        self.activations = tuple(f"{group}.{blocks - 1}.relu" for group in self.taps)
         self.normalize = Normalize(image_channels)
         self.stem = nn.Sequential(
             nn.Conv2d(image_channels, channels[0], 3, 1, 1, bias=False), nn.BatchNorm2d(channels[0]), nn.ReLU()

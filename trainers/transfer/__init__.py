@@ -1,17 +1,84 @@
 """The catalogue of transfer methods. A new one adds its file, its line here, and its test."""
 
+import importlib
 from collections.abc import Mapping
+from inspect import isabstract
 from types import MappingProxyType
 
 from spaces import BadInput, Recipe
-from spaces.errors import known
+from spaces.errors import known, shown
+from trainers.transfer.ab import AB
+from trainers.transfer.attention import Attention
+from trainers.transfer.correlation import Correlation
+from trainers.transfer.crd import CRD
+from trainers.transfer.dist import DIST
+from trainers.transfer.dkd import DKD
 from trainers.transfer.factor import Factor
+from trainers.transfer.fitnet import FitNet
+from trainers.transfer.fsp import FSP
 from trainers.transfer.kd import KD
-from trainers.transfer.method import Method, Needs, Options, Paper, Shapes, Stage, StageFailed, TeacherSignals
+from trainers.transfer.kdsvd import KDSVD
+from trainers.transfer.method import Method, Needs, Options, Paper, Shapes, Stage, StageFailed, Taps, TeacherSignals
 from trainers.transfer.none import NoTransfer
+from trainers.transfer.nst import NST
+from trainers.transfer.ofd import OFD
+from trainers.transfer.pkt import PKT
+from trainers.transfer.review import Review
+from trainers.transfer.rkd import RKD
+from trainers.transfer.similarity import Similarity
+from trainers.transfer.vid import VID
 
-METHODS: Mapping[str, type[Method]] = MappingProxyType({method.name: method for method in (NoTransfer, KD, Factor)})
+_ALL: tuple[type[Method], ...] = (
+    NoTransfer,
+    KD,
+    FitNet,
+    Attention,
+    Similarity,
+    Correlation,
+    VID,
+    RKD,
+    PKT,
+    AB,
+    Factor,
+    FSP,
+    NST,
+    KDSVD,
+    CRD,
+    DKD,
+    DIST,
+    Review,
+    OFD,
+)
+
+METHODS: Mapping[str, type[Method]] = MappingProxyType({method.name: method for method in _ALL})
 """Every method by its name in study files."""
+
+
+def method_named(name: str) -> type[Method]:
+    """The method of this name: one of METHODS, or the class that `package.module:Class` names.
+
+    Raises:
+        BadInput: there is none, or it is not a method.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    module_name, colon, class_name = name.partition(":")
+    if not colon:
+        own = "; one of your own is named `package.module:Class`"
+        raise BadInput(f"`transfer` must be a known method, but got {name!r}; {known(METHODS, name)}{own}")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (Exception, SystemExit) as error:  # whatever a user's module may raise; it may be a script that exits
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise BadInput(
+            f"`transfer: {name}` must be a class that can be imported, but {reason}; is its folder on PYTHONPATH?"
+        ) from None
+    if not (isinstance(found, type) and issubclass(found, Method)) or isabstract(found):
+        raise BadInput(
+            f"`transfer: {name}` must be a trainers.transfer.Method with `needs`, `__init__` and `forward`, but is "
+            f"{shown(found)}; see trainers/transfer/kd.py"
+        )
+    return found
 
 
 def method_of(recipe: Recipe) -> tuple[type[Method], Options]:
@@ -20,12 +87,8 @@ def method_of(recipe: Recipe) -> tuple[type[Method], Options]:
     Raises:
         BadInput: no such method, or a parameter that it does not take.
     """
-    if recipe.transfer not in METHODS:
-        raise BadInput(
-            f"`transfer` must be a known method, but got {recipe.transfer!r}; {known(METHODS, recipe.transfer)}"
-        )
-    method = METHODS[recipe.transfer]
-    return method, method.parse(dict(recipe.options))
+    method = method_named(recipe.transfer)
+    return method, method.parse(dict(recipe.options), called=recipe.transfer)
 
 
 __all__ = [
@@ -37,6 +100,8 @@ __all__ = [
     "Shapes",
     "Stage",
     "StageFailed",
+    "Taps",
     "TeacherSignals",
+    "method_named",
     "method_of",
 ]

@@ -24,7 +24,7 @@ here, is L1.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal
 
@@ -34,7 +34,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from trainers.families import Features
-from trainers.transfer.method import Method, Needs, Options, Paper, Shapes, Stage, StageFailed, TeacherSignals
+from trainers.transfer.feature import FeatureMethod, FeatureOptions, same_size
+from trainers.transfer.method import Needs, Paper, Shapes, Stage, StageFailed, TeacherSignals
 
 
 def factor_channels(channels: int, rate: float) -> int:
@@ -124,7 +125,7 @@ class Paraphraser(Stage):
         return module.encode(maps)
 
 
-class FactorOptions(Options):
+class FactorOptions(FeatureOptions):
     """Parameters of `factor`."""
 
     rate: float = Field(default=0.5, gt=0.0, le=2.0, json_schema_extra={"search": [0.25, 0.5, 0.75, 1.0]})
@@ -139,7 +140,7 @@ class FactorOptions(Options):
     """Batches of 128 in stage 1."""
 
 
-class Factor(Method):
+class Factor(FeatureMethod):
     """L = CE + w || F_S/||F_S|| - F_T/||F_T|| ||_p."""
 
     name = "factor"
@@ -151,23 +152,24 @@ class Factor(Method):
         "arXiv:1802.04977",
     )
     Options = FactorOptions
+    features = Needs()
 
     def __init__(self, options: FactorOptions, shapes: Shapes) -> None:
         """The translator, from the student's last map to the factor's channels."""
         super().__init__(options, shapes)
-        self.weight, self.p = options.weight, options.p
+        self.p = options.p
         self.translator = Translator(shapes.student[-1][0], factor_channels(shapes.teacher[-1][0], options.rate))
 
     @classmethod
     def needs(cls, options: FactorOptions) -> Needs:
         """The teacher's factors."""
-        return Needs(stage=Paraphraser(options.rate, options.paraphraser_steps))
+        return replace(super().needs(options), stage=Paraphraser(options.rate, options.paraphraser_steps))
 
-    def forward(self, student: Features, teacher: TeacherSignals, labels: Tensor) -> Tensor:
-        """Cross-entropy plus the weighted distance of the normalised factors."""
+    def distance(self, student: Features, teacher: TeacherSignals, labels: Tensor) -> Tensor:
+        """Of the normalised factors."""
         assert teacher.staged is not None
         ours, theirs = same_size(self.translator(student.maps[-1]), teacher.staged)
-        return F.cross_entropy(student.logits, labels) + self.weight * factor_distance(ours, theirs, self.p)
+        return factor_distance(ours, theirs, self.p)
 
 
 def factor_distance(ours: Tensor, theirs: Tensor, p: int) -> Tensor:
@@ -176,9 +178,3 @@ def factor_distance(ours: Tensor, theirs: Tensor, p: int) -> Tensor:
     difference = F.normalize(ours.flatten(1), dim=1) - F.normalize(theirs.flatten(1), dim=1)
     distances: Tensor = torch.linalg.vector_norm(difference, p, dim=1)
     return distances.mean()
-
-
-def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Two maps (B, C, H, W), the larger average-pooled to the smaller, height and width each on its own."""
-    size = (min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3]))
-    return F.adaptive_avg_pool2d(a, size), F.adaptive_avg_pool2d(b, size)

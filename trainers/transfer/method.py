@@ -3,8 +3,8 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Self, TypeAlias
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import torch
 from pydantic import ValidationError
@@ -37,10 +37,16 @@ class Paper:
 
 @dataclass(frozen=True)
 class Shapes:
-    """(C, H, W) of every tap, from shallow to deep, of the student and of the teacher."""
+    """(C, H, W) of every tap, from shallow to deep, of the student and of the teacher; and the training images."""
 
     student: tuple[tuple[int, int, int], ...]
     teacher: tuple[tuple[int, int, int], ...]
+    labels: Tensor | None = field(default=None, compare=False)
+    """(N,) int64: the class of each training image, by row; for methods that remember every image."""
+
+
+Taps: TypeAlias = tuple[int, ...] | Literal["all"]
+"""Taps by position, negative from the deep end; `all`, however many the teacher has."""
 
 
 class Stage(ABC):
@@ -89,8 +95,11 @@ class Needs:
     """The signals of the teacher that a method is handed."""
 
     logits: bool = False
-    maps: tuple[int, ...] = ()
-    """Taps by position, negative from the deep end."""
+    maps: Taps = ()
+    before_relu: Taps = ()
+    """Taps whose maps are handed over as they are before their ReLU."""
+    rows: bool = False
+    """Which training images the batch consists of."""
     stage: Stage | None = None
 
 
@@ -102,6 +111,10 @@ class TeacherSignals:
     """(B, classes)."""
     maps: tuple[Tensor, ...] = ()
     """One (B, C_i, H_i, W_i) for each tap asked for."""
+    before_relu: tuple[Tensor, ...] = ()
+    """The same before the ReLU, for each tap asked for."""
+    rows: Tensor | None = None
+    """(B,) int64, rows of the training split."""
     staged: Tensor | None = None
     """The stage's output, (B, ...)."""
 
@@ -113,10 +126,19 @@ class Method(nn.Module, ABC):
     abbreviation: ClassVar[str]
     paper: ClassVar[Paper]
     Options: ClassVar[type[Options]] = Options
+    minimum_batch: ClassVar[int] = 1
+    """Images that a batch must have for the method to say anything."""
+
+    progress: float = 1.0
+    """Share of the training's epochs that have begun, the present one included; the loop keeps it up to date."""
 
     @classmethod
-    def parse(cls, options: Mapping[str, Scalar]) -> AnyOptions:
+    def parse(cls, options: Mapping[str, Scalar], *, called: str | None = None) -> AnyOptions:
         """The method's parameters, defaults filled in.
+
+        Args:
+            options: by their names without the method's.
+            called: what the method is called in errors, where that is not its name.
 
         Raises:
             BadInput: an unknown name, or a value out of range.
@@ -124,7 +146,16 @@ class Method(nn.Module, ABC):
         try:
             return cls.Options.model_validate(dict(options))
         except ValidationError as error:
-            raise BadInput(one_line(error, cls.Options, prefix=cls.name)) from None
+            raise BadInput(one_line(error, cls.Options, prefix=called or cls.name)) from None
+
+    @classmethod
+    def pretraining_epochs(cls, options: Any) -> int:
+        """Epochs of `pretraining_loss` alone that the loop gives a student before its training, none in fine-tuning."""
+        return 0
+
+    @classmethod
+    def check(cls, shapes: Shapes) -> None:
+        """Raise BadInput where the method cannot work with such a student and teacher; most work with any."""
 
     @classmethod
     @abstractmethod
@@ -133,7 +164,12 @@ class Method(nn.Module, ABC):
 
     @classmethod
     def make(cls, options: Any, shapes: Shapes, *, generator: torch.Generator) -> Self:
-        """A method for one student, its adapters initialised from `generator`."""
+        """A method for one student, its adapters initialised from `generator`.
+
+        Raises:
+            BadInput: the method cannot work with such a student and teacher.
+        """
+        cls.check(shapes)
         with seeded(generator):
             return cls(options, shapes)
 
@@ -154,3 +190,7 @@ class Method(nn.Module, ABC):
         Returns:
             a scalar, ().
         """
+
+    def pretraining_loss(self, student: Features, teacher: TeacherSignals, labels: Tensor) -> Tensor:
+        """What the student learns in the `pretraining_epochs`; the same arguments as `forward`, returns ()."""
+        raise NotImplementedError

@@ -1,0 +1,317 @@
+"""Every transfer method on the same student, teacher, images and recipe; writes docs/transfer_methods.md.
+
+    python benchmarks/transfer_methods.py             # about 40 minutes on two cores; goes on where it was interrupted
+    python benchmarks/transfer_methods.py --quick     # minutes: is everything sound? writes no document
+    python benchmarks/transfer_methods.py --table     # the document again, from what has been run
+
+Fashion-MNIST, a stated subset; accuracy on the whole test split, of which nothing is selected. Students of one seed
+begin with the same weights and see the same batches, so methods are compared seed by seed. Each finished trial is a
+line of a JSON-lines file under --home, and is not run again; after a change of the methods, delete the file.
+"""
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from spaces import Recipe, Scalar  # noqa: E402
+from trainers import Knowledge, Task, TaskSpec, TeacherSpec, measure, run_trial  # noqa: E402
+from trainers.loop import Diverged  # noqa: E402
+from trainers.store import digest  # noqa: E402
+from trainers.transfer import METHODS, StageFailed, method_of  # noqa: E402
+
+DOCUMENT = ROOT / "docs" / "transfer_methods.md"
+MAIN = ("none", "kd", "attention", "fitnet", "factor")
+"""The methods that the factor-transfer paper compares."""
+T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
+"""Student's t for a two-sided 95 % interval of the mean of n numbers."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all trials have in common."""
+
+    images: int = 4000
+    teacher: tuple[int, float, int] = (14, 0.5, 15)
+    """Depth, width, epochs."""
+    student: tuple[int, float] = (8, 0.125)
+    """Depth, width."""
+    epochs: int = 10
+    batch_size: int = 64
+    learning_rate: float = 0.05
+    main_seeds: int = 5
+    seeds: int = 3
+
+    @property
+    def spec(self) -> TaskSpec:
+        """The task."""
+        depth, width, epochs = self.teacher
+        teacher = TeacherSpec(depth=depth, width=width, epochs=epochs)
+        return TaskSpec(dataset="fashion_mnist", train_limit=self.images, augment="none", teacher=teacher)
+
+    def recipe(self, transfer: str, options: dict[str, Scalar], seed: int) -> Recipe:
+        """One trial."""
+        return Recipe.from_flat(
+            {
+                "student.depth": self.student[0],
+                "student.width": self.student[1],
+                "training.epochs": self.epochs,
+                "training.batch_size": self.batch_size,
+                "training.learning_rate": self.learning_rate,
+                "transfer": transfer,
+                **{f"{transfer}.{name}": value for name, value in options.items()},
+                "seed": seed,
+            }
+        )
+
+
+QUICK = Setting(images=200, teacher=(8, 0.25, 2), epochs=1, main_seeds=2, seeds=1)
+
+FEWER: dict[str, dict[str, Scalar]] = {"crd": {"negatives": 4096}}
+"""Where a default is too slow for one core."""
+TRIED: tuple[tuple[str, dict[str, Scalar]], ...] = (
+    ("factor", {"weight": 0.06}),
+    ("factor", {"weight": 1.0}),
+    ("factor", {"rate": 1.0}),
+    ("factor", {"soft_labels": 0.9}),
+    ("attention", {"soft_labels": 0.9}),
+    ("fitnet", {"weight": 10.0}),
+)
+"""Beside the defaults: what the claim of the factor-transfer paper might hang on."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trial to be done."""
+
+    label: str
+    recipe: str
+
+
+def jobs(setting: Setting) -> Iterator[Job]:
+    """All trials, those first that tell most."""
+
+    def job(transfer: str, options: dict[str, Scalar], seed: int) -> Job:
+        label = transfer + "".join(f", {name} {value}" for name, value in options.items())
+        return Job(label, setting.recipe(transfer, options, seed).to_json())
+
+    others = [name for name in METHODS if name not in MAIN]
+    for seed in range(setting.seeds):
+        yield from (job(name, {}, seed) for name in MAIN)
+    for seed in range(setting.seeds):
+        yield from (job(name, FEWER.get(name, {}), seed) for name in others)
+    for seed in range(setting.seeds, setting.main_seeds):
+        yield from (job(name, {}, seed) for name in MAIN)
+    for seed in range(setting.seeds):
+        yield from (job(name, options, seed) for name, options in TRIED)
+
+
+_loaded: tuple[Task, Knowledge] | None = None
+
+
+def load(spec: TaskSpec, home: Path) -> None:
+    """In each process, once."""
+    global _loaded
+    torch.set_num_threads(1)
+    task = Task.load(spec, home)
+    _loaded = (task, Knowledge(task, home / "knowledge"))
+
+
+def carry_out(job: Job) -> dict[str, Any]:
+    """A line of the results."""
+    assert _loaded is not None
+    task, knowledge = _loaded
+    began = time.monotonic()
+    try:
+        result = run_trial(Recipe.from_json(job.recipe), task, knowledge)
+    except (Diverged, StageFailed) as error:
+        found: dict[str, Any] = {"failed": str(error)}
+    else:
+        measured = measure(result.network, task.data.test)
+        found = {"accuracy": measured["accuracy"], "nll": measured["nll"], "parameters": measured["parameters"]}
+    return {**asdict(job), **found, "seconds": time.monotonic() - began}
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    """The results so far by their recipe."""
+    if not path.exists():
+        return {}
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    return {line["recipe"]: line for line in lines}
+
+
+def run(setting: Setting, home: Path, path: Path, processes: int) -> None:
+    """Do what is not done yet."""
+    torch.set_num_threads(1)
+    done = read(path)
+    left = [job for job in jobs(setting) if job.recipe not in done]
+    if not left:
+        return
+    load(setting.spec, home)
+    assert _loaded is not None
+    for recipe in {job.recipe for job in left}:  # so that no two processes wait for each other
+        method, options = method_of(Recipe.from_json(recipe))
+        _loaded[1].prepare(method.needs(options))
+    began = time.monotonic()
+    # spawned: a fork of a process in which torch has computed may hang
+    with multiprocessing.get_context("spawn").Pool(processes, load, (setting.spec, home)) as pool:
+        for count, line in enumerate(pool.imap_unordered(carry_out, left), start=1):
+            with path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            minutes = (time.monotonic() - began) / 60
+            shown = f"{line['accuracy']:.4f}" if "accuracy" in line else line["failed"]
+            print(
+                f"{count}/{len(left)}  {line['label']:32} {shown}  {line['seconds']:.0f} s; "
+                f"{minutes / count * (len(left) - count):.0f} min left",
+                flush=True,
+            )
+
+
+def document(setting: Setting, home: Path, path: Path) -> str:
+    """The table, in Markdown."""
+    results = read(path)
+    by_label: dict[str, dict[int, dict[str, Any]]] = {}
+    for job in jobs(setting):
+        if job.recipe in results:
+            by_label.setdefault(job.label, {})[Recipe.from_json(job.recipe).seed] = results[job.recipe]
+    accuracies = {
+        label: {seed: 100 * line["accuracy"] for seed, line in lines.items() if "accuracy" in line}
+        for label, lines in by_label.items()
+    }
+    task = Task.load(setting.spec, home)
+    teacher = measure(task.teacher, task.data.test)
+    student = next(line["parameters"] for lines in by_label.values() for line in lines.values() if "parameters" in line)
+    base = accuracies["none"]
+    rows = []
+    for label, found in sorted(accuracies.items(), key=lambda item: -mean(item[1].values())):
+        failed = len(by_label[label]) - len(found)
+        seconds = mean(line["seconds"] for line in by_label[label].values())
+        rows.append(
+            f"| {label} | {len(found)}{f' ({failed} failed)' if failed else ''} | {spread(found.values())} | "
+            f"{'' if label == 'none' else against(found, base)} | {seconds:.0f} |"
+        )
+    claim = [
+        f"| {other} | {against(accuracies['factor'], accuracies[other])} |"
+        for other in MAIN
+        if other != "factor" and other in accuracies and "factor" in accuracies
+    ]
+    depth, width, epochs = setting.teacher
+    return "\n".join(
+        [
+            "# Transfer methods, one recipe",
+            "",
+            "Written by `python benchmarks/transfer_methods.py`. Every method at its defaults, none tuned here; where "
+            "a parameter differs, the row says so.",
+            "",
+            f"- Fashion-MNIST: {setting.images:,} training images, evenly over the classes, no augmentation; accuracy "
+            f"on all {len(task.data.test):,} test images, after the last epoch.",
+            f"- Teacher: resnet {depth}, width {width:g}, {epochs} epochs: {100 * teacher['accuracy']:.2f} %, "
+            f"{teacher['parameters']:,.0f} parameters.",
+            f"- Student: resnet {setting.student[0]}, width {setting.student[1]:g}, {student:,.0f} parameters; "
+            f"{setting.epochs} epochs, batches of {setting.batch_size}, SGD {setting.learning_rate:g} with Nesterov "
+            "momentum 0.9, warm-up and cosine, nothing pruned.",
+            "- Students of one seed begin alike and see the same batches (but for those of `ab` and `fsp`, which train "
+            f"longer). Seeds: {setting.main_seeds} for {', '.join(MAIN)}, {setting.seeds} for the others.",
+            f"- {hardware()}; one thread a trial.",
+            "",
+            "## All methods",
+            "",
+            "Accuracy in %: mean ± standard deviation over seeds. Difference: mean over seeds of the difference from "
+            "`none` of the same seed, with the half-width of its 95 % interval (Student's t); where the interval "
+            "contains 0, the difference does not exceed the spread.",
+            "",
+            "| method | n | accuracy | difference from none | s a trial |",
+            "| --- | --- | --- | --- | --- |",
+            *rows,
+            "",
+            "## The claim of the factor-transfer paper",
+            "",
+            "Factor transfer against each of the methods it was compared with, seed by seed:",
+            "",
+            "| factor against | difference |",
+            "| --- | --- |",
+            *claim,
+            "",
+        ]
+    )
+
+
+def mean(values: Iterable[float]) -> float:
+    """NaN of nothing."""
+    listed = list(values)
+    return statistics.fmean(listed) if listed else math.nan
+
+
+def spread(values: Iterable[float]) -> str:
+    """Mean and standard deviation."""
+    listed = list(values)
+    deviation = f" ± {statistics.stdev(listed):.2f}" if len(listed) > 1 else ""
+    return f"{mean(listed):.2f}{deviation}"
+
+
+def against(ours: dict[int, float], theirs: dict[int, float]) -> str:
+    """The mean difference over the seeds of both, and whether it exceeds the spread."""
+    differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    if len(differences) < 2:
+        return f"{mean(differences):+.2f} (one seed)"
+    half = T_95[len(differences)] * statistics.stdev(differences) / math.sqrt(len(differences))
+    verdict = "better" if mean(differences) > half else "worse" if mean(differences) < -half else "within the spread"
+    return f"{mean(differences):+.2f} ± {half:.2f}, {verdict}"
+
+
+def hardware() -> str:
+    """Processor, versions, commit."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    names = (
+        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return (
+        f"{names[0] if names else cpu}, {os.cpu_count()} CPUs, Python {platform.python_version()}, "
+        f"PyTorch {torch.__version__}, commit {commit.stdout.strip() or 'unknown'}"
+    )
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="All transfer methods, one recipe.")
+    parser.add_argument("--quick", action="store_true", help="tiny, to see that everything is sound; prints the table")
+    parser.add_argument("--table", action="store_true", help="only write the document from what has been run")
+    parser.add_argument(
+        "--home", type=Path, default=Path("~/.dux/benchmarks").expanduser(), help="teachers and results"
+    )
+    parser.add_argument("--processes", type=int, default=2, help="trials at a time, one thread each")
+    arguments = parser.parse_args()
+    setting = QUICK if arguments.quick else Setting()
+    arguments.home.mkdir(parents=True, exist_ok=True)
+    path = arguments.home / f"transfer_methods_{digest(asdict(setting))}.jsonl"
+    if not arguments.table:
+        run(setting, arguments.home, path, arguments.processes)
+    text = document(setting, arguments.home, path)
+    if not arguments.quick:
+        DOCUMENT.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Every method in a real trial: the loop carries it, its stages included, and asks nobody which it is."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from spaces import Recipe
+from trainers import Knowledge, Report, Task, TaskSpec, TeacherSpec, run_trial
+from trainers.store import weights_bytes
+from trainers.transfer import METHODS, Method, TeacherSignals
+from trainers.transfer.ab import AB
+from trainers.transfer.dkd import DKD
+
+QUICK: dict[str, dict[str, float]] = {
+    "factor": {"factor.paraphraser_steps": 700, "factor.rate": 1.0},
+    "ab": {"ab.pretraining_epochs": 1},
+    "fsp": {"fsp.pretraining_epochs": 1},
+    "crd": {"crd.negatives": 64},
+}
+
+
+@pytest.fixture(scope="module")
+def knowledge(home: Path) -> Knowledge:
+    """Of a teacher of 100 digits; what one method computed another may use."""
+    teacher = TeacherSpec(depth=8, width=0.25, epochs=4, batch_size=16)
+    return Knowledge(Task.load(TaskSpec(train_limit=100, augment="none", teacher=teacher), home))
+
+
+def recipe(name: str, **more: float | str) -> Recipe:
+    flat = {"student.width": 0.25, "training.epochs": 1, "pruning.fine_tune_epochs": 1}
+    return Recipe.from_flat({**flat, "transfer": name, **QUICK.get(name, {}), **more})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_trial_with_pruning_is_carried_out_and_is_the_same_again(name: str, knowledge: Knowledge) -> None:
+    reports: list[Report] = []
+    asked = recipe(name, **{"pruning.fraction": 0.4, "training.learning_rate": 0.02})
+    result = run_trial(asked, knowledge.task, knowledge, reports.append)
+    expected = ["pretrain"] * METHODS[name].pretraining_epochs(METHODS[name].parse(dict(asked.options)))
+    assert [r.phase for r in reports] == [*expected, "train", "fine_tune"]
+    assert [(r.step, r.steps) for r in reports] == [(i + 1, len(reports)) for i in range(len(reports))]
+    assert result.units_cut > 0
+    again = run_trial(asked, knowledge.task, knowledge)
+    assert weights_bytes(again.network) == weights_bytes(result.network)
+    assert {key.partition(".")[0] for key in result.network.state_dict()} == {
+        "classifier",
+        "groups",
+        "normalize",
+        "stem",
+    }
+
+
+def test_an_mlp_learns_of_a_resnet_and_the_soft_labels_count(knowledge: Knowledge) -> None:
+    flat = {"student.family": "mlp", "student.depth": 3}
+    found = [
+        run_trial(recipe("vid", **flat, **{"vid.soft_labels": weight}), knowledge.task, knowledge)
+        for weight in (0.0, 0.9)
+    ]
+    assert weights_bytes(found[0].network) != weights_bytes(found[1].network)
+
+
+def test_the_student_is_pretrained_on_the_methods_own_loss_and_by_labels_afterwards(
+    knowledge: Knowledge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports: list[Report] = []
+    asked = recipe("ab", **{"ab.pretraining_epochs": 3, "training.epochs": 2, "training.learning_rate": 0.02})
+    run_trial(asked, knowledge.task, knowledge, reports.append)
+    boundary, hard = [r.metrics["loss"] for r in reports[:3]], [r.metrics["loss"] for r in reports[3:]]
+    assert boundary[0] > boundary[1] > boundary[2]
+    assert hard[0] > hard[1]
+
+
+def test_methods_are_told_how_far_the_training_is(knowledge: Knowledge, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    forward = DKD.forward
+
+    def watched(self: DKD, student: object, teacher: TeacherSignals, labels: torch.Tensor) -> torch.Tensor:
+        seen.append(self.progress)
+        return forward(self, student, teacher, labels)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(DKD, "forward", watched)
+    run_trial(recipe("dkd", **{"training.epochs": 4, "training.batch_size": 100}), knowledge.task, knowledge)
+    assert seen == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_a_method_without_a_stage_of_its_own_has_no_loss_for_one() -> None:
+    for method_type in METHODS.values():
+        overrides = method_type.pretraining_epochs is not Method.pretraining_epochs
+        pretrains = method_type.pretraining_epochs(method_type.parse({})) > 0
+        assert pretrains == (method_type.name in ("ab", "fsp"))
+        assert overrides or not pretrains
+    assert AB.pretraining_epochs(AB.parse({"pretraining_epochs": 7})) == 7
