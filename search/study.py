@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -177,14 +177,20 @@ class Study:
         """
         return self._run(address, display or Silent(), verbose)
 
-    def front(self, run_ids: Mapping[int, str] | None = None) -> Front:
-        """The front of what has finished so far."""
+    def front(self, run_ids: Mapping[int, str] | None = None, lines: Sequence[Line] | None = None) -> Front:
+        """The front of what has finished so far.
+
+        Args:
+            run_ids: trial -> MLflow run, for the members.
+            lines: the ledger's, where they have just been read.
+        """
         record = self.task_record()
         axes = []
         for name, direction in self.file.objectives.items():
             ends = (worst(name, record["teacher"], record["classes"]), best(name))
             axes.append(Axis(name, direction, METRICS[name].scale, *ends))
-        return Front.of(self._entries(run_ids or {}), self.file.objectives, axes)
+        entries = self._entries(run_ids or {}, self.lines() if lines is None else lines)
+        return Front.of(entries, self.file.objectives, axes)
 
     def run_ids(self) -> dict[int, str]:
         """Trial -> MLflow run, as far as MLflow has them."""
@@ -226,7 +232,7 @@ class Study:
     def _lock(self) -> FileLock:
         return FileLock(self.folder / ".driver.lock")
 
-    def _entries(self, run_ids: Mapping[int, str]) -> list[Entry]:
+    def _entries(self, run_ids: Mapping[int, str], lines: Sequence[Line]) -> list[Entry]:
         return [
             Entry(
                 line.trial,
@@ -235,7 +241,7 @@ class Study:
                 run_ids.get(line.trial),
                 self.trial_folder(line.trial),
             )
-            for line in self.lines()
+            for line in lines
             if line.outcome == "complete" and line.recipe is not None
         ]
 
@@ -473,7 +479,7 @@ class _Session:
         self._failed = sum(line.outcome == "failed" for line in lines)
         self._done = self._failed + sum(line.outcome == "complete" for line in lines)
         if (self._study.folder / "task.json").exists():
-            self._front = self._study.front()
+            self._front = self._study.front(lines=lines)
 
     def _progress(self) -> Progress:
         trials, front = self._study.file.search.trials, self._front
