@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import platform
 import shutil
 import tempfile
@@ -31,6 +32,9 @@ from trainers.data import pixels
 from trainers.data.dataset import Split
 from trainers.measure import EVALUATION_BATCH, measure, predictions, quality
 from trainers.store import load_student, write_whole
+
+# before ONNX Runtime is imported: it then leaves a device id in the user's home and tells its maker what it is used for
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 TOLERANCE = 1e-4
 """Largest difference between a logit of the exported and of the measured network."""

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import safetensors.torch
 import torch
@@ -60,7 +59,9 @@ def exported(finished: Finished, folder: Path, dux: Callable[..., Said]) -> Expo
     return Exported(out, said.read_text(), entry, card)
 
 
-def session(path: Path) -> onnxruntime.InferenceSession:
+def session(path: Path) -> Any:
+    import onnxruntime  # here, after search.export has turned its telemetry off
+
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 

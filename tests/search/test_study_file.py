@@ -182,7 +182,7 @@ BAD: dict[str, tuple[str, str]] = {
     # methods
     "method": (
         "name: a\nspace: {transfer: [none, factr]}",
-        "must name known methods, but got 'factr'; did .* `factor`",
+        "must be a known method, but got 'factr'; did you .* `factor`",
     ),
     "method a number": ("name: a\nspace: {transfer: 1}", "`transfer` should be a valid string, but got 1"),
     "option of another": (
