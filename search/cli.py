@@ -117,7 +117,7 @@ def status(
         if line.outcome == "failed":
             out.print(f"  trial {line.trial} failed: {line.reason}")
     if state == "interrupted":
-        out.print(f"`dux resume {name}` goes on")
+        out.print(f"{study.command('resume')} goes on")
 
 
 @app.command()
@@ -324,7 +324,7 @@ def _run(name: str, carry_out: Callable[[Any], Front], study: Any, verbose: bool
         _fail(4, str(error))
     _print_front(found)
     out.print(f"the front as a page: {study.folder / 'front.html'}")
-    out.print(f"the study in MLflow: `dux ui {name}`")
+    out.print(f"the study in MLflow: {study.command('ui')}")
 
 
 def _print_front(found: Front) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+import torch
 from filelock import FileLock, Timeout
 
 from search.chart import front_html, front_png
@@ -126,6 +128,11 @@ class Study:
         """The study's own folder."""
         return self.home / "studies" / self.name
 
+    def command(self, verb: str) -> str:
+        """What to type to do `verb` with this study, for messages; names the home where it is not the usual one."""
+        where = "" if self.home == default_home() else f" --home {shlex.quote(str(self.home))}"
+        return f"`dux {verb} {self.name}{where}`"
+
     @property
     def exists(self) -> bool:
         """Whether it was ever begun."""
@@ -162,7 +169,7 @@ class Study:
         if self.exists:
             raise BadInput(
                 f"a new study must have a new name, but {self.name!r} exists in {self.home}; "
-                f"`dux resume {self.name}` goes on with it, another `name:` begins anew"
+                f"{self.command('resume')} goes on with it, another `name:` begins anew"
             )
         self.file.task.load_data()  # what only reading shows to be wrong is told now, before anything is written
         return self._run(address, display or Silent(), verbose)
@@ -207,7 +214,7 @@ class Study:
         except FileNotFoundError:
             raise BadInput(
                 f"study {self.name!r} must have its teacher before it has a front, but was stopped earlier; "
-                f"`dux resume {self.name}` goes on"
+                f"{self.command('resume')} goes on"
             ) from None
         return found
 
@@ -229,6 +236,20 @@ class Study:
         except Timeout:
             return True
 
+    def _check_machine(self) -> None:
+        """Raise BadInput where a trial wants more than this machine has: it would wait for ever, or fail."""
+        search, cpus = self.file.search, os.cpu_count() or 1
+        if search.cpus > cpus:
+            raise BadInput(
+                f"`search.cpus` must be at most this machine's {cpus}, but got {search.cpus}; lower it, or name a "
+                "cluster by --address"
+            )
+        if search.gpus and not torch.cuda.is_available():
+            raise BadInput(
+                f"`search.gpus` must be 0 on a machine without a GPU that torch can use, but got {search.gpus:g}; "
+                "set it to 0, or name a cluster by --address"
+            )
+
     def _lock(self) -> FileLock:
         return FileLock(self.folder / ".driver.lock")
 
@@ -247,18 +268,26 @@ class Study:
 
     def _run(self, address: str | None, display: Display, verbose: bool) -> Front:
         self.file.task.check()
+        if address is None:
+            self._check_machine()
         with ExitStack() as stack:
             if address is not None:  # joined first: an address where nothing answers is told before anything is written
                 from search import workers
 
                 stack.enter_context(workers.cluster(address, cpus=0, gpus=0.0, store_bytes=0, verbose=verbose))
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise BadInput(
+                    f"`--home` must be a folder that can be written, but {self.home} is not ({error.strerror}); "
+                    "name another"
+                ) from None
             try:
                 stack.enter_context(self._lock().acquire(timeout=0.5))  # `at_work` holds it for a moment, too
             except Timeout:
                 raise BadInput(
                     f"one process at a time may work on a study, but another works on {self.name!r}; "
-                    f"`dux status {self.name}` shows it"
+                    f"{self.command('status')} shows it"
                 ) from None
             new = not self.exists
             if new and in_ledger(self.storage, self.name):
@@ -296,7 +325,7 @@ class _Session:
 
     def run(self, address: str | None) -> Front:
         """The whole study, or what is left of it."""
-        file, search = self._study.file, self._study.file.search
+        search, go_on = self._study.file.search, f"{self._study.command('resume')} goes on"
         again = self._ledger.reconcile(self._finished)
         self._count()
         complete = self._done >= search.trials and not again
@@ -317,11 +346,11 @@ class _Session:
             complete = self._done >= search.trials
             if not (self._study.folder / "task.json").exists():
                 self._tracker.close(1.0)
-                raise Interrupted(f"stopped before the first trial; `dux resume {file.name}` goes on")
+                raise Interrupted(f"stopped before the first trial; {go_on}")
             self._finish("FINISHED" if complete else "KILLED")
         self._tracker.close(FLUSH_S)
         if not complete:
-            raise Interrupted(f"stopped after {self._done} of {search.trials} trials; `dux resume {file.name}` goes on")
+            raise Interrupted(f"stopped after {self._done} of {search.trials} trials; {go_on}")
         front = self._study.front(self._study.run_ids())
         if not front.entries:
             reasons = Counter(line.reason for line in self._ledger.lines() if line.outcome == "failed")

@@ -94,9 +94,11 @@ def test_search_in_a_pipe_prints_the_front_and_nothing_else(finished: Finished) 
     assert finished.study.front().summary() in lines
     assert lines[-2:] == [
         f"the front as a page: {finished.study.folder / 'front.html'}",
-        "the study in MLflow: `dux ui tiny`",
+        f"the study in MLflow: `dux ui tiny --home {finished.home}`",
     ]
-    assert not re.search(r"(?i)\bray\b|warning|alembic|tune", out.replace("fine_tune", "").replace("`dux ui tiny`", ""))
+    assert not re.search(
+        r"(?i)\bray\b|warning|alembic|tune", out.replace("fine_tune", "").replace(str(finished.home), "")
+    )
 
 
 # --- status -----------------------------------------------------------------------------------------------------------

@@ -203,7 +203,7 @@ def test_a_study_of_a_name_that_exists_is_refused(finished: Finished, dux: Calla
     assert (code, out) == (2, "")
     assert err == (
         f"dux: a new study must have a new name, but 'tiny' exists in {finished.home}; "
-        "`dux resume tiny` goes on with it, another `name:` begins anew\n"
+        f"`dux resume tiny --home {finished.home}` goes on with it, another `name:` begins anew\n"
     )
 
 
@@ -361,7 +361,8 @@ def test_ctrl_c_ends_tidily_and_says_how_to_go_on(story: Story) -> None:
     done = len(ended(story.stopped.lines))
     assert story.stopped.code == 130
     assert story.stopped.out == ""
-    assert story.stopped.err == f"dux: stopped after {done} of 14 trials; `dux resume cut` goes on\n"
+    assert story.stopped.err.startswith(f"dux: stopped after {done} of 14 trials; `dux resume cut --home ")
+    assert story.stopped.err.endswith("` goes on\n")
     assert "running" not in {line.outcome for line in story.stopped.lines}
     assert story.stopped.stopping_s < 60
 
@@ -436,7 +437,8 @@ def test_ctrl_c_while_the_teacher_is_trained_can_be_resumed_too(
     command.interrupt()
     wait_for(lambda: not command.running, "the end")
     assert command.process.returncode == 130
-    assert (command.out, command.err) == ("", "dux: stopped before the first trial; `dux resume early` goes on\n")
+    resume = f"`dux resume early --home {home}`"
+    assert (command.out, command.err) == ("", f"dux: stopped before the first trial; {resume} goes on\n")
     assert dux("status", "early", "--home", home)[1].startswith("early: interrupted; 0/24 trials done")
     code, out, err = dux("front", "early", "--home", home)
     assert (code, out) == (2, "")

@@ -430,3 +430,28 @@ def test_a_relative_root_starts_at_the_study_file(folder: Path) -> None:
 def test_a_bad_mapping_from_python_is_refused_with_the_same_words() -> None:
     with pytest.raises(BadInput, match=r"`search\.sampler` must be a known sampler, but got 'grid'"):
         StudyFile.from_mapping({"name": "a", "space": {}, "search": {"sampler": "grid"}})
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        ("{cpus: 100000}", "`search.cpus` must be at most this machine's \\d+, but got 100000; lower it"),
+        ("{gpus: 1}", "`search.gpus` must be 0 on a machine without a GPU"),
+    ],
+)
+def test_more_than_this_machine_has_is_refused_before_anything_is_written(
+    search: str, message: str, folder: Path, dux: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (folder / "study.yaml").write_text(f"name: greedy\nspace: {{}}\nsearch: {search}")
+    assert_refused(dux("search", folder / "study.yaml", "--home", folder / "home"), message, folder / "home")
+
+
+def test_a_home_that_cannot_be_a_folder_ends_in_one_line(folder: Path, dux: Callable[..., Said]) -> None:
+    (folder / "study.yaml").write_text("name: homeless\nspace: {}")
+    (folder / "file").write_text("")
+    assert_refused(
+        dux("search", folder / "study.yaml", "--home", folder / "file" / "home"),
+        "`--home` must be a folder that can be written, but .* is not",
+        folder / "file" / "home",
+    )
