@@ -445,13 +445,3 @@ def test_more_than_this_machine_has_is_refused_before_anything_is_written(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     (folder / "study.yaml").write_text(f"name: greedy\nspace: {{}}\nsearch: {search}")
     assert_refused(dux("search", folder / "study.yaml", "--home", folder / "home"), message, folder / "home")
-
-
-def test_a_home_that_cannot_be_a_folder_ends_in_one_line(folder: Path, dux: Callable[..., Said]) -> None:
-    (folder / "study.yaml").write_text("name: homeless\nspace: {}")
-    (folder / "file").write_text("")
-    assert_refused(
-        dux("search", folder / "study.yaml", "--home", folder / "file" / "home"),
-        "`--home` must be a folder that can be written, but .* is not",
-        folder / "file" / "home",
-    )
