@@ -270,8 +270,6 @@ class Study:
         self.file.task.check()
         if address is None:
             self._check_machine()
-        if not verbose:  # before Ray is imported: it would print what it says of a worker that died, whatever its level
-            os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
         with ExitStack() as stack:
             if address is not None:  # joined first: an address where nothing answers is told before anything is written
                 from search import workers

@@ -59,13 +59,6 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
-def working(pid: int) -> set[int]:
-    """The workers under `pid` that carry out a trial now."""
-    listed = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True).stdout
-    trains = {int(line.split()[0]) for line in listed.splitlines() if "ray::ImplicitFunc.train" in line}
-    return trains & descendants(pid)
-
-
 def alive(pid: int) -> bool:
     """Whether the process is there, and no zombie."""
     listed = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
