@@ -378,7 +378,8 @@ def test_a_second_process_on_a_running_study_is_refused(story: Story) -> None:
     assert story.second_driver.returncode == 2
     assert story.second_driver.stdout == ""
     assert story.second_driver.stderr == (
-        "dux: one process at a time may work on a study, but another works on 'cut'; `dux status cut` shows it\n"
+        "dux: one process at a time may work on a study, but another works on 'cut'; "
+        f"`dux status cut --home {story.study.home}` shows it\n"
     )
 
 
