@@ -1,6 +1,7 @@
 """Export: a student as a file that a device can run, proved to be the one that was measured, with a card.
 
-The network takes images (B, C, H, W) float32 in [0, 1] and returns logits (B, classes); normalisation is inside.
+The network takes images (B, C, H, W) float32 in [0, 1] and returns logits (B, classes); normalisation is inside. So is
+the averaging of a BatchEnsemble's members: softmax of these logits is the mean of their probabilities.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ from spaces.errors import known
 from trainers.computing import computing
 from trainers.data import pixels
 from trainers.data.dataset import Split
-from trainers.measure import EVALUATION_BATCH, measure, predictions, quality
+from trainers.measure import EVALUATION_BATCH, METRICS, fitted_temperature, measure, predictions, quality
 from trainers.store import load_student, write_whole
 
 # before ONNX Runtime is imported: it then leaves a device id in the user's home and tells its maker what it is used for
@@ -146,8 +147,9 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = ("
         ) from None
     with computing(study.file.search.cpus):  # as it was measured
         measured = measure(network, data.validation)
-        test = measure(network, data.test)
         expected = predictions(network, data.validation)
+        temperature = fitted_temperature(expected, data.validation.labels)
+        test = measure(network, data.test, temperature=temperature)
     for name in ("accuracy", "parameters", "nll"):
         recorded = entry.measurements[name]
         # nll is a sum over logits, which another machine may round differently; the others are counts
@@ -178,7 +180,8 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = ("
             "input": {"name": "images", "shape": ["batch", *data.image_shape], "type": "float32", "range": [0.0, 1.0]},
             "output": {"name": "logits", "shape": ["batch", data.classes], "type": "float32"},
             "validation": dict(entry.measurements),
-            "test": {name: test[name] for name in ("accuracy", "nll")},
+            "temperature": temperature,
+            "test": {name: value for name, value in test.items() if METRICS[name].scale == "linear"},
             "teacher_validation": study.task_record()["teacher"],
             "files": made,
             "student": {

@@ -28,7 +28,7 @@ from spaces import BadInput, Choice, Recipe, Space
 from spaces.errors import known
 from trainers.knowledge import Knowledge
 from trainers.loop import Diverged
-from trainers.measure import METRICS, best, worst
+from trainers.measure import METRICS, ends
 from trainers.store import write_whole
 from trainers.task import Task
 from trainers.transfer import Needs, StageFailed, method_named
@@ -194,8 +194,8 @@ class Study:
         record = self.task_record()
         axes = []
         for name, direction in self.file.objectives.items():
-            ends = (worst(name, record["teacher"], record["classes"]), best(name))
-            axes.append(Axis(name, direction, METRICS[name].scale, *ends))
+            worst, best = ends(name, direction, record["teacher"], record["classes"])
+            axes.append(Axis(name, direction, METRICS[name].scale, worst, best))
         entries = self._entries(run_ids or {}, self.lines() if lines is None else lines)
         return Front.of(entries, self.file.objectives, axes)
 
@@ -362,7 +362,7 @@ class _Session:
     def _carry_out(self, address: str | None) -> None:
         file, search = self._study.file, self._study.file.search
         self._now("reading the data, looking for the teacher")
-        epochs = file.task.teacher.epochs
+        epochs = file.task.teacher.epochs * file.task.teacher.members
         try:
             task = Task.load(
                 file.task,
@@ -410,6 +410,7 @@ class _Session:
                 task_key=task.key,
                 classes=task.data.classes,
                 teacher_measurements=dict(task.teacher_measurements),
+                teacher_curve=task.curve,
                 trials_folder=str(self._study.folder / "trials"),
                 knowledge_folder=str(self._study.home / "knowledge"),
                 driver_node=workers.this_node(),

@@ -131,6 +131,7 @@ class StudyFile(Part):
         study.task.check()
         _check_objectives(study.objectives)
         _check_space(study.space)
+        _check_members(study.space, study.task.teacher.members)
         if study.search.sampler not in SAMPLERS:
             way_out = known(SAMPLERS, study.search.sampler)
             raise BadInput(f"`search.sampler` must be a known sampler, but got {study.search.sampler!r}; {way_out}")
@@ -153,7 +154,7 @@ def _check_objectives(objectives: Mapping[str, Direction]) -> None:
     for name, direction in objectives.items():
         if name not in METRICS:
             raise BadInput(f"`objectives.{name}` must be a measurement; {known(METRICS, name)}")
-        if direction != METRICS[name].direction:
+        if METRICS[name].direction not in (None, direction):
             better = METRICS[name].direction
             raise BadInput(
                 f"`objectives.{name}` must be {better}, since that is better, but got {direction}; write {better}"
@@ -181,6 +182,17 @@ def _check_space(space: Space) -> None:
                 check_student(Student(family=str(family), depth=int(depth)))
             except BadInput as error:
                 raise BadInput(f"`space.student`: {error}") from None
+
+
+def _check_members(space: Space, teacher: int) -> None:
+    members = space.parameters.get("student.members", Choice((Student().members,))).extremes()
+    for name in space.methods:
+        method = method_named(name)
+        for student in members:
+            try:
+                method.check_members(method.parse({}), int(student), teacher)
+            except BadInput as error:
+                raise BadInput(f"space: {error}") from None
 
 
 def _names_a_module(space: object) -> bool:

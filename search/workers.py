@@ -64,6 +64,7 @@ class Job:
     task_key: str
     classes: int
     teacher_measurements: Mapping[str, float]
+    teacher_curve: tuple[float, ...]
     trials_folder: str
     knowledge_folder: str
     driver_node: str
@@ -279,7 +280,9 @@ def _carry_out(config: Mapping[str, Any], job: Job, arrays: Mapping[str, np.ndar
     try:
         sys.path += [folder for folder in job.import_folders if folder not in sys.path]
         if _loaded is None or _loaded[0] != job.task_key:
-            task = Task.from_arrays(job.task, job.teacher_measurements, job.task_key, job.classes, arrays)
+            task = Task.from_arrays(
+                job.task, job.teacher_measurements, job.teacher_curve, job.task_key, job.classes, arrays
+            )
             cached = {
                 name.removeprefix("knowledge/"): array
                 for name, array in arrays.items()

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -29,6 +29,12 @@ class Student(Part):
     """Layers with weights, as the family counts them (residual networks: 6n+2)."""
     width: float = Field(default=1.0, gt=0.0, le=64.0)
     """Multiplies the family's base channel counts; each is rounded to a whole channel, at least 1."""
+    members: int = Field(default=1, ge=1, le=64)
+    """Above 1 the network is a BatchEnsemble: so many members share its weights and average their probabilities."""
+    fast_weights: Literal["normal", "signs"] = "normal"
+    """How a BatchEnsemble's fast weights begin: normal around 1, or +1 and -1 by chance."""
+    fast_weight_spread: float = Field(default=0.5, ge=0.0)
+    """Standard deviation of the normal ones."""
 
 
 class Training(Part):
@@ -40,6 +46,10 @@ class Training(Part):
     momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
     weight_decay: float = Field(default=5e-4, ge=0.0)
     """On every weight that is not spectral (those have the `spectral` penalties); on no bias, on no batch norm."""
+    fast_learning_rate: float = Field(default=1.0, ge=0.0)
+    """Of a BatchEnsemble's fast weights, as a multiple of `learning_rate`; fine-tuning keeps the multiple."""
+    fast_weight_decay: float = Field(default=0.0, ge=0.0)
+    """On a BatchEnsemble's fast weights."""
 
 
 class Spectral(Part):

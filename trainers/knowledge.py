@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from trainers.computing import computing
 from trainers.data.dataset import pixels
-from trainers.families import capture
+from trainers.families import by_member, capture, combined
 from trainers.loop import Batch, batches
 from trainers.seeding import seeded
 from trainers.store import digest, weights_bytes, write_whole
@@ -60,8 +60,14 @@ class Knowledge:
         """All that is cached, the stages' weights included, for Ray's object store."""
         return dict(self._arrays)
 
-    def signals(self, needs: Needs, batch: Batch) -> TeacherSignals:
-        """The signals that `needs` names for one batch, detached, on the batch's device."""
+    def signals(self, needs: Needs, batch: Batch, generator: torch.Generator) -> TeacherSignals:
+        """The signals that `needs` names for one batch, detached, on the batch's device.
+
+        Args:
+            needs: of the method.
+            batch: of training images.
+            generator: of the CPU; perturbations come from it.
+        """
         found: dict[str, Tensor] = {}
         names = self._names(needs)
         for name, stage in names:
@@ -70,16 +76,24 @@ class Knowledge:
                 found[name] = torch.from_numpy(cache[batch.index.numpy()]).to(batch.images.device)
         if missing := [item for item in names if item[0] not in found]:
             found.update(self._computed(missing, batch.images))
+        perturbed = None
+        if needs.perturbation is not None:
+            teacher = self.task.teacher.to(batch.images.device)
+            perturbed = needs.perturbation.apply(batch.images, teacher.members, teacher.member, generator)
+            found.update(self._computed([("members", None)], perturbed))
         return TeacherSignals(
             logits=found.get("logits"),
             maps=tuple(found[name] for name in self._taps("map", needs.maps)),
             before_relu=tuple(found[name] for name in self._taps("before_relu", needs.before_relu)),
             rows=batch.index.to(batch.images.device) if needs.rows else None,
             staged=None if needs.stage is None else found[needs.stage.key],
+            members=found["members"].transpose(0, 1) if needs.members else None,
+            perturbed=perturbed,
         )
 
     def _names(self, needs: Needs) -> list[tuple[str, Stage | None]]:
         names: list[tuple[str, Stage | None]] = [("logits", None)] if needs.logits else []
+        names += [("members", None)] if needs.members and needs.perturbation is None else []
         names += [(name, None) for name in self._taps("map", needs.maps)]
         names += [(name, None) for name in self._taps("before_relu", needs.before_relu)]
         return names + ([(needs.stage.key, needs.stage)] if needs.stage is not None else [])
@@ -99,7 +113,9 @@ class Knowledge:
                 if stage is not None:
                     found[name] = stage.apply(self._stage(stage).to(images.device), features.maps[stage.tap])
                 elif name == "logits":
-                    found[name] = features.logits
+                    found[name] = combined(features.logits, teacher.members)
+                elif name == "members":  # (B, M, classes), by row as all that is cached
+                    found[name] = by_member(features.logits, teacher.members).transpose(0, 1)
                 else:
                     kind = "map" if name.startswith("map") else "before_relu"
                     maps = features.maps if kind == "map" else features.before_relu

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trainers.data.augment import augment
 from trainers.data.dataset import Split, pixels
+from trainers.families.batch_ensemble import BatchEnsemble
 from trainers.spectral.layers import spectral_layers
 
 WARM_UP = 0.05
@@ -37,6 +39,9 @@ class Schedule:
     learning_rate: float
     momentum: float
     weight_decay: float
+    fast_learning_rate: float = 1.0
+    """Of a BatchEnsemble's fast weights, as a multiple of `learning_rate`."""
+    fast_weight_decay: float = 0.0
 
 
 def batches(split: Split, size: int, policy: str, generator: torch.Generator, device: torch.device) -> Iterator[Batch]:
@@ -58,7 +63,7 @@ def fit(
     policy: str,
     generator: torch.Generator,
     others: Iterable[nn.Module] = (),
-    on_epoch: Callable[[int, float], None] = lambda epoch, mean_loss: None,
+    on_epoch: Callable[[int, float], object] = lambda epoch, mean_loss: None,
 ) -> None:
     """Train `network` (and `others`, a method's adapters) in place by SGD on `loss`.
 
@@ -77,17 +82,9 @@ def fit(
     """
     modules = [network, *others]
     device = next(network.parameters()).device
-    spectral = {id(p) for module in modules for _, layer in spectral_layers(module) for p in layer.parameters()}
-    trained = [p for module in modules for p in module.parameters() if p.requires_grad]
-    # spectral layers have their own penalty, in the loss; biases, batch norms and eigenvalues are vectors
-    decayed = [p for p in trained if id(p) not in spectral and p.dim() > 1]
-    ids = {id(p) for p in decayed}
-    groups = [
-        {"params": decayed, "weight_decay": schedule.weight_decay},
-        {"params": [p for p in trained if id(p) not in ids], "weight_decay": 0.0},
-    ]
+    groups = _groups(modules, schedule)
     optimizer = torch.optim.SGD(
-        [group for group in groups if group["params"]],
+        groups,
         lr=schedule.learning_rate,
         momentum=schedule.momentum,
         nesterov=schedule.momentum > 0,
@@ -101,7 +98,7 @@ def fit(
         sum_loss, count = 0.0, 0
         for batch in batches(split, schedule.batch_size, policy, generator, device):
             for group in optimizer.param_groups:
-                group["lr"] = schedule.learning_rate * rate(step, total)
+                group["lr"] = group["base"] * rate(step, total)
             optimizer.zero_grad(set_to_none=True)
             value = loss(batch)
             value.backward()  # type: ignore[no-untyped-call]
@@ -116,6 +113,29 @@ def fit(
                 f"(now {schedule.learning_rate:g}) or the transfer weight"
             )
         on_epoch(epoch, mean_loss)
+
+
+def _groups(modules: Iterable[nn.Module], schedule: Schedule) -> list[dict[str, Any]]:
+    """The parameters by how they are trained: `base` learning rate and weight decay."""
+    groups: dict[str, list[nn.Parameter]] = {"decayed": [], "free": [], "fast": []}
+    for module in modules:
+        kinds: dict[int, str] = {}
+        for _, layer in spectral_layers(module):  # which have their own penalty, in the loss
+            kinds |= dict.fromkeys(map(id, layer.parameters()), "free")
+        for ensemble in module.modules():
+            if isinstance(ensemble, BatchEnsemble):
+                kinds |= {id(ensemble.alpha): "fast", id(ensemble.gamma): "fast", id(ensemble.bias): "free"}
+        for p in module.parameters():
+            if p.requires_grad:
+                # biases, batch norms and eigenvalues are vectors
+                groups[kinds.get(id(p), "decayed" if p.dim() > 1 else "free")].append(p)
+    rates = {"fast": schedule.learning_rate * schedule.fast_learning_rate}
+    decays = {"decayed": schedule.weight_decay, "fast": schedule.fast_weight_decay}
+    return [
+        {"params": found, "weight_decay": decays.get(kind, 0.0), "base": rates.get(kind, schedule.learning_rate)}
+        for kind, found in groups.items()
+        if found
+    ]
 
 
 def rate(step: int, total: int) -> float:

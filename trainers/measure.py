@@ -1,17 +1,20 @@
 """What is measured of a network, and how each measurement reads as an objective."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from scipy.optimize import minimize_scalar
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainers.data.dataset import Split, pixels
+from trainers.families import Network, by_member, combined
 from trainers.loop import Diverged
 from trainers.store import weights_bytes
 
@@ -23,7 +26,8 @@ EVALUATION_BATCH = 512
 class Metric:
     """One measurement: which direction is better, on which scale it is compared, its unit."""
 
-    direction: Literal["min", "max"]
+    direction: Literal["min", "max"] | None
+    """None where either may be wanted."""
     scale: Literal["linear", "log"]
     unit: str
 
@@ -32,25 +36,48 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
     {
         "accuracy": Metric("max", "linear", "share of images"),
         "nll": Metric("min", "linear", "nats"),
+        "brier": Metric("min", "linear", "mean squared error of the probabilities, summed over classes"),
+        "ece": Metric("min", "linear", "mean gap between confidence and accuracy, 15 bins"),
+        "calibrated_nll": Metric("min", "linear", "nats"),
+        "calibrated_brier": Metric("min", "linear", "as brier"),
+        "calibrated_ece": Metric("min", "linear", "as ece"),
+        "entropy": Metric(None, "linear", "nats"),
+        "diversity": Metric("max", "linear", "nats between members"),
+        "deep_ensemble_equivalent": Metric("max", "linear", "members of the teacher"),
         "parameters": Metric("min", "log", "numbers"),
         "macs": Metric("min", "log", "multiply-adds an image"),
         "size_bytes": Metric("min", "log", "bytes"),
     }
 )
+"""`calibrated_*`: after temperature scaling (Guo et al., ICML 2017; arXiv 1706.04599)."""
 
 
-def predictions(network: nn.Module, split: Split) -> torch.Tensor:
-    """Logits (N, classes) of all images of a split, in eval mode; the network's mode is restored."""
+def outputs(network: nn.Module, split: Split) -> Tensor:
+    """Every member's logits (members, N, classes) of all images of a split, in eval mode; the mode is restored.
+
+    members is 1 for any module that is not a `Network` of several.
+    """
     training = network.training
     network.eval()
     device = next(network.parameters()).device
+    members = network.members if isinstance(network, Network) else 1
+    of_batch = network.outputs if isinstance(network, Network) else network
     with torch.no_grad():
-        logits = [network(pixels(images.to(device))) for images in torch.split(split.images, EVALUATION_BATCH)]
+        parts = [
+            by_member(of_batch(pixels(images.to(device))), members)
+            for images in torch.split(split.images, EVALUATION_BATCH)
+        ]
     network.train(training)
-    return torch.cat(logits)
+    return torch.cat(parts, dim=1)
 
 
-def quality(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+def predictions(network: nn.Module, split: Split) -> Tensor:
+    """Logits (N, classes) of all images of a split, members averaged, in eval mode; the network's mode is restored."""
+    found = outputs(network, split)
+    return combined(found.flatten(0, 1), len(found))
+
+
+def quality(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """Accuracy and mean negative log-likelihood of logits (N, classes) against labels (N,).
 
     Raises:
@@ -63,6 +90,110 @@ def quality(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
         )
     hits = int((logits.argmax(1) == labels).sum())
     return {"accuracy": hits / len(labels), "nll": float(F.cross_entropy(logits.double(), labels))}
+
+
+def calibration(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Brier score and expected calibration error of logits (N, classes) against labels (N,).
+
+    Brier (1950): mean over images of the sum over classes of (p_c - [c = y])^2. Calibration error: 15 bins of equal
+    width over the largest probability, gaps weighted by the images in them (Naeini, Cooper, Hauskrecht, AAAI 2015).
+    """
+    # seconds, because it imports much else; the command line need not wait for it
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    labels = labels.to(logits.device)
+    p = logits.double().softmax(1)
+    brier = (p - F.one_hot(labels, p.shape[1])).square().sum(1).mean()
+    ece = multiclass_calibration_error(p, labels, p.shape[1], n_bins=15, norm="l1")
+    return {"brier": float(brier), "ece": float(ece)}
+
+
+def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
+    """tau that minimises the negative log-likelihood of logits / tau, within 1/20 and 20."""
+    z, y = logits.double().cpu(), labels.cpu()
+    found = minimize_scalar(
+        lambda log_tau: float(F.cross_entropy(z / math.exp(log_tau), y)),
+        bounds=(-math.log(20.0), math.log(20.0)),
+        method="bounded",
+        options={"xatol": 1e-6},
+    )
+    return float(math.exp(found.x))
+
+
+def uncertainty(members: Tensor, labels: Tensor, temperature: float | None = None) -> dict[str, float]:
+    """What is measured of predicted probabilities beyond accuracy and likelihood.
+
+    Args:
+        members: every member's logits, (members, N, classes).
+        labels: (N,).
+        temperature: of the `calibrated` measurements; None fits it on these very images.
+
+    Returns:
+        brier, ece; the same and nll after temperature scaling of the mean probabilities; entropy of these, in nats;
+        diversity: the mean over images and ordered pairs of members of KL(p_j || p_i), 0 for a single network
+        (Nam et al., NeurIPS 2021).
+    """
+    logits = combined(members.flatten(0, 1), len(members))
+    if temperature is None:
+        temperature = fitted_temperature(logits, labels)
+    scaled = logits.double() / temperature
+    log_p = logits.double().log_softmax(1)
+    return {
+        **calibration(logits, labels),
+        "calibrated_nll": float(F.cross_entropy(scaled, labels.to(scaled.device))),
+        **{f"calibrated_{name}": value for name, value in calibration(scaled, labels).items()},
+        "entropy": float(-(log_p.exp() * log_p).sum(1).mean()),
+        "diversity": _diversity(members),
+    }
+
+
+def _diversity(members: Tensor) -> float:
+    log_p = members.double().log_softmax(2)
+    count = len(log_p)
+    if count == 1:
+        return 0.0
+    # sum over pairs of sum_c p_j (log p_j - log p_i)
+    same = (log_p.exp() * log_p).sum(2).sum(0) * count
+    crossed = (log_p.exp().sum(0) * log_p.sum(0)).sum(1)
+    return max(0.0, float(((same - crossed) / (count * (count - 1))).mean()))
+
+
+def ensemble_curve(members: Tensor, labels: Tensor) -> tuple[float, ...]:
+    """Calibrated negative log-likelihood of an ensemble of 1, 2, ... of the members.
+
+    Args:
+        members: every member's logits, (M, N, classes).
+        labels: (N,).
+
+    Returns:
+        M numbers: the mean over the M ensembles of neighbours in a ring; made never to rise.
+    """
+    M = len(members)
+    curve: list[float] = []
+    for size in range(1, M + 1):
+        rings = range(M) if size < M else range(1)
+        chosen = [torch.stack([members[(first + i) % M] for i in range(size)]) for first in rings]
+        found = [uncertainty(those, labels)["calibrated_nll"] for those in chosen]
+        curve.append(min([sum(found) / len(found), *curve[-1:]]))
+    return tuple(curve)
+
+
+def deep_ensemble_equivalent(calibrated_nll: float, curve: Sequence[float]) -> float:
+    """The fewest members of the teacher that are as good: 0 to M, linear between whole numbers; 0 if worse than one.
+
+    A. Ashukha, A. Lyzhov, D. Molchanov, D. Vetrov: Pitfalls of in-domain uncertainty estimation and ensembling in deep
+    learning, ICLR 2020 (arXiv 2002.06470), equation 6, on the teacher's own members instead of up to 100.
+
+    Args:
+        calibrated_nll: of the network.
+        curve: of the teacher, as `ensemble_curve` has it.
+    """
+    if calibrated_nll >= curve[0]:
+        return 1.0 if calibrated_nll == curve[0] else 0.0
+    for size, (worse, better) in enumerate(pairwise(curve), start=1):
+        if calibrated_nll >= better:
+            return size + (worse - calibrated_nll) / (worse - better)
+    return float(len(curve))
 
 
 def cost(network: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, float]:
@@ -79,17 +210,48 @@ def cost(network: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, flo
     }
 
 
-def measure(network: nn.Module, split: Split) -> dict[str, float]:
-    """Every measurement of METRICS, of an ordinary (folded) network on one split."""
+def measure(
+    network: nn.Module, split: Split, *, temperature: float | None = None, curve: Sequence[float] | None = None
+) -> dict[str, float]:
+    """The measurements of METRICS, of an ordinary (folded) network on one split.
+
+    Args:
+        network: in any mode.
+        split: the images.
+        temperature: of the `calibrated` measurements; None fits it on these very images, as is done on validation data.
+        curve: of the teacher on the same split (`ensemble_curve`); without it there is no deep-ensemble equivalent.
+
+    Raises:
+        Diverged: the network's outputs are not all numbers.
+    """
+    members = outputs(network, split)
     _, c, h, w = split.images.shape
-    return {**quality(predictions(network, split), split.labels), **cost(network, (c, h, w))}
+    found = quality(combined(members.flatten(0, 1), len(members)), split.labels)
+    found |= uncertainty(members, split.labels, temperature)
+    if curve is not None:
+        found["deep_ensemble_equivalent"] = deep_ensemble_equivalent(found["calibrated_nll"], curve)
+    return {**found, **cost(network, (c, h, w))}
 
 
-def worst(name: str, teacher: Mapping[str, float], classes: int) -> float:
-    """The value that is worth nothing when hypervolume is reckoned: nothing right, guessing, the teacher's own cost."""
-    return {"accuracy": 0.0, "nll": math.log(classes)}.get(name, teacher.get(name, math.nan))
+def ends(
+    name: str, direction: Literal["min", "max"], teacher: Mapping[str, float], classes: int
+) -> tuple[float, float]:
+    """The values of a measurement between which hypervolume is reckoned: worth nothing, and unbeatable.
 
-
-def best(name: str) -> float:
-    """The value that nothing can beat; 1 where the scale is logarithmic."""
-    return {"accuracy": 1.0, "nll": 0.0}.get(name, 1.0)
+    Nothing right, guessing, the teacher's own cost on the one side; on the other what cannot be better, or 1 where the
+    scale is logarithmic. Measurements of uncertainty, whose direction the study chooses, have the same two ends.
+    """
+    guessing = math.log(classes)
+    known: dict[str, tuple[float, float]] = {
+        "accuracy": (0.0, 1.0),
+        "nll": (guessing, 0.0),
+        "calibrated_nll": (guessing, 0.0),
+        "brier": (1.0 - 1.0 / classes, 0.0),
+        "calibrated_brier": (1.0 - 1.0 / classes, 0.0),
+        "ece": (1.0, 0.0),
+        "calibrated_ece": (1.0, 0.0),
+        "entropy": (0.0, guessing) if direction == "max" else (guessing, 0.0),
+        "diversity": (0.0, guessing),
+        "deep_ensemble_equivalent": (0.0, max(1.0, teacher.get("deep_ensemble_equivalent", 1.0))),
+    }
+    return known.get(name, (teacher.get(name, math.nan), 1.0))

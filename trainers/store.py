@@ -52,6 +52,7 @@ def network_description(student: Student, image_shape: tuple[int, int, int], cla
         "family": student.family,
         "depth": student.depth,
         "width": student.width,
+        "members": student.members,
         "image_shape": list(image_shape),
         "classes": classes,
     }
@@ -67,7 +68,7 @@ def load_network(description: Mapping[str, Any], weights: Path) -> Network:
         raise ValueError(
             f"format of a student's description must be 1, but got {description.get('format')!r}; update Dux"
         )
-    student = Student(family=description["family"], depth=description["depth"], width=description["width"])
+    student = Student(**{key: description[key] for key in ("family", "depth", "width", "members")})
     c, h, w = description["image_shape"]
     network = build(student, (c, h, w), description["classes"], generator=torch.Generator().manual_seed(0))
     return filled(network, safetensors.torch.load_file(weights)).eval()
@@ -88,9 +89,7 @@ def filled(network: Network, tensors: Mapping[str, Tensor]) -> Network:
             "the description and the weights belong to different networks"
         )
     for name, module in network.named_modules():
-        weight = tensors.get(f"{name}.weight")
-        if weight is None:
-            continue
+        weight = tensors.get(f"{name}.weight", torch.zeros(()))
         if isinstance(module, nn.Conv2d):
             module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
         elif isinstance(module, nn.Linear):

@@ -1,7 +1,7 @@
 """The task: a data set with fixed splits, and its teacher, trained once and kept."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -19,9 +19,9 @@ from spaces.recipe import Part
 from trainers.computing import computing
 from trainers.data import AUGMENTATIONS, DATASETS, check_dataset, load_dataset
 from trainers.data.dataset import Dataset, shared_tensor
-from trainers.families import Network, build, check_student
+from trainers.families import DeepEnsemble, Network, build, check_student
 from trainers.loop import Batch, Schedule, fit
-from trainers.measure import measure
+from trainers.measure import ensemble_curve, measure, outputs
 from trainers.store import digest, filled, load_network, network_description, weights_bytes, write_whole
 
 
@@ -35,15 +35,15 @@ class TeacherSpec(Part):
     batch_size: int = Field(default=64, ge=2)
     learning_rate: float = Field(default=0.1, gt=0.0)
     weight_decay: float = Field(default=5e-4, ge=0.0)
-    members: int = Field(default=1, ge=1, le=1)
-    """Networks in the ensemble; ensembles are not there yet."""
+    members: int = Field(default=1, ge=1, le=64)
+    """Networks of an ensemble, each trained on its own from a seed of its own; their probabilities are averaged."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     threads: int = Field(default=1, ge=1)
     """Torch threads that it, and what is learned of it, are computed with; the last digits depend on their number."""
 
     @property
     def student(self) -> Student:
-        """The network's shape in the words of a recipe."""
+        """One member's shape in the words of a recipe."""
         return Student(family=self.family, depth=self.depth, width=self.width)
 
 
@@ -105,19 +105,21 @@ class Task:
     teacher: Network
     teacher_measurements: Mapping[str, float]
     """Of the teacher on validation data."""
+    curve: tuple[float, ...]
+    """Of the teacher on validation data: calibrated negative log-likelihood of 1, 2, ... of its members."""
     key: str
     """Names the data, their augmentation and the teacher: what knowledge depends on."""
 
     @classmethod
     def load(
-        cls, spec: TaskSpec, home: Path, on_epoch: Callable[[int, float], None] = lambda epoch, loss: None
+        cls, spec: TaskSpec, home: Path, on_epoch: Callable[[int, float], object] = lambda epoch, loss: None
     ) -> Self:
         """The task, its teacher loaded from `home` or trained and kept there.
 
         Args:
             spec: data set and teacher.
             home: folder under which `teachers/KEY` is kept.
-            on_epoch: called while a teacher trains, with the epoch and its mean loss.
+            on_epoch: called while a teacher trains, with the epoch (of all members' together) and its mean loss.
 
         Raises:
             BadInput: the data are not there, or the teacher is not a network we have.
@@ -133,10 +135,10 @@ class Task:
         with FileLock(folder.parent / f".{key}.lock"):
             if not (folder / "teacher.json").exists():
                 with computing(spec.teacher.threads):
-                    _train_teacher(spec, data, folder, on_epoch)
+                    _make_teacher(spec, data, folder, on_epoch)
         record = json.loads((folder / "teacher.json").read_text())
-        teacher = load_network(record["network"], folder / "teacher.safetensors").requires_grad_(False)
-        return cls(spec, data, teacher, record["measurements"], key)
+        teacher = _teacher([load_network(record["network"], file) for file in _files(spec.teacher, folder)])
+        return cls(spec, data, teacher, record["measurements"], tuple(record["curve"]), key)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The task's numbers, for Ray's object store: workers read them without a copy. The test split stays behind."""
@@ -149,7 +151,13 @@ class Task:
 
     @classmethod
     def from_arrays(
-        cls, spec: TaskSpec, measurements: Mapping[str, float], key: str, classes: int, arrays: Mapping[str, np.ndarray]
+        cls,
+        spec: TaskSpec,
+        measurements: Mapping[str, float],
+        curve: Sequence[float],
+        key: str,
+        classes: int,
+        arrays: Mapping[str, np.ndarray],
     ) -> Self:
         """The task that `arrays` came from, without its test split; only the teacher's weights are copied."""
 
@@ -157,14 +165,55 @@ class Task:
             return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
         data = Dataset.from_arrays(spec.dataset, classes, under("data/"))
-        teacher = build(spec.teacher.student, data.image_shape, classes, generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        teacher = _teacher(
+            [
+                build(spec.teacher.student, data.image_shape, classes, generator=generator)
+                for _ in range(spec.teacher.members)
+            ]
+        )
         filled(teacher, {name: shared_tensor(array) for name, array in under("teacher/").items()})
-        return cls(spec, data, teacher.eval().requires_grad_(False), measurements, key)
+        return cls(spec, data, teacher, measurements, tuple(curve), key)
 
 
-def _train_teacher(spec: TaskSpec, data: Dataset, folder: Path, on_epoch: Callable[[int, float], None]) -> None:
+def _teacher(members: Sequence[Network]) -> Network:
+    teacher = members[0] if len(members) == 1 else DeepEnsemble(members)
+    return teacher.eval().requires_grad_(False)
+
+
+def _files(spec: TeacherSpec, folder: Path) -> list[Path]:
+    return [folder / f"teacher-{member}.safetensors" for member in range(spec.members)]
+
+
+def _make_teacher(spec: TaskSpec, data: Dataset, folder: Path, on_epoch: Callable[[int, float], object]) -> None:
+    """Train the members that are not there yet, and write down what they are together."""
+    description = network_description(spec.teacher.student, data.image_shape, data.classes)
+    files = _files(spec.teacher, folder)
+    for member, file in enumerate(files):
+        if not file.exists():  # a kill costs the member that was being trained, and no other
+            before = member * spec.teacher.epochs
+
+            def report(epoch: int, loss: float, before: int = before) -> None:
+                on_epoch(before + epoch, loss)
+
+            network = _trained(spec, data, member, report)
+            write_whole(file, weights_bytes(network))
+    teacher = _teacher([load_network(description, file) for file in files])
+    curve = ensemble_curve(outputs(teacher, data.validation), data.validation.labels)
+    record = {
+        "network": description,
+        "measurements": measure(teacher, data.validation, curve=curve),
+        "curve": curve,
+        "spec": spec.model_dump(),
+    }
+    write_whole(folder / "teacher.json", json.dumps(record, indent=1))
+
+
+def _trained(spec: TaskSpec, data: Dataset, member: int, on_epoch: Callable[[int, float], object]) -> Network:
+    """One member; the first is the network that the teacher's seed gives."""
     teacher = spec.teacher
-    generator = torch.Generator().manual_seed(teacher.seed)
+    seed = teacher.seed if member == 0 else int(digest(teacher.seed, member)[:8], 16)
+    generator = torch.Generator().manual_seed(seed)
     network = build(teacher.student, data.image_shape, data.classes, generator=generator)
     network.set_normalization(*data.mean_std())
     network.to(memory_format=torch.channels_last)
@@ -174,11 +223,4 @@ def _train_teacher(spec: TaskSpec, data: Dataset, folder: Path, on_epoch: Callab
 
     schedule = Schedule(teacher.epochs, teacher.batch_size, teacher.learning_rate, 0.9, teacher.weight_decay)
     fit(network, loss, data.train, schedule, policy=spec.policy, generator=generator, on_epoch=on_epoch)
-    network.to(memory_format=torch.contiguous_format)
-    record = {
-        "network": network_description(teacher.student, data.image_shape, data.classes),
-        "measurements": measure(network, data.validation),
-        "spec": spec.model_dump(),
-    }
-    write_whole(folder / "teacher.safetensors", weights_bytes(network))
-    write_whole(folder / "teacher.json", json.dumps(record, indent=1))
+    return network.to(memory_format=torch.contiguous_format)

@@ -31,7 +31,8 @@ class Report:
     phase: str
     """`pretrain` (of methods that have it), `train` or `fine_tune`."""
     metrics: dict[str, float]
-    """loss (mean over the epoch), accuracy and nll on validation data of the network as it is."""
+    """loss (mean over the epoch), accuracy and nll on validation data of the network as it is; where images are
+    perturbed, unmoved: the share of them that stayed as they were, for want of a gradient."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def run_trial(
         shape = task.data.image_shape
         pruned = recipe.pruning.fraction > 0
         fine_tune_epochs = recipe.pruning.fine_tune_epochs if pruned else 0
+        method_type.check_members(options, recipe.student.members, task.teacher.members)
         needs = method_type.needs(options)
         knowledge.prepare(needs)
 
@@ -124,8 +126,15 @@ def run_trial(
         ) -> None:
             """Train a network by one of its method's losses; `before`: epochs done."""
 
+            still: list[float] = []
+
             def loss(batch: Batch) -> Tensor:
-                value = objective(capture(network, batch.images), knowledge.signals(needs, batch), batch.labels)
+                features, signals = capture(network, batch.images), knowledge.signals(needs, batch, generator)
+                if signals.perturbed is not None:
+                    features = replace(features, perturbed=network.outputs(signals.perturbed))
+                    still.append((signals.perturbed == batch.images).flatten(1).all(1).float().mean().item())
+                members = network.members
+                value = objective(features, signals.repeated(members), batch.labels.repeat(members))
                 penalties = recipe.spectral
                 return value + spectral_penalty(
                     network, eigenvector_l2=penalties.eigenvector_l2, eigenvalue_l2=penalties.eigenvalue_l2
@@ -134,6 +143,9 @@ def run_trial(
             def on_epoch(epoch: int, mean_loss: float) -> None:
                 method.progress = min(1.0, (epoch + 1) / schedule.epochs)
                 found = quality(predictions(network, task.data.validation), task.data.validation.labels)
+                if still:
+                    found["unmoved"] = sum(still) / len(still)
+                    still.clear()
                 report(Report(before + epoch, steps, name, {"loss": mean_loss, **found}))
 
             method.progress = 1 / schedule.epochs
@@ -153,13 +165,22 @@ def run_trial(
 
         t, p = recipe.training, recipe.pruning
         method = made_for(student)
-        schedule = Schedule(t.epochs, t.batch_size, t.learning_rate, t.momentum, t.weight_decay)
+        schedule = Schedule(
+            t.epochs,
+            t.batch_size,
+            t.learning_rate,
+            t.momentum,
+            t.weight_decay,
+            t.fast_learning_rate,
+            t.fast_weight_decay,
+        )
         if pretraining_epochs:
             first = replace(schedule, epochs=pretraining_epochs)
             phase("pretrain", student, method, method.pretraining_loss, first, 0)
         phase("train", student, method, method, schedule, pretraining_epochs)
         # contiguous, as a loaded student is: another memory layout may round differently, and the numbers are exact
-        before_cut = measure(fold(student).to(memory_format=torch.contiguous_format), task.data.validation)
+        whole = fold(student).to(memory_format=torch.contiguous_format)
+        before_cut = measure(whole, task.data.validation, curve=task.curve)
         cuts = plan(student, p.fraction, floor=p.floor, image_shape=shape)
         network = cut(student, cuts, image_shape=shape)
         if fine_tune_epochs:
@@ -168,7 +189,7 @@ def run_trial(
             schedule = replace(schedule, epochs=fine_tune_epochs, learning_rate=p.fine_tune_learning_rate)
             phase("fine_tune", network, method, method, schedule, pretraining_epochs + t.epochs)
         network = network.to("cpu").to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
-        measurements = measure(network, task.data.validation)
+        measurements = measure(network, task.data.validation, curve=task.curve)
         seconds = time.monotonic() - began
     return TrialResult(recipe, network, measurements, before_cut, cuts.units, cuts.removed, seconds)
 

@@ -21,10 +21,12 @@ from torch import nn
 
 from search.export import FORMATS, TOLERANCE, ExportRefused, export, verify
 from search.front import Entry
-from spaces import BadInput
+from spaces import BadInput, Student
 from trainers import load_student
 from trainers.data import pixels
 from trainers.data.dataset import Split
+from trainers.families import build, by_member
+from trainers.spectral import cut, plan, spectralize
 
 BOUNDS = ("--max", "parameters=10k")
 
@@ -37,6 +39,23 @@ class Exported:
     out: str
     entry: Entry
     card: dict[str, Any]
+
+
+@pytest.mark.parametrize("student", [Student(depth=8, width=0.25, members=3), Student(family="mlp", members=2)])
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_batch_ensemble_is_one_graph_that_averages_its_members_probabilities(
+    name: str, student: Student, tmp_path: Path
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    whole = spectralize(build(student, (1, 8, 8), 10, generator=generator), keep=["classifier"])
+    network = cut(whole, plan(whole, 0.4, floor=0.1, image_shape=(1, 8, 8)), image_shape=(1, 8, 8)).eval()
+    images = torch.randint(256, (7, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    write, run = FORMATS[name]
+    write(network, pixels(images[:2]), tmp_path / name)
+    with torch.no_grad():
+        expected = by_member(network.outputs(pixels(images)), student.members).softmax(2).mean(0)
+    for count in (7, 1):  # any batch size
+        torch.testing.assert_close(run(tmp_path / name, images[:count]).softmax(1), expected[:count])
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +182,17 @@ def test_the_cards_test_metrics_are_of_the_test_split(finished: Finished, export
     assert exported.card["test"]["accuracy"] == float((logits.argmax(1) == test.labels.numpy()).mean())
     nll = float(nn.functional.cross_entropy(torch.from_numpy(logits).double(), test.labels))
     assert exported.card["test"]["nll"] == pytest.approx(nll, rel=1e-4)
-    assert exported.card["test"] != {name: exported.card["validation"][name] for name in ("accuracy", "nll")}
+    assert exported.card["test"]["nll"] != exported.card["validation"]["nll"]
+    # the temperature is of the validation split: fitting it on the test split would be looking at it
+    tau = exported.card["temperature"]
+    calibrated = float(nn.functional.cross_entropy(torch.from_numpy(logits).double() / tau, test.labels))
+    assert exported.card["test"]["calibrated_nll"] == pytest.approx(calibrated, rel=1e-4)
+    validation = finished.study.file.task.load_data().validation
+    (ours,) = session(exported.folder / f"tiny-{exported.entry.trial}.onnx").run(
+        ["logits"], {"images": pixels(validation.images).numpy()}
+    )
+    best = float(nn.functional.cross_entropy(torch.from_numpy(ours).double() / tau, validation.labels))
+    assert exported.card["validation"]["calibrated_nll"] == pytest.approx(best, rel=1e-4)
 
 
 def test_bounds_choose_the_best_student_within(finished: Finished, exported: Exported) -> None:

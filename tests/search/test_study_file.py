@@ -114,7 +114,19 @@ BAD: dict[str, tuple[str, str]] = {
         "must be a known one, but got 'resnt'; did you mean `resnet`. known: mlp, resnet",
     ),
     "teacher depth": ("name: a\nspace: {}\ntask: {teacher: {depth: 9}}", r"must be 6n\+2.*but got 9; the nearest is 8"),
-    "teacher members": ("name: a\nspace: {}\ntask: {teacher: {members: 2}}", "members` .*equal to 1, but got 2"),
+    "teacher members": ("name: a\nspace: {}\ntask: {teacher: {members: 0}}", "members` .*equal to 1, but got 0"),
+    "features of an ensemble": (
+        "name: a\nspace: {transfer: [kd, fitnet]}\ntask: {teacher: {members: 2}}",
+        "space: `fitnet` learns the features of one network, but `task.teacher.members` is 2; draw `ensemble`",
+    ),
+    "more members than teachers": (
+        "name: a\nspace: {transfer: ensemble, student.members: [2, 4]}\ntask: {teacher: {members: 2}}",
+        "`student.members` must be at most `task.teacher.members`, 2, but got 4; train more teachers",
+    ),
+    "fast weights": (
+        "name: a\nspace: {student.fast_weights: uniform}",
+        "`student.fast_weights` should be 'normal' or 'signs', but got 'uniform'",
+    ),
     "bool for a number": ("name: a\nspace: {}\ntask: {teacher: {epochs: yes}}", "epochs` .*integer, but got True"),
     "half an epoch": ("name: a\nspace: {}\ntask: {teacher: {epochs: 2.5}}", "epochs` .*integer, but got 2.5"),
     "text for a number": ("name: a\nspace: {}\ntask: {teacher: {epochs: many}}", "epochs` .*but got 'many'; leave it"),

@@ -45,6 +45,10 @@ class Mixer(Stage):
         return found
 
 
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
 NEEDS = Needs(logits=True, maps=(-1, 0), stage=Mixer())
 
 
@@ -80,16 +84,16 @@ def test_memory_folder_and_another_processes_arrays_give_the_same_signals(either
     for one in (from_folder, from_arrays):
         one.prepare(NEEDS)
     batch = batch_of(either_task, 199, 0, 7, 7)
-    expected = tensors(in_memory.signals(NEEDS, batch))
+    expected = tensors(in_memory.signals(NEEDS, batch, seeded()))
     for one in (in_folder, from_folder, from_arrays, unprepared):
-        found = tensors(one.signals(NEEDS, batch))
+        found = tensors(one.signals(NEEDS, batch, seeded()))
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert len(Mixer.trainings) == 2  # whoever had a folder or arrays trained nothing anew
 
 
 def test_signals_are_what_the_teacher_says_of_these_very_images(either_task: Task) -> None:
     batch = batch_of(either_task, 3, 50, 3, 120)
-    signals = Knowledge(either_task).signals(NEEDS, batch)
+    signals = Knowledge(either_task).signals(NEEDS, batch, seeded())
     with torch.no_grad():
         features = capture(either_task.teacher, batch.images)
     assert signals.logits is not None
@@ -106,7 +110,10 @@ def test_augmented_images_have_signals_of_their_own(task: Task) -> None:
     batch = batch_of(task, 3, 50)
     shifted = Batch(batch.index, batch.images.roll(1, dims=-1), batch.labels)
     learned = Knowledge(task)
-    one, other = learned.signals(Needs(logits=True), batch).logits, learned.signals(Needs(logits=True), shifted).logits
+    one, other = (
+        learned.signals(Needs(logits=True), batch, seeded()).logits,
+        learned.signals(Needs(logits=True), shifted, seeded()).logits,
+    )
     assert one is not None
     assert other is not None
     assert not torch.allclose(one, other)
@@ -114,29 +121,29 @@ def test_augmented_images_have_signals_of_their_own(task: Task) -> None:
 
 def test_what_was_not_asked_for_is_not_there(plain_task: Task) -> None:
     learned, batch = Knowledge(plain_task), batch_of(plain_task, 0, 1)
-    assert learned.signals(Needs(), batch) == TeacherSignals()
-    logits_alone = learned.signals(Needs(logits=True), batch)
+    assert learned.signals(Needs(), batch, seeded()) == TeacherSignals()
+    logits_alone = learned.signals(Needs(logits=True), batch, seeded())
     assert (logits_alone.maps, logits_alone.staged) == ((), None)
     assert set(learned.arrays()) == {"logits"}
 
 
 def test_signals_may_be_written_into_without_harm(plain_task: Task) -> None:
     learned, batch = Knowledge(plain_task), batch_of(plain_task, 0, 1)
-    first = learned.signals(Needs(logits=True), batch).logits
+    first = learned.signals(Needs(logits=True), batch, seeded()).logits
     assert first is not None
     expected = first.clone()
     first.zero_()
-    again = learned.signals(Needs(logits=True), batch).logits
+    again = learned.signals(Needs(logits=True), batch, seeded()).logits
     assert again is not None
     assert torch.equal(again, expected)
 
 
 def test_a_signal_too_large_to_keep_is_computed(plain_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = batch_of(plain_task, 3, 50, 3, 120)
-    cached = tensors(Knowledge(plain_task).signals(NEEDS, batch))
+    cached = tensors(Knowledge(plain_task).signals(NEEDS, batch, seeded()))
     monkeypatch.setattr(knowledge, "CACHE_BYTES", 0)
     learned = Knowledge(plain_task)
-    computed = tensors(learned.signals(NEEDS, batch))
+    computed = tensors(learned.signals(NEEDS, batch, seeded()))
     assert list(learned.arrays()) == [f"{Mixer().key}.safetensors"]
     for one, other in zip(cached, computed, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
@@ -147,7 +154,7 @@ def test_stages_do_not_depend_on_the_global_generator_nor_disturb_it(task: Task)
     for seed in (1, 2):
         torch.manual_seed(seed)
         state = torch.random.get_rng_state()
-        found.append(tensors(Knowledge(task).signals(NEEDS, batch_of(task, 0, 1)))[-1])
+        found.append(tensors(Knowledge(task).signals(NEEDS, batch_of(task, 0, 1), seeded()))[-1])
         assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(*found)
 
@@ -179,7 +186,7 @@ def test_the_teacher_is_left_as_it_was(task: Task) -> None:
     learned = Knowledge(task)
     generator = torch.Generator().manual_seed(0)
     for batch in batches(task.data.train, 64, task.spec.policy, generator, torch.device("cpu")):
-        learned.signals(NEEDS, batch)
+        learned.signals(NEEDS, batch, seeded())
     assert not task.teacher.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in task.teacher.state_dict().items())
     assert all(isinstance(array, np.ndarray) for array in learned.arrays().values())

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,9 +12,20 @@ from torch import Tensor, nn
 from spaces import Student
 from trainers import METRICS, Task, measure
 from trainers.data.dataset import Split
-from trainers.families import build
+from trainers.families import DeepEnsemble, build
 from trainers.loop import Diverged
-from trainers.measure import EVALUATION_BATCH, best, cost, predictions, quality, worst
+from trainers.measure import (
+    EVALUATION_BATCH,
+    calibration,
+    cost,
+    deep_ensemble_equivalent,
+    ends,
+    ensemble_curve,
+    fitted_temperature,
+    predictions,
+    quality,
+    uncertainty,
+)
 from trainers.store import weights_bytes
 
 
@@ -77,8 +89,11 @@ def test_every_image_of_a_split_is_predicted_in_its_place_whatever_the_batch() -
 
 
 def test_every_measurement_is_taken_and_described(task: Task) -> None:
-    found = measure(task.teacher, task.data.validation)
+    found = measure(task.teacher, task.data.validation, curve=task.curve)
     assert list(found) == list(METRICS)
+    assert found == task.teacher_measurements
+    assert found["deep_ensemble_equivalent"] == 1.0  # a single network is as good as itself
+    assert found["diversity"] == 0.0
     assert all(isinstance(value, float) and math.isfinite(value) for value in found.values())
     assert found["parameters"] == sum(p.numel() for p in task.teacher.parameters())
 
@@ -91,14 +106,109 @@ def test_outputs_that_are_no_numbers_are_not_measured(value: float) -> None:
         quality(logits, torch.zeros(3).long())
 
 
+@pytest.mark.parametrize("direction", ["min", "max"])
 @pytest.mark.parametrize("name", METRICS)
-def test_the_worst_and_the_best_are_on_the_right_sides(name: str) -> None:
+def test_the_worst_and_the_best_are_on_the_right_sides(name: str, direction: Literal["min", "max"]) -> None:
     teacher = {"accuracy": 0.9, "nll": 0.3, "parameters": 5000.0, "macs": 1e5, "size_bytes": 20000.0}
-    low, high = worst(name, teacher, 10), best(name)
-    assert (low < high) if METRICS[name].direction == "max" else (low > high)
+    wanted = METRICS[name].direction or direction
+    low, high = ends(name, wanted, teacher, 10)
+    assert (low < high) if wanted == "max" else (low > high)
     assert METRICS[name].scale == "linear" or high > 0
 
 
-def test_guessing_has_the_worst_likelihood() -> None:
+def test_guessing_has_the_worst_likelihood_and_brier_score() -> None:
     guessed: Tensor = torch.zeros(20, 10)
-    assert worst("nll", {}, 10) == pytest.approx(quality(guessed, torch.arange(20) % 10)["nll"])
+    labels = torch.arange(20) % 10
+    found = {**quality(guessed, labels), **calibration(guessed, labels)}
+    for name in ("nll", "brier"):
+        assert ends(name, "min", {}, 10)[0] == pytest.approx(found[name])
+    assert ends("entropy", "min", {}, 10)[0] == pytest.approx(uncertainty(guessed[None], labels)["entropy"])
+
+
+def members(count: int, images: int = 60, classes: int = 4) -> tuple[Tensor, Tensor]:
+    """Logits (count, images, classes) that are right more often than not, and too sure of it; labels (images,)."""
+    generator = torch.Generator().manual_seed(count)
+    labels = torch.randint(classes, (images,), generator=generator)
+    noise = 2.0 * torch.randn(count, images, classes, generator=generator)
+    return 3.0 * (noise + 2.0 * torch.nn.functional.one_hot(labels, classes)), labels
+
+
+def probabilities(logits: Tensor) -> np.ndarray:
+    z = logits.double().numpy()
+    e = np.exp(z - z.max(-1, keepdims=True))
+    return np.asarray(e / e.sum(-1, keepdims=True))
+
+
+def test_brier_score_and_calibration_error_are_numpys() -> None:
+    logits, labels = members(1)[0][0], members(1)[1]
+    p, y = probabilities(logits), labels.numpy()
+    found = calibration(logits, labels)
+    assert found["brier"] == pytest.approx(((p - np.eye(4)[y]) ** 2).sum(1).mean())
+    confidence, right = p.max(1), p.argmax(1) == y
+    gap = 0.0
+    for low in range(15):
+        inside = (confidence > low / 15) & (confidence <= (low + 1) / 15)
+        if inside.any():
+            gap += abs(confidence[inside].mean() - right[inside].mean()) * inside.mean()
+    assert gap > 0.05
+    assert found["ece"] == pytest.approx(gap, abs=1e-6)
+
+
+def test_the_fitted_temperature_beats_every_other_on_a_grid() -> None:
+    logits, labels = members(1)[0][0], members(1)[1]
+    tau = fitted_temperature(logits, labels)
+    assert tau > 1.5  # they were made too sure
+    grid = [quality(logits / t, labels)["nll"] for t in np.geomspace(0.05, 20, 200)]
+    assert quality(logits / tau, labels)["nll"] <= min(grid) + 1e-6
+    found = uncertainty(logits[None], labels)
+    assert found["calibrated_nll"] == pytest.approx(quality(logits.double() / tau, labels)["nll"])
+    assert found["calibrated_ece"] < found["ece"]
+    assert found["calibrated_brier"] < found["brier"]
+    assert uncertainty(logits[None], labels, temperature=1.0)["calibrated_ece"] == pytest.approx(found["ece"])
+
+
+def test_outputs_that_are_always_right_keep_a_finite_temperature() -> None:
+    labels = torch.arange(20) % 4
+    assert 0.05 <= fitted_temperature(30.0 * torch.nn.functional.one_hot(labels, 4), labels) < 1.0
+
+
+def test_diversity_and_entropy_are_numpys_over_the_mean_probabilities() -> None:
+    logits, labels = members(3)
+    p = probabilities(logits)
+    pairs = [(p[j] * np.log(p[j] / p[i])).sum(1).mean() for i in range(3) for j in range(3) if i != j]
+    found = uncertainty(logits, labels)
+    assert found["diversity"] == pytest.approx(np.mean(pairs))
+    mean = p.mean(0)
+    assert found["entropy"] == pytest.approx(-(mean * np.log(mean)).sum(1).mean())
+    assert found["brier"] == pytest.approx(((mean - np.eye(4)[labels.numpy()]) ** 2).sum(1).mean())
+    assert uncertainty(logits[:1].repeat(3, 1, 1), labels)["diversity"] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_members_average_their_probabilities(task: Task) -> None:
+    ensemble = DeepEnsemble([build(Student(depth=8, width=0.25), (1, 8, 8), 10, generator=seeded(i)) for i in range(3)])
+    split = task.data.validation
+    found = predictions(ensemble, split)
+    mean = torch.stack([predictions(network, split).double().softmax(1) for network in ensemble.networks]).mean(0)
+    torch.testing.assert_close(found.double().exp(), mean, rtol=1e-5, atol=1e-6)
+
+
+def test_an_ensemble_is_worth_as_many_members_as_reach_its_likelihood() -> None:
+    curve = (0.5, 0.4, 0.35)
+    expected = {0.6: 0.0, 0.5: 1.0, 0.45: 1.5, 0.4: 2.0, 0.36: 2.8, 0.35: 3.0, 0.1: 3.0}
+    assert {nll: deep_ensemble_equivalent(nll, curve) for nll in expected} == pytest.approx(expected)
+    assert deep_ensemble_equivalent(0.4, (0.5, 0.4, 0.4)) == 2.0  # a member more that gains nothing
+
+
+def test_the_curve_of_an_ensemble_falls_from_its_members_mean_to_the_whole() -> None:
+    logits, labels = members(4)
+    curve = ensemble_curve(logits, labels)
+    ones = [uncertainty(member[None], labels)["calibrated_nll"] for member in logits]
+    assert len(curve) == 4
+    assert curve[0] == pytest.approx(np.mean(ones))
+    assert curve[3] == pytest.approx(uncertainty(logits, labels)["calibrated_nll"])
+    assert list(curve) == sorted(curve, reverse=True)
+    assert curve[3] < curve[0]
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

@@ -52,13 +52,15 @@ STUDENTS = [
     Student(family="resnet", depth=8, width=0.01),
     Student(family="resnet", depth=14, width=0.5),
     Student(family="resnet", depth=20, width=0.125),
+    Student(family="resnet", depth=14, width=0.25, members=3),
+    Student(family="mlp", depth=3, width=0.125, members=2),
     Student(family="mlp", depth=2, width=0.125),
     Student(family="mlp", depth=3, width=0.01),
     Student(family="mlp", depth=5, width=0.25),
 ]
 
 
-@pytest.mark.parametrize("student", STUDENTS, ids=lambda s: f"{s.family}{s.depth}x{s.width}")
+@pytest.mark.parametrize("student", STUDENTS, ids=lambda s: f"{s.family}{s.depth}x{s.width} of {s.members}")
 def test_masked_and_cut_networks_agree_at_any_fraction(student: Student) -> None:
     draw = random.Random(f"{student}")
     for seed, fraction in enumerate([0.0, 0.99, draw.random(), draw.random()]):
@@ -124,7 +126,7 @@ def test_a_fraction_that_floats_cannot_say_exactly_is_the_decimal_that_was_writt
     assert plan(network, 0.99, floor=1 - units / 100, image_shape=GREY).removed == units
 
 
-@pytest.mark.parametrize("student", STUDENTS, ids=lambda s: f"{s.family}{s.depth}x{s.width}")
+@pytest.mark.parametrize("student", STUDENTS, ids=lambda s: f"{s.family}{s.depth}x{s.width} of {s.members}")
 def test_every_layer_keeps_a_unit_at_the_largest_fraction(student: Student) -> None:
     network = spectral(student)
     smaller = cut(network, plan(network, 1 - 1e-12, floor=0.0, image_shape=GREY), image_shape=GREY)

@@ -84,10 +84,12 @@ STUDENTS = [
     Student(depth=8, width=0.25),
     Student(depth=14, width=0.1),
     Student(family="mlp", depth=3, width=0.1),
+    Student(depth=8, width=0.25, members=3),
+    Student(family="mlp", depth=3, width=0.1, members=2),
 ]
 
 
-@pytest.mark.parametrize("student", STUDENTS, ids=["resnet8", "resnet14", "mlp"])
+@pytest.mark.parametrize("student", STUDENTS, ids=["resnet8", "resnet14", "mlp", "resnet8 of 3", "mlp of 2"])
 def test_a_pruned_network_is_read_back_as_it_was(student: Student, tmp_path: Path) -> None:
     network = pruned(student)
     whole = build(student, GREY, 10, generator=torch.Generator())

@@ -9,6 +9,7 @@ import torch
 
 from spaces import BadInput, Recipe
 from trainers import Task, TaskSpec, TeacherSpec, measure
+from trainers.families import DeepEnsemble
 from trainers.store import weights_bytes
 
 QUICK = {"family": "mlp", "depth": 2, "width": 0.03, "epochs": 1}
@@ -27,7 +28,11 @@ def test_the_teacher_is_trained_once_kept_and_loaded_as_it_was(tmp_path: Path) -
     one, other = tasks
     assert one.key == other.key
     assert weights_bytes(one.teacher) == weights_bytes(other.teacher)
-    assert one.teacher_measurements == other.teacher_measurements == measure(one.teacher, one.data.validation)
+    assert (
+        one.teacher_measurements
+        == other.teacher_measurements
+        == measure(one.teacher, one.data.validation, curve=one.curve)
+    )
     assert not one.teacher.training
     assert not any(p.requires_grad for p in one.teacher.parameters())
 
@@ -52,6 +57,7 @@ def test_whatever_makes_a_teacher_is_in_its_key(tmp_path: Path) -> None:
         spec({"epochs": 2}),
         spec({"width": 0.04}),
         spec({"depth": 3}),
+        spec({"members": 2}),
         spec({"learning_rate": 0.05}),
         spec({"weight_decay": 0.0}),
         spec({"batch_size": 32}),
@@ -73,12 +79,50 @@ def test_a_teacher_whose_training_was_interrupted_is_trained_anew(tmp_path: Path
         Task.load(spec(), tmp_path, on_epoch=interrupt)
     assert list(tmp_path.rglob("teacher.*")) == []
     task = Task.load(spec(), tmp_path)
-    # weights without a record are what a kill between the two leaves
+    # weights without a record are what a kill between the two leaves: they are whole
     (tmp_path / "teachers" / task.key / "teacher.json").unlink()
-    epochs: list[int] = []
-    again = Task.load(spec(), tmp_path, on_epoch=lambda epoch, loss: epochs.append(epoch))
-    assert epochs == [1]
+    again = Task.load(spec(), tmp_path, on_epoch=interrupt)
     assert again.teacher_measurements == task.teacher_measurements
+
+
+def test_an_ensemble_is_of_networks_that_differ_the_first_of_which_is_the_single_teacher(
+    tmp_path: Path,
+) -> None:
+    alone, ensemble = Task.load(spec(), tmp_path), Task.load(spec({"members": 3}), tmp_path)
+    assert isinstance(ensemble.teacher, DeepEnsemble)
+    networks = list(ensemble.teacher.networks)
+    assert len({weights_bytes(network) for network in networks}) == len(networks) == 3
+    assert weights_bytes(networks[0]) == weights_bytes(alone.teacher)
+    found = ensemble.teacher_measurements
+    assert found == measure(ensemble.teacher, ensemble.data.validation, curve=ensemble.curve)
+    assert found["parameters"] == 3 * alone.teacher_measurements["parameters"]
+    assert found["diversity"] > 0.0
+    assert found["deep_ensemble_equivalent"] == len(ensemble.curve) == 3
+
+
+def test_a_kill_costs_the_member_that_was_being_trained_and_no_other(tmp_path: Path) -> None:
+    def interrupt(epoch: int, loss: float) -> None:
+        if epoch == 4:  # of two members' epochs, two each
+            raise KeyboardInterrupt
+
+    specification = spec({"members": 2, "epochs": 2})
+    with pytest.raises(KeyboardInterrupt):
+        Task.load(specification, tmp_path, on_epoch=interrupt)
+    epochs: list[int] = []
+    task = Task.load(specification, tmp_path, on_epoch=lambda epoch, loss: epochs.append(epoch))
+    assert epochs == [3, 4]
+    undisturbed = Task.load(specification, tmp_path / "undisturbed")
+    assert weights_bytes(task.teacher) == weights_bytes(undisturbed.teacher)
+
+
+def test_an_ensemble_travels_as_arrays(tmp_path: Path) -> None:
+    task = Task.load(spec({"members": 2}), tmp_path)
+    there = Task.from_arrays(
+        task.spec, task.teacher_measurements, task.curve, task.key, task.data.classes, task.arrays()
+    )
+    assert weights_bytes(there.teacher) == weights_bytes(task.teacher)
+    assert not any(p.requires_grad for p in there.teacher.parameters())
+    assert there.teacher.members == 2
 
 
 def test_two_processes_at_once_train_one_teacher(
@@ -99,7 +143,7 @@ def test_a_task_travels_as_arrays_that_may_be_read_only_without_its_test_split(t
     shared = {name: array.copy() for name, array in arrays.items()}
     for array in shared.values():
         array.setflags(write=False)
-    again = Task.from_arrays(task.spec, task.teacher_measurements, task.key, task.data.classes, shared)
+    again = Task.from_arrays(task.spec, task.teacher_measurements, task.curve, task.key, task.data.classes, shared)
     assert (again.spec, again.key, again.teacher_measurements) == (task.spec, task.key, task.teacher_measurements)
     assert weights_bytes(again.teacher) == weights_bytes(task.teacher)
     assert not again.teacher.training

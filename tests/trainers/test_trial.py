@@ -94,7 +94,7 @@ def test_a_worker_that_was_handed_arrays_gets_the_same_weights_and_numbers(
     arrays, learned = task.arrays(), knowledge.arrays()
     for array in (*arrays.values(), *learned.values()):
         array.setflags(write=False)
-    there = Task.from_arrays(task.spec, task.teacher_measurements, task.key, task.data.classes, arrays)
+    there = Task.from_arrays(task.spec, task.teacher_measurements, task.curve, task.key, task.data.classes, arrays)
     assert outcome(run_trial(PRUNED_KD, there, Knowledge(there, arrays=learned))) == outcome(here)
 
 

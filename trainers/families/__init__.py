@@ -7,7 +7,9 @@ import torch
 
 from spaces import BadInput, Student
 from spaces.errors import known
-from trainers.families.family import Family, Features, Network, capture
+from trainers.families.batch_ensemble import batch_ensemble
+from trainers.families.deep_ensemble import DeepEnsemble
+from trainers.families.family import Family, Features, Network, by_member, capture, combined
 from trainers.families.mlp import MLP
 from trainers.families.resnet import RESNET
 from trainers.seeding import seeded
@@ -29,7 +31,7 @@ def build(student: Student, image_shape: tuple[int, int, int], classes: int, *, 
     """A freshly initialised network for images (B, C, H, W) in [0, 1].
 
     Args:
-        student: family, depth and width.
+        student: family, depth, width, and the members of a BatchEnsemble.
         image_shape: (C, H, W).
         classes: number of logits.
         generator: where the initial weights come from.
@@ -39,7 +41,19 @@ def build(student: Student, image_shape: tuple[int, int, int], classes: int, *, 
     """
     check_student(student)
     with seeded(generator):
-        return FAMILIES[student.family].build(student.depth, student.width, image_shape, classes)
+        network = FAMILIES[student.family].build(student.depth, student.width, image_shape, classes)
+        return batch_ensemble(network, student) if student.members > 1 else network
 
 
-__all__ = ["FAMILIES", "Family", "Features", "Network", "build", "capture", "check_student"]
+__all__ = [
+    "FAMILIES",
+    "DeepEnsemble",
+    "Family",
+    "Features",
+    "Network",
+    "build",
+    "by_member",
+    "capture",
+    "check_student",
+    "combined",
+]

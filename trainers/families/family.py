@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -27,9 +28,27 @@ class Normalize(nn.Module):
         return (images - self.mean) / self.std
 
 
+def by_member(rows: Tensor, members: int) -> Tensor:
+    """(members * B, ...), member by member, as (members, B, ...)."""
+    return rows.view(members, -1, *rows.shape[1:])
+
+
+def combined(outputs: Tensor, members: int) -> Tensor:
+    """One prediction, (B, classes), of logits (members * B, classes), member by member.
+
+    Of several members it is the logarithm of their mean probabilities: softmax gives the mean back, so that whoever
+    reads logits reads these.
+    """
+    if members == 1:
+        return outputs
+    return F.log_softmax(by_member(outputs, members), dim=2).logsumexp(0) - math.log(members)
+
+
 class Network(nn.Module, ABC):
     """A classifier of images in [0, 1] whose features can be tapped by module name."""
 
+    members: int = 1
+    """How many predictions it makes of each image and averages."""
     taps: tuple[str, ...]
     """Names of the modules whose outputs are its features, from shallow to deep."""
     activations: tuple[str, ...]
@@ -39,8 +58,20 @@ class Network(nn.Module, ABC):
     normalize: Normalize
 
     @abstractmethod
+    def logits(self, images: Tensor) -> Tensor:
+        """images: (B, C, H, W) in [0, 1]; returns logits (B, classes). A family writes this and nothing more."""
+
+    def outputs(self, images: Tensor) -> Tensor:
+        """images: (B, C, H, W); returns every member's logits, (members * B, classes), member by member."""
+        return self.logits(images if self.members == 1 else images.repeat(self.members, 1, 1, 1))
+
+    def member(self, index: int, images: Tensor) -> Tensor:
+        """images: (B, C, H, W); returns one member's logits (B, classes)."""
+        return by_member(self.outputs(images), self.members)[index]
+
     def forward(self, images: Tensor) -> Tensor:
-        """images: (B, C, H, W) in [0, 1]; returns logits (B, classes)."""
+        """images: (B, C, H, W) in [0, 1]; returns the prediction of all members, (B, classes), as `combined` has it."""
+        return combined(self.outputs(images), self.members)
 
     def set_normalization(self, mean: Tensor, std: Tensor) -> None:
         """mean, std: (C,) of the training images in [0, 1]; a constant channel is left unscaled."""
@@ -50,12 +81,17 @@ class Network(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class Features:
-    """What a forward pass shows: logits (B, classes) and one map per tap, each (B, C_i, H_i, W_i)."""
+    """What a forward pass shows: logits (B, classes) and one map per tap, each (B, C_i, H_i, W_i).
+
+    Of a network with members B counts every member's rows, member by member: members times the images.
+    """
 
     logits: Tensor
     maps: tuple[Tensor, ...]
     before_relu: tuple[Tensor, ...] = ()
     """The same maps before the ReLU that each of them ends in."""
+    perturbed: Tensor | None = None
+    """Logits (B, classes) of the perturbed images, where a transfer method asked for such."""
 
 
 def capture(network: Network, images: Tensor, taps: Sequence[str] | None = None) -> Features:
@@ -84,7 +120,7 @@ def capture(network: Network, images: Tensor, taps: Sequence[str] | None = None)
         for name in activations
     ]
     try:
-        logits = network(images)
+        logits = network.outputs(images)
     finally:
         for handle in handles:
             handle.remove()

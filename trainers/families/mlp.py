@@ -23,10 +23,10 @@ class FullyConnected(Network):
             inputs = units
         self.classifier = nn.Linear(inputs, classes)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def logits(self, images: Tensor) -> Tensor:
         """images: (B, C, H, W) in [0, 1]; returns logits (B, classes)."""
-        logits: Tensor = self.classifier(self.hidden(self.normalize(images).flatten(1)))
-        return logits
+        found: Tensor = self.classifier(self.hidden(self.normalize(images).flatten(1)))
+        return found
 
 
 class _Family(Family):

@@ -60,11 +60,11 @@ class ResNet(Network):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, images: Tensor) -> Tensor:
+    def logits(self, images: Tensor) -> Tensor:
         """images: (B, C, H, W) in [0, 1]; returns logits (B, classes)."""
         x = self.groups(self.stem(self.normalize(images)))
-        logits: Tensor = self.classifier(self.pool(x).flatten(1))
-        return logits
+        found: Tensor = self.classifier(self.pool(x).flatten(1))
+        return found
 
 
 class _Family(Family):

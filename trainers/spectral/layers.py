@@ -128,12 +128,12 @@ def spectralize(model: Model, *, keep: Iterable[str] = ()) -> Model:
 
     Args:
         model: any module that contains layers; its class need not know of this.
-        keep: names of layers that stay ordinary, such as the classifier.
+        keep: names of modules that stay ordinary with all that is in them, such as the classifier.
     """
-    kept = set(keep)
+    keep = tuple(keep)
 
     def spectral(name: str, layer: nn.Module) -> nn.Module | None:
-        if name in kept:
+        if any(name == module or name.startswith(f"{module}.") for module in keep):
             return None
         if type(layer) is nn.Linear:
             return SpectralLinear(layer)

@@ -19,7 +19,8 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from trainers.families import Network
-from trainers.spectral.layers import fold, spectral_layers
+from trainers.families.batch_ensemble import BatchEnsemble, shared_only
+from trainers.spectral.layers import SpectralConv2d, SpectralLinear, fold, spectral_layers
 
 ROUNDING = 1e-9
 """0.29 * 100 is 28.999999999999996 to a computer, and means 29 units."""
@@ -65,9 +66,23 @@ def relevances(network: nn.Module) -> dict[str, Tensor]:
     scales = _norm_scales(network)
     found = {}
     for name, layer in spectral_layers(network):
-        relevance = layer.unit_norms() * scales.get(name, 1.0)
+        ensemble = network.get_submodule(name.rpartition(".")[0])
+        norms = _member_norms(ensemble, layer) if isinstance(ensemble, BatchEnsemble) else layer.unit_norms()
+        relevance = norms * scales.get(name, 1.0)
         found[name] = relevance / relevance.max().clamp_min(torch.finfo(relevance.dtype).tiny)
     return found
+
+
+def _member_norms(ensemble: BatchEnsemble, layer: SpectralLinear | SpectralConv2d) -> Tensor:
+    """||gamma_i (w_i o alpha)||_2 of each output unit, (outputs,), the mean over members."""
+    weight = layer.weight.detach()
+    outputs, inputs = weight.shape[:2]
+    squares = weight.square().reshape(outputs, inputs, -1).sum(2)
+    alpha = ensemble.alpha.detach().square().view(ensemble.members, -1, inputs)  # by groups of a grouped convolution
+    groups = alpha.shape[1]
+    of_each = torch.einsum("gui,mgi->mgu", squares.view(groups, outputs // groups, inputs), alpha).flatten(1).sqrt()
+    norms: Tensor = (of_each * ensemble.gamma.detach().abs()).mean(0)
+    return norms
 
 
 def plan(network: Network, fraction: float, *, floor: float, image_shape: tuple[int, int, int]) -> Plan:
@@ -115,19 +130,37 @@ def mask(network: Network, plan: Plan, *, image_shape: tuple[int, int, int]) -> 
                 for parameter in (module.weight, module.bias):
                     if isinstance(parameter, Tensor):
                         parameter[gone] = 0.0
+                ensemble = silent.get_submodule(name.rpartition(".")[0])
+                if isinstance(ensemble, BatchEnsemble) and ensemble.bias is not None:
+                    ensemble.bias[:, gone] = 0.0
     return silent
 
 
 def cut(network: Network, plan: Plan, *, image_shape: tuple[int, int, int]) -> Network:
     """A folded copy of `network` without the planned units: smaller in every layer that has to do with them."""
     smaller = fold(network)
-    graph = _graph(smaller, image_shape)
-    for step in plan.cuts:
-        if step.removed:
-            root = smaller.get_submodule(step.root)
-            graph.get_pruning_group(root, _prune_outputs(root), idxs=list(step.removed)).prune()
+    roots = [smaller.get_submodule(step.root) for step in plan.cuts]
+    with shared_only(smaller) as ensembles:
+        graph = _graph(smaller, image_shape)
+        for step, root in zip(plan.cuts, roots, strict=True):
+            if step.removed:
+                group = graph.get_pruning_group(root, _prune_outputs(root), idxs=list(step.removed))
+                for item in group:
+                    if (ensemble := ensembles.get(item.dep.target.module)) is not None:
+                        _cut_fast_weights(ensemble, item.idxs, graph.is_out_channel_pruning_fn(item.dep.handler))
+                group.prune()
     smaller.zero_grad(set_to_none=True)
     return smaller
+
+
+def _cut_fast_weights(ensemble: BatchEnsemble, channels: Sequence[int], are_outputs: bool) -> None:
+    """Cut what belongs to channels of a BatchEnsemble's layer out of its fast weights."""
+    for name in ("gamma", "bias") if are_outputs else ("alpha",):
+        old = getattr(ensemble, name)
+        if old is not None:
+            gone = {int(channel) for channel in channels}
+            kept = [channel for channel in range(old.shape[1]) if channel not in gone]
+            setattr(ensemble, name, nn.Parameter(old.detach()[:, kept]))
 
 
 def _prune_outputs(module: nn.Module) -> object:
@@ -146,9 +179,10 @@ def _graph(network: Network, image_shape: tuple[int, int, int]) -> tp.Dependency
 
 def _groups(network: Network, image_shape: tuple[int, int, int]) -> list[_Group]:
     """All groups of coupled channels of an ordinary network but that of its head, in the order of their roots."""
-    graph = _graph(network, image_shape)
     names = {module: name for name, module in network.named_modules()}
-    head = network.get_submodule(network.head)
+    with shared_only(network):
+        graph = _graph(network, image_shape)
+        head = network.get_submodule(network.head)
     makers = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.BatchNorm1d)
     groups = []
     for found in graph.get_all_groups(ignored_layers=[head], root_module_types=[nn.Conv2d, nn.Linear]):

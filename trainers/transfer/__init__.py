@@ -13,6 +13,7 @@ from trainers.transfer.correlation import Correlation
 from trainers.transfer.crd import CRD
 from trainers.transfer.dist import DIST
 from trainers.transfer.dkd import DKD
+from trainers.transfer.ensemble import Ensemble
 from trainers.transfer.factor import Factor
 from trainers.transfer.fitnet import FitNet
 from trainers.transfer.fsp import FSP
@@ -48,6 +49,7 @@ _ALL: tuple[type[Method], ...] = (
     DIST,
     Review,
     OFD,
+    Ensemble,
 )
 
 METHODS: Mapping[str, type[Method]] = MappingProxyType({method.name: method for method in _ALL})

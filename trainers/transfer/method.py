@@ -3,7 +3,7 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import torch
@@ -15,6 +15,7 @@ from spaces.errors import one_line
 from spaces.recipe import Part
 from trainers.families import Features
 from trainers.seeding import seeded
+from trainers.transfer.perturbation import Perturbation
 
 
 class Options(Part):
@@ -100,6 +101,10 @@ class Needs:
     """Taps whose maps are handed over as they are before their ReLU."""
     rows: bool = False
     """Which training images the batch consists of."""
+    members: bool = False
+    """The outputs of every member of the teacher."""
+    perturbation: Perturbation | None = None
+    """The members' outputs are those for images moved so; the student is shown the same images."""
     stage: Stage | None = None
 
 
@@ -117,6 +122,23 @@ class TeacherSignals:
     """(B,) int64, rows of the training split."""
     staged: Tensor | None = None
     """The stage's output, (B, ...)."""
+    members: Tensor | None = None
+    """Logits (M, B, classes) of the teacher's members."""
+    perturbed: Tensor | None = None
+    """The images (B, C, H, W) that `members` are for, where they are not the batch's own."""
+
+    def repeated(self, times: int) -> Self:
+        """As a student of so many members is shown them: all but the teacher's members, once for each of its own."""
+
+        def repeat(signal: Tensor) -> Tensor:
+            return signal.repeat(times, *(1,) * (signal.dim() - 1))
+
+        return replace(
+            self,
+            **{name: repeat(s) for name in ("logits", "rows", "staged") if (s := getattr(self, name)) is not None},
+            maps=tuple(map(repeat, self.maps)),
+            before_relu=tuple(map(repeat, self.before_relu)),
+        )
 
 
 class Method(nn.Module, ABC):
@@ -156,6 +178,16 @@ class Method(nn.Module, ABC):
     @classmethod
     def check(cls, shapes: Shapes) -> None:
         """Raise BadInput where the method cannot work with such a student and teacher; most work with any."""
+
+    @classmethod
+    def check_members(cls, options: Any, student: int, teacher: int) -> None:
+        """Raise BadInput where the method cannot work with so many members of a student and of a teacher."""
+        needs = cls.needs(options)
+        if teacher > 1 and (needs.maps or needs.before_relu or needs.stage):
+            raise BadInput(
+                f"`{cls.name}` learns the features of one network, but `task.teacher.members` is {teacher}; draw "
+                "`ensemble`, or a method on outputs such as `kd`"
+            )
 
     @classmethod
     @abstractmethod

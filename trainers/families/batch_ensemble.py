@@ -1,0 +1,104 @@
+"""BatchEnsemble: an ensemble for little more than the size of one network.
+
+Y. Wen, D. Tran, J. Ba: BatchEnsemble: an alternative approach to efficient ensemble and lifelong learning, ICLR 2020
+(arXiv 2002.06715). Members share each layer's weight W; member i has two vectors ("fast weights") and a bias:
+
+    y_i = gamma_i * (W (alpha_i * x_i)) + b_i
+
+which is a layer with the weight W o (gamma_i alpha_i^T). Rows come member by member, as `Network.outputs` repeats the
+images. Batch norm is ordinary and shared: its statistics are over all members, as in the code of Nam et al. (NeurIPS
+2021).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from spaces import Student
+from trainers.families.family import Network, by_member
+
+
+class BatchEnsemble(nn.Module):
+    """A linear or convolutional layer in which each member has fast weights of its own."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, student: Student) -> None:
+        """Takes `layer` over; its bias becomes every member's. The fast weights come from the global generator."""
+        super().__init__()
+        self.members = student.members
+        inputs, outputs = _channels(layer)
+        self.alpha = nn.Parameter(_fast_weights(student, inputs))
+        self.gamma = nn.Parameter(_fast_weights(student, outputs))
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().repeat(self.members, 1))
+        layer.bias = None
+        self.layer: nn.Module = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (members * B, inputs, ...), member by member; returns (members * B, outputs, ...)."""
+        y = self.layer((by_member(x, self.members) * _like(self.alpha, x)).flatten(0, 1))
+        y = by_member(y, self.members) * _like(self.gamma, x)
+        return (y if self.bias is None else y + _like(self.bias, x)).flatten(0, 1)
+
+
+def _like(vectors: Tensor, x: Tensor) -> Tensor:
+    """(members, C) so that it multiplies (members, B, C, ...)."""
+    return vectors.view(vectors.shape[0], 1, vectors.shape[1], *(1,) * (x.dim() - 2))
+
+
+def _channels(layer: nn.Linear | nn.Conv2d) -> tuple[int, int]:
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return layer.in_channels, layer.out_channels
+
+
+def _fast_weights(student: Student, channels: int) -> Tensor:
+    """(members, channels): normal around 1, or signs."""
+    drawn = torch.randn(student.members, channels)
+    if student.fast_weights == "signs":
+        return torch.where(drawn < 0, -1.0, 1.0)
+    return 1.0 + student.fast_weight_spread * drawn
+
+
+def batch_ensemble(network: Network, student: Student) -> Network:
+    """`network` itself, every linear and convolutional layer of it made a BatchEnsemble of `student.members`.
+
+    Args:
+        network: of one member; its weights become the shared ones.
+        student: members, and how their fast weights begin. They are drawn from the global generator.
+    """
+    network.members = student.members
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear | nn.Conv2d):
+                setattr(module, name, BatchEnsemble(child, student))
+    return network
+
+
+@contextmanager
+def shared_only(network: nn.Module) -> Iterator[dict[nn.Module, BatchEnsemble]]:
+    """Inside, `network` is the one that its shared weights alone make: of one member, without fast weights.
+
+    Yields:
+        each shared layer's BatchEnsemble.
+    """
+    places = [
+        (parent, name, child)
+        for parent in network.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, BatchEnsemble)
+    ]
+    for parent, name, child in places:
+        setattr(parent, name, child.layer)
+    members = network.members if isinstance(network, Network) else 1
+    if isinstance(network, Network):
+        network.members = 1
+    try:
+        yield {child.layer: child for _, _, child in places}
+    finally:
+        for parent, name, child in places:
+            setattr(parent, name, child)
+        if isinstance(network, Network):
+            network.members = members

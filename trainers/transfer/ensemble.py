@@ -1,0 +1,82 @@
+"""Ensemble distillation: each member of the student learns one member of the teacher, on images they disagree on.
+
+G. Nam, J. Yoon, Y. Lee, J. Lee: Diversity matters when learning from ensembles, NeurIPS 2021 (arXiv 2110.14149),
+equations 5 to 8:
+
+    L = mean over i of (1 - alpha) CE(z_i(x), y) + alpha tau^2 KL(softmax(f_i(x~) / tau) || softmax(z_i(x~) / tau))
+
+for member z_i of the student and f_i of the teacher. Labels are learned on the images x as they are, soft labels on the
+moved ones x~ (`perturbation.py`), which are the same for all members; both are means over the batch. As in the authors'
+code the student sees x and x~ one after the other in training mode. Defaults are theirs, but for the step: their 1/255
+hardly moves small grey images.
+"""
+
+from typing import Any
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from spaces import BadInput
+from trainers.families import Features
+from trainers.transfer.kd import soft_label_loss
+from trainers.transfer.method import Method, Needs, Options, Paper, Shapes, TeacherSignals
+from trainers.transfer.perturbation import Kind, Perturbation
+
+
+class EnsembleOptions(Options):
+    """Parameters of `ensemble`."""
+
+    perturbation: Kind = Field(
+        default="conf_ods", json_schema_extra={"search": ["none", "gaussian", "ods", "conf_ods"]}
+    )
+    """How the images are moved: not at all, by noise, or so that the members disagree."""
+    step_size: float = Field(default=4.0, gt=0.0, json_schema_extra={"search": {"low": 0.5, "high": 16.0, "log": True}})
+    """eta: how far, as RMS per pixel in 1/255 of the range of the input."""
+    temperature: float = Field(default=4.0, gt=0.0, json_schema_extra={"search": {"low": 1.0, "high": 4.0}})
+    """tau: how much the outputs are softened, the perturbation's included."""
+    weight: float = Field(default=0.9, ge=0.0, le=1.0, json_schema_extra={"search": {"low": 0.5, "high": 1.0}})
+    """alpha: the teacher's share of the loss; the labels have the rest."""
+
+
+class Ensemble(Method):
+    """L = (1 - alpha) CE on x + alpha tau^2 KL(teacher_i || student_i) on x~."""
+
+    name = "ensemble"
+    abbreviation = "DM"
+    paper = Paper(
+        "Nam, Yoon, Lee, Lee", "Diversity matters when learning from ensembles", "NeurIPS 2021", "arXiv:2110.14149"
+    )
+    Options = EnsembleOptions
+
+    def __init__(self, options: EnsembleOptions, shapes: Shapes) -> None:
+        """No adapters: the logits have the same shape on both sides."""
+        super().__init__(options, shapes)
+        self.temperature, self.weight = options.temperature, options.weight
+
+    @classmethod
+    def needs(cls, options: EnsembleOptions) -> Needs:
+        """Every member's logits, on moved images or on the batch's own."""
+        if options.perturbation == "none":
+            return Needs(members=True)
+        return Needs(
+            members=True, perturbation=Perturbation(options.perturbation, options.step_size, options.temperature)
+        )
+
+    @classmethod
+    def check_members(cls, options: Any, student: int, teacher: int) -> None:
+        """A student of fewer members learns the first ones of the teacher."""
+        if student > teacher:
+            raise BadInput(
+                f"`ensemble` teaches each member of the student by one of the teacher, so `student.members` must be at "
+                f"most `task.teacher.members`, {teacher}, but got {student}; train more teachers or lower it"
+            )
+
+    def forward(self, student: Features, teacher: TeacherSignals, labels: Tensor) -> Tensor:
+        """The weighted sum of labels and soft labels."""
+        assert teacher.members is not None
+        moved = student.logits if teacher.perturbed is None else student.perturbed
+        assert moved is not None
+        own = len(labels) // teacher.members.shape[1]
+        soft = soft_label_loss(moved, teacher.members[:own].flatten(0, 1), self.temperature)
+        return (1.0 - self.weight) * F.cross_entropy(student.logits, labels) + self.weight * soft
