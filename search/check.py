@@ -40,6 +40,7 @@ def check(file: StudyFile) -> Checked:
         file: the study.
 
     Raises:
+        BadInput: a method cannot work with a student of the space.
         ExportRefused, ValueError: a step did not give back what it was given.
     """
     steps: list[tuple[str, float]] = []
@@ -54,6 +55,7 @@ def check(file: StudyFile) -> Checked:
 
     spec = file.task
     whole = spec.load_data()
+    file.check_pairs(whole)
     images = len(whole.train)
     tiny = IMAGES if images >= IMAGES + whole.classes else images
     limit = spec.train_limit if tiny == images else tiny
@@ -72,7 +74,7 @@ def check(file: StudyFile) -> Checked:
         did(f"trial: {recipe.transfer}, two epochs, {result.units_cut} of {result.units} units cut, one epoch more")
         save_student(Path(scratch) / "trial", result.files(task))
         student = load_student(Path(scratch) / "trial")
-        if measure(student, task.data.validation) != result.measurements:
+        if measure(student, task.data.validation, curve=task.curve) != result.measurements:
             raise ValueError("a student that is saved and loaded must measure the same, but does not")
         validation_s = did("saved, loaded, measured again: the same")
         write, run = FORMATS["onnx"]
@@ -90,7 +92,9 @@ def check(file: StudyFile) -> Checked:
     epochs = max(r.training.epochs + r.pruning.fine_tune_epochs for r in file.space.extremes(*names))
     # an epoch of a trial ends with a look at the validation data, whose number the tiny trial did not shrink
     trial_s = epochs * (max(0.0, both_s - validation_s) * images / tiny + validation_s)
-    study_s = teacher_s * spec.teacher.epochs + trial_s * file.search.trials / file.search.at_a_time
+    study_s = (
+        teacher_s * spec.teacher.epochs * spec.teacher.members + trial_s * file.search.trials / file.search.at_a_time
+    )
     return Checked(tuple(steps), difference, study_s)
 
 

@@ -171,7 +171,7 @@ class Study:
                 f"a new study must have a new name, but {self.name!r} exists in {self.home}; "
                 f"{self.command('resume')} goes on with it, another `name:` begins anew"
             )
-        self.file.task.load_data()  # what only reading shows to be wrong is told now, before anything is written
+        self.file.check_pairs(self.file.task.load_data())  # told now, before anything is written
         return self._run(address, display or Silent(), verbose)
 
     def resume(self, *, address: str | None = None, display: Display | None = None, verbose: bool = False) -> Front:

@@ -16,6 +16,8 @@ from search.ledger import SAMPLERS
 from spaces import BadInput, Choice, Float, Space, Student
 from spaces.errors import known, one_line, shown
 from spaces.recipe import Part
+from trainers import check_pair
+from trainers.data.dataset import Dataset
 from trainers.families import check_student
 from trainers.measure import METRICS
 from trainers.task import TaskSpec
@@ -136,6 +138,19 @@ class StudyFile(Part):
             way_out = known(SAMPLERS, study.search.sampler)
             raise BadInput(f"`search.sampler` must be a known sampler, but got {study.search.sampler!r}; {way_out}")
         return study
+
+    def check_pairs(self, data: Dataset) -> None:
+        """Raise BadInput where a method of the space cannot work with one of its students and the teacher.
+
+        Args:
+            data: the task's; the features' sizes depend on its images.
+        """
+        for recipe in self.space.extremes("transfer", "student.family", "student.depth"):
+            try:
+                check_pair(recipe, self.task, data)
+            except BadInput as error:
+                student = f"{recipe.student.family} of depth {recipe.student.depth}"
+                raise BadInput(f"space: with a student that is a {student}: {error}") from None
 
     def to_json(self) -> str:
         """What `from_json` reads back as an equal study; the space of a Python function is written out."""

@@ -4,7 +4,7 @@ from trainers.knowledge import Knowledge
 from trainers.measure import METRICS, measure
 from trainers.store import load_student, save_student
 from trainers.task import Task, TaskSpec, TeacherSpec
-from trainers.trial import Report, TrialResult, run_trial
+from trainers.trial import Report, TrialResult, check_pair, run_trial
 
 __all__ = [
     "METRICS",
@@ -14,6 +14,7 @@ __all__ = [
     "TaskSpec",
     "TeacherSpec",
     "TrialResult",
+    "check_pair",
     "load_student",
     "measure",
     "run_trial",

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from spaces import Recipe
 from trainers.computing import computing
+from trainers.data.dataset import Dataset
 from trainers.families import Features, Network, build, capture, check_student
 from trainers.knowledge import Knowledge
 from trainers.loop import Batch, Schedule, fit
 from trainers.measure import measure, predictions, quality
 from trainers.spectral import cut, fold, plan, spectral_penalty, spectralize
 from trainers.store import network_description, weights_bytes
-from trainers.task import Task
+from trainers.task import Task, TaskSpec
 from trainers.transfer import Method, Shapes, TeacherSignals, method_of
 
 
@@ -161,7 +162,8 @@ def run_trial(
             )
 
         def made_for(network: Network) -> Method:
-            return method_type.make(options, _shapes(network, task), generator=generator).to(device)
+            shapes = Shapes(_taps(network, shape), _taps(task.teacher, shape), task.data.train.labels)
+            return method_type.make(options, shapes, generator=generator).to(device)
 
         t, p = recipe.training, recipe.pruning
         method = made_for(student)
@@ -194,14 +196,22 @@ def run_trial(
     return TrialResult(recipe, network, measurements, before_cut, cuts.units, cuts.removed, seconds)
 
 
-def _shapes(network: Network, task: Task) -> Shapes:
-    """(C, H, W) of every tap of the student and of the teacher, and the training images' classes."""
-    found = []
-    for model in (network, task.teacher):
-        training = model.training
-        parameter = next(model.parameters())
-        with torch.no_grad():
-            maps = capture(model.eval(), torch.zeros(2, *task.data.image_shape, device=parameter.device)).maps
-        model.train(training)
-        found.append(tuple((m.shape[1], m.shape[2], m.shape[3]) for m in maps))
-    return Shapes(student=found[0], teacher=found[1], labels=task.data.train.labels)
+def check_pair(recipe: Recipe, spec: TaskSpec, data: Dataset) -> None:
+    """Raise BadInput where the recipe's method cannot work with its student and the task's teacher; trains nothing."""
+    method_type, options = method_of(recipe)
+    method_type.check_members(options, recipe.student.members, spec.teacher.members)
+    student, teacher = (
+        build(shape, data.image_shape, data.classes, generator=torch.Generator().manual_seed(0))
+        for shape in (recipe.student, spec.teacher.student)
+    )
+    method_type.check(Shapes(_taps(student, data.image_shape), _taps(teacher, data.image_shape), data.train.labels))
+
+
+def _taps(network: Network, image_shape: tuple[int, int, int]) -> tuple[tuple[int, int, int], ...]:
+    """(C, H, W) of every tap."""
+    training = network.training
+    device = next(network.parameters()).device
+    with torch.no_grad():
+        maps = capture(network.eval(), torch.zeros(2, *image_shape, device=device)).maps
+    network.train(training)
+    return tuple((m.shape[1], m.shape[2], m.shape[3]) for m in maps)

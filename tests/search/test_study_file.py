@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -457,3 +458,29 @@ def test_more_than_this_machine_has_is_refused_before_anything_is_written(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     (folder / "study.yaml").write_text(f"name: greedy\nspace: {{}}\nsearch: {search}")
     assert_refused(dux("search", folder / "study.yaml", "--home", folder / "home"), message, folder / "home")
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (
+            {"transfer": ["kd", "attention"], "student.family": ["resnet", "mlp"], "student.depth": 8},
+            "space: with a student that is a mlp of depth 8: `attention` must have maps of more than one pixel",
+        ),
+        (
+            {"transfer": "fsp", "student.family": "mlp", "student.depth": {"low": 2, "high": 4}},
+            "space: with a student that is a mlp of depth 2: `fsp` must have two features or more on both sides",
+        ),
+    ],
+)
+def test_a_method_that_cannot_work_with_a_student_is_refused_once_the_images_are_known(
+    space: dict[str, Any], message: str
+) -> None:
+    study = StudyFile.from_mapping({"name": "pairs", "space": space})
+    with pytest.raises(BadInput, match=re.escape(message)):
+        study.check_pairs(study.task.load_data())
+
+
+def test_pairs_that_can_work_are_let_pass() -> None:
+    study = StudyFile.read(Path(__file__).parents[2] / "examples" / "methods.yaml")
+    study.check_pairs(study.task.load_data())

@@ -136,7 +136,7 @@ def test_what_was_measured_is_what_is_saved(recipe: Recipe, task: Task, tmp_path
     result = run_trial(recipe, task, Knowledge(task))
     save_student(tmp_path, result.files(task))
     loaded = load_student(tmp_path)
-    assert measure(loaded, task.data.validation) == result.measurements
+    assert measure(loaded, task.data.validation, curve=task.curve) == result.measurements
     assert weights_bytes(loaded) == weights_bytes(result.network)
     assert (tmp_path / "student.safetensors").stat().st_size == result.measurements["size_bytes"]
     assert Recipe.from_json((tmp_path / "recipe.json").read_text()) == recipe
