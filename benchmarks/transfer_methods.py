@@ -9,37 +9,23 @@ begin with the same weights and see the same batches, so methods are compared se
 line of a JSON-lines file under --home, and is not run again; after a change of the methods, delete the file.
 """
 
-import argparse
-import json
-import math
-import multiprocessing
-import os
-import platform
-import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
+from common import ROOT, Line, against, arguments, hardware, mean, read, run_all, spread
 
-import torch  # noqa: E402
-
-from spaces import Recipe, Scalar  # noqa: E402
-from trainers import Knowledge, Task, TaskSpec, TeacherSpec, measure, run_trial  # noqa: E402
-from trainers.loop import Diverged  # noqa: E402
-from trainers.store import digest  # noqa: E402
-from trainers.transfer import METHODS, StageFailed, method_of  # noqa: E402
+from spaces import Recipe, Scalar
+from trainers import Knowledge, Task, TaskSpec, TeacherSpec, measure, run_trial
+from trainers.loop import Diverged
+from trainers.store import digest
+from trainers.transfer import METHODS, StageFailed, method_of
 
 DOCUMENT = ROOT / "docs" / "transfer_methods.md"
 MAIN = ("none", "kd", "attention", "fitnet", "factor")
 """The methods that the factor-transfer paper compares."""
-T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
-"""Student's t for a two-sided 95 % interval of the mean of n numbers."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +118,7 @@ def load(spec: TaskSpec, home: Path) -> None:
     _loaded = (task, Knowledge(task, home / "knowledge"))
 
 
-def carry_out(job: Job) -> dict[str, Any]:
+def carry_out(job: Job) -> Line:
     """A line of the results."""
     assert _loaded is not None
     task, knowledge = _loaded
@@ -140,25 +126,17 @@ def carry_out(job: Job) -> dict[str, Any]:
     try:
         result = run_trial(Recipe.from_json(job.recipe), task, knowledge)
     except (Diverged, StageFailed) as error:
-        found: dict[str, Any] = {"failed": str(error)}
+        found: Line = {"failed": str(error)}
     else:
         measured = measure(result.network, task.data.test)
         found = {"accuracy": measured["accuracy"], "nll": measured["nll"], "parameters": measured["parameters"]}
     return {**asdict(job), **found, "seconds": time.monotonic() - began}
 
 
-def read(path: Path) -> dict[str, dict[str, Any]]:
-    """The results so far by their recipe."""
-    if not path.exists():
-        return {}
-    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-    return {line["recipe"]: line for line in lines}
-
-
 def run(setting: Setting, home: Path, path: Path, processes: int) -> None:
     """Do what is not done yet."""
     torch.set_num_threads(1)
-    done = read(path)
+    done = read(path, "recipe")
     left = [job for job in jobs(setting) if job.recipe not in done]
     if not left:
         return
@@ -167,25 +145,19 @@ def run(setting: Setting, home: Path, path: Path, processes: int) -> None:
     for recipe in {job.recipe for job in left}:  # so that no two processes wait for each other
         method, options = method_of(Recipe.from_json(recipe))
         _loaded[1].prepare(method.needs(options))
-    began = time.monotonic()
-    # spawned: a fork of a process in which torch has computed may hang
-    with multiprocessing.get_context("spawn").Pool(processes, load, (setting.spec, home)) as pool:
-        for count, line in enumerate(pool.imap_unordered(carry_out, left), start=1):
-            with path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            minutes = (time.monotonic() - began) / 60
-            shown = f"{line['accuracy']:.4f}" if "accuracy" in line else line["failed"]
-            print(
-                f"{count}/{len(left)}  {line['label']:32} {shown}  {line['seconds']:.0f} s; "
-                f"{minutes / count * (len(left) - count):.0f} min left",
-                flush=True,
-            )
+    run_all(left, carry_out, path, processes, shown=shown, load=load, load_with=(setting.spec, home))
+
+
+def shown(line: Line) -> str:
+    """A line for the terminal."""
+    found = f"{line['accuracy']:.4f}" if "accuracy" in line else line["failed"]
+    return f"{line['label']:32} {found}"
 
 
 def document(setting: Setting, home: Path, path: Path) -> str:
     """The table, in Markdown."""
-    results = read(path)
-    by_label: dict[str, dict[int, dict[str, Any]]] = {}
+    results = read(path, "recipe")
+    by_label: dict[str, dict[int, Line]] = {}
     for job in jobs(setting):
         if job.recipe in results:
             by_label.setdefault(job.label, {})[Recipe.from_json(job.recipe).seed] = results[job.recipe]
@@ -227,7 +199,7 @@ def document(setting: Setting, home: Path, path: Path) -> str:
             "momentum 0.9, warm-up and cosine, nothing pruned.",
             "- Students of one seed begin alike and see the same batches (but for those of `ab` and `fsp`, which train "
             f"longer). Seeds: {setting.main_seeds} for {', '.join(MAIN)}, {setting.seeds} for the others.",
-            f"- {hardware()}; one thread a trial.",
+            f"- {hardware(results.values())}; one thread a trial.",
             "",
             "## All methods",
             "",
@@ -251,64 +223,15 @@ def document(setting: Setting, home: Path, path: Path) -> str:
     )
 
 
-def mean(values: Iterable[float]) -> float:
-    """NaN of nothing."""
-    listed = list(values)
-    return statistics.fmean(listed) if listed else math.nan
-
-
-def spread(values: Iterable[float]) -> str:
-    """Mean and standard deviation."""
-    listed = list(values)
-    deviation = f" ± {statistics.stdev(listed):.2f}" if len(listed) > 1 else ""
-    return f"{mean(listed):.2f}{deviation}"
-
-
-def against(ours: dict[int, float], theirs: dict[int, float]) -> str:
-    """The mean difference over the seeds of both, and whether it exceeds the spread."""
-    differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-    if len(differences) < 2:
-        return f"{mean(differences):+.2f} (one seed)"
-    half = T_95[len(differences)] * statistics.stdev(differences) / math.sqrt(len(differences))
-    verdict = "better" if mean(differences) > half else "worse" if mean(differences) < -half else "within the spread"
-    return f"{mean(differences):+.2f} ± {half:.2f}, {verdict}"
-
-
-def hardware() -> str:
-    """Processor, versions, commit."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.exists()
-        else []
-    )
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return (
-        f"{names[0] if names else cpu}, {os.cpu_count()} CPUs, Python {platform.python_version()}, "
-        f"PyTorch {torch.__version__}, commit {commit.stdout.strip() or 'unknown'}"
-    )
-
-
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description="All transfer methods, one recipe.")
-    parser.add_argument("--quick", action="store_true", help="tiny, to see that everything is sound; prints the table")
-    parser.add_argument("--table", action="store_true", help="only write the document from what has been run")
-    parser.add_argument(
-        "--home", type=Path, default=Path("~/.dux/benchmarks").expanduser(), help="teachers and results"
-    )
-    parser.add_argument("--processes", type=int, default=2, help="trials at a time, one thread each")
-    arguments = parser.parse_args()
-    setting = QUICK if arguments.quick else Setting()
-    arguments.home.mkdir(parents=True, exist_ok=True)
-    path = arguments.home / f"transfer_methods_{digest(asdict(setting))}.jsonl"
-    if not arguments.table:
-        run(setting, arguments.home, path, arguments.processes)
-    text = document(setting, arguments.home, path)
-    if not arguments.quick:
+    given = arguments("All transfer methods, one recipe.")
+    setting = QUICK if given.quick else Setting()
+    path = given.home / f"transfer_methods_{digest(asdict(setting))}.jsonl"
+    if not given.table:
+        run(setting, given.home, path, given.processes)
+    text = document(setting, given.home, path)
+    if not given.quick:
         DOCUMENT.write_text(text, encoding="utf-8")
     print(text)
 

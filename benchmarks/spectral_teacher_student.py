@@ -1,0 +1,252 @@
+"""Does a spectral student of any width prune to its teacher's size? Writes docs/spectral_teacher_student.md and .png.
+
+    python benchmarks/spectral_teacher_student.py             # about an hour on two cores; goes on where interrupted
+    python benchmarks/spectral_teacher_student.py --quick     # a minute: is everything sound? writes no document
+    python benchmarks/spectral_teacher_student.py --table     # the document again, from what has been run
+
+L. Giambagli, L. Buffoni, L. Chicchi, D. Fanelli: How a student becomes a teacher, NeurIPS 2023 (arXiv 2310.12612), with
+the settings of the authors' code: x ~ N(0, I_10); a teacher 10 -> 20 -> 20 -> 1 of ReLU units without biases, its last
+layer ones, Glorot-uniform and fixed; a student 10 -> h -> 20 -> 1, whose first layer is spectral, whose second is dense
+and unregularised, whose last is ones. (The teacher's second width is missing from the authors' configuration: 20 is
+ours.) Units are ranked and silenced by the project's own layers and relevances; nothing is retrained.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from common import ROOT, Line, arguments, read, run_all
+from torch import Tensor, nn
+
+from trainers.computing import computing
+from trainers.seeding import seeded
+from trainers.spectral import SpectralLinear, relevances, spectral_penalty
+from trainers.store import digest
+
+DOCUMENT = ROOT / "docs" / "spectral_teacher_student.md"
+FIGURE = DOCUMENT.with_suffix(".png")
+INPUTS = 10
+SECOND = 20
+"""Units of the second layer, of teacher and student alike."""
+COUNTED = 0.05
+"""A unit counts towards the effective size from this share of the largest relevance on."""
+ADAM_EPSILON = 1e-7
+"""Keras's."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train a student; the defaults are the paper's for a spectral one."""
+
+    width: int
+    spectral: bool = True
+    """Whether eigenvalues are trained; fixed at 1 the layer is an ordinary ("direct") one."""
+    learning_rate: float = 0.005
+    batch_size: int = 300
+    eigenvector_l2: float = 0.01
+    eigenvalue_l2: float = 5e-4
+    lasso: float = 0.0
+    """Coefficient of the sum of the units' norms ||w_i||."""
+    teacher: int = 20
+    """Units of the teacher's first layer."""
+    teacher_seed: int = 0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all runs have in common."""
+
+    epochs: int = 2000
+    train: int = 8000
+    test: int = 10_000
+    widths: tuple[int, ...] = (40, 100, 200, 800)
+    seeds: int = 5
+    fewer: int = 3
+    """Seeds of the arms beside the spectral ones."""
+
+
+QUICK = Setting(epochs=20, widths=(40, 100), seeds=2, fewer=1)
+SPECTRAL = "spectral, the paper's settings"
+LASSO = 2 * math.sqrt(0.01 * 5e-4)
+"""What the two penalties on lambda_i phi_i amount to (see `spectral_penalty`)."""
+
+
+def arms(setting: Setting) -> dict[str, list[tuple[Arm, int]]]:
+    """Each arm and its number of seeds, by the table that it stands in."""
+    direct, few = Arm(100, spectral=False), setting.fewer
+    slow: dict[str, Any] = {"learning_rate": 0.002, "batch_size": 500}
+    return {
+        SPECTRAL: [(Arm(width), setting.seeds) for width in setting.widths],
+        "spectral, the direct settings": [(Arm(100, **slow), few)],
+        "direct, the direct settings": [(replace(direct, width=width, **slow), few) for width in (100, 200)],
+        "direct, the spectral settings": [(direct, few)],
+        "direct, group lasso": [(replace(direct, eigenvector_l2=0.0, lasso=LASSO), few)],
+        "spectral, no L2": [(Arm(100, eigenvector_l2=0.0, eigenvalue_l2=0.0), few)],
+        "spectral, other teachers of 20": [(Arm(100, teacher_seed=seed), 1) for seed in range(1, 1 + few)],
+        "spectral, a teacher of 10": [(Arm(100, teacher=10), few)],
+        "spectral, a teacher of 40": [(Arm(200, teacher=40), few)],
+    }
+
+
+@dataclass(frozen=True)
+class Job:
+    """One student."""
+
+    arm: Arm
+    seed: int
+    epochs: int
+    train: int
+    test: int
+
+    @property
+    def key(self) -> str:
+        """Everything that it depends on."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+def jobs(setting: Setting) -> Iterator[tuple[str, Job]]:
+    """Every student with its table's name; a seed of all arms before the next."""
+    for seed in range(max(setting.seeds, setting.fewer)):
+        for name, members in arms(setting).items():
+            for arm, seeds in members:
+                if seed < seeds:
+                    yield name, Job(arm, seed, setting.epochs, setting.train, setting.test)
+
+
+class Shallow(nn.Module):
+    """inputs -> units -> SECOND -> 1 without biases, ReLU between, the last layer ones."""
+
+    def __init__(self, units: int, generator: torch.Generator) -> None:
+        """Glorot-uniform weights drawn from `generator`."""
+        super().__init__()
+        self.first: nn.Module = nn.Linear(INPUTS, units, bias=False)
+        self.second = nn.Linear(units, SECOND, bias=False)
+        for layer in (self.first, self.second):
+            nn.init.xavier_uniform_(layer.weight, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, inputs); returns (B,)."""
+        out: Tensor = self.second(self.first(x).relu()).relu().sum(1)
+        return out
+
+
+def trained(job: Job) -> tuple[Shallow, Tensor, Tensor]:
+    """The student, and test inputs (test, inputs) and outputs (test,)."""
+    arm = job.arm
+    with seeded(torch.Generator().manual_seed(0)):  # what layers are made with is drawn over at once
+        teacher = Shallow(arm.teacher, torch.Generator().manual_seed(1_000_000 + arm.teacher_seed)).requires_grad_(
+            False
+        )
+        generator = torch.Generator().manual_seed(job.seed)
+        student = Shallow(arm.width, generator)
+    student.first = first = SpectralLinear(student.first, train_outputs=arm.spectral)
+    x = torch.randn(job.train + job.test, INPUTS, generator=generator)
+    y = teacher(x)
+    x, y, x_test, y_test = x[: job.train], y[: job.train], x[job.train :], y[job.train :]
+    parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=arm.learning_rate, eps=ADAM_EPSILON, fused=True)
+    for _ in range(job.epochs):
+        order = torch.randperm(job.train, generator=generator)
+        for inputs, outputs in zip(x[order].split(arm.batch_size), y[order].split(arm.batch_size), strict=True):
+            optimizer.zero_grad()
+            loss = (student(inputs) - outputs).square().mean()
+            if arm.eigenvector_l2 or arm.eigenvalue_l2:
+                loss = loss + spectral_penalty(
+                    student, eigenvector_l2=arm.eigenvector_l2, eigenvalue_l2=arm.eigenvalue_l2
+                )
+            if arm.lasso:
+                loss = loss + arm.lasso * first.weight.norm(dim=1).sum()
+            loss.backward()
+            optimizer.step()
+    return student, x_test, y_test
+
+
+def curve(student: Shallow, relevance: Tensor, x: Tensor, y: Tensor) -> list[float]:
+    """Mean squared error with the n most relevant units alone, at index n = 0 .. width."""
+    first = student.first
+    assert isinstance(first, SpectralLinear)
+    found = []
+    with torch.no_grad():
+        kept = first.eigenvalues_out.clone()
+        for unit in [*relevance.argsort().tolist(), None]:
+            found.append(float((student(x) - y).square().mean()))
+            if unit is not None:
+                first.eigenvalues_out[unit] = 0.0
+        first.eigenvalues_out.copy_(kept)
+    return found[::-1]
+
+
+def carry_out(job: Job) -> Line:
+    """A line of the results."""
+    began = time.monotonic()
+    with computing(1):
+        student, x, y = trained(job)
+        (relevance,) = relevances(student).values()
+        errors = curve(student, relevance, x, y)
+    return {
+        "key": job.key,
+        "errors": errors,
+        "relevances": sorted(relevance.tolist(), reverse=True),
+        "variance": float(y.var()),
+        "seconds": time.monotonic() - began,
+    }
+
+
+def effective(line: Line) -> int:
+    """Units at or above COUNTED of the largest."""
+    return sum(relevance >= COUNTED for relevance in line["relevances"])
+
+
+def smallest(line: Line) -> int:
+    """Fewest top units whose error is at most twice that of all, here and at every larger number."""
+    errors = line["errors"]
+    return 1 + max((n for n, error in enumerate(errors) if error > 2 * errors[-1]), default=-1)
+
+
+def shown(line: Line) -> str:
+    """A line for the terminal."""
+    arm = json.loads(line["key"])["arm"]
+    return (
+        f"width {arm['width']:3}  {'spectral' if arm['spectral'] else 'direct':8}  error {line['errors'][-1]:.4f}  "
+        f"effective {effective(line)}, smallest {smallest(line)}"
+    )
+
+
+def nothing() -> None:
+    """There is nothing to load."""
+
+
+def listed(numbers: list[int]) -> str:
+    """Median, smallest and largest: sizes are whole and not normal."""
+    ordered = sorted(numbers)
+    middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+    return f"{middle:g} ({ordered[0]} to {ordered[-1]})"
+
+
+def ratio(line: Line, units: int) -> float:
+    """Error with so many top units over that with all."""
+    return float(line["errors"][units] / line["errors"][-1])
+
+
+def excess(line: Line, units: int) -> float:
+    """By how much the error is larger with so many top units, in variances of what is to be learned."""
+    return float((line["errors"][units] - line["errors"][-1]) / line["variance"])
+
+
+def main() -> None:
+    """The command."""
+    given = arguments("Does a spectral student of any width prune to its teacher's size?")
+    setting = QUICK if given.quick else Setting()
+    path = given.home / f"spectral_teacher_student_{digest(asdict(setting))}.jsonl"
+    done = read(path, "key")
+    if not given.table:
+        left = [job for _, job in jobs(setting) if job.key not in done]
+        run_all(left, carry_out, path, given.processes, shown=shown, load=nothing)
+
+
+if __name__ == "__main__":
+    main()
