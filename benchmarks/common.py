@@ -91,14 +91,14 @@ def spread(values: Iterable[float], digits: int = 2) -> str:
     return f"{mean(listed):.{digits}f}{deviation}"
 
 
-def against(ours: Mapping[int, float], theirs: Mapping[int, float]) -> str:
+def against(ours: Mapping[int, float], theirs: Mapping[int, float], digits: int = 2) -> str:
     """The mean difference over the seeds of both, and whether it exceeds the spread."""
     differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
     if len(differences) < 2:
-        return f"{mean(differences):+.2f} (one seed)"
+        return f"{mean(differences):+.{digits}f} (one seed)"
     half = T_95[len(differences)] * statistics.stdev(differences) / math.sqrt(len(differences))
     verdict = "better" if mean(differences) > half else "worse" if mean(differences) < -half else "within the spread"
-    return f"{mean(differences):+.2f} ± {half:.2f}, {verdict}"
+    return f"{mean(differences):+.{digits}f} ± {half:.{digits}f}, {verdict}"
 
 
 def commit() -> str:
