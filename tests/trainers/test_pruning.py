@@ -141,7 +141,7 @@ def test_the_least_relevant_units_of_all_layers_are_cut() -> None:
             length = layer.eigenvectors.flatten(1).norm(dim=1)
             scale = 10.0 if name == "hidden.0.0" else 1e-3
             layer.eigenvalues_out.copy_(-scale * torch.tensor(relevance[name]) / length)
-    found = relevances(network)
+    found = relevances(network, image_shape=GREY)
     for name, expected in relevance.items():
         torch.testing.assert_close(found[name], torch.tensor(expected))
     planned = plan(network, 0.5, floor=0.0, image_shape=GREY)
@@ -160,7 +160,7 @@ def test_coupled_layers_share_the_mean_of_their_relevances() -> None:
         ["groups.2.0.conv2", "groups.2.0.shortcut.0"],
         ["groups.2.0.conv1"],
     ]
-    found = relevances(network)
+    found = relevances(network, image_shape=GREY)
     score = {names[0]: torch.stack([found[name] for name in names]).mean(0).tolist() for names in coupled}
     root = {name: names[0] for names in coupled for name in names}
     ranked = sorted((value, name, unit) for name, values in score.items() for unit, value in enumerate(values))
@@ -186,8 +186,8 @@ def test_what_a_batch_norm_undoes_does_not_change_the_rank() -> None:
         norm.running_var.mul_(scale.square())
     # but for the norm's eps, 1e-5 of a variance of 0.5 and more
     torch.testing.assert_close(scaled(images(4)), network(images(4)), rtol=1e-3, atol=1e-3)
-    for name, relevance in relevances(network).items():
-        torch.testing.assert_close(relevances(scaled)[name], relevance, rtol=1e-4, atol=1e-4)
+    for name, relevance in relevances(network, image_shape=GREY).items():
+        torch.testing.assert_close(relevances(scaled, image_shape=GREY)[name], relevance, rtol=1e-4, atol=1e-4)
 
 
 def test_cutting_dead_units_leaves_the_function_as_it_was() -> None:

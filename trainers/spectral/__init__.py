@@ -1,7 +1,7 @@
 """Layers in eigenvalues and eigenvectors, and what is cut by them."""
 
 from trainers.spectral.layers import SpectralConv2d, SpectralLinear, fold, spectral_penalty, spectralize
-from trainers.spectral.pruning import Cut, Plan, cut, mask, plan, relevances
+from trainers.spectral.pruning import Cut, Plan, cut, heads, mask, plan, relevances
 
 __all__ = [
     "Cut",
@@ -10,6 +10,7 @@ __all__ = [
     "SpectralLinear",
     "cut",
     "fold",
+    "heads",
     "mask",
     "plan",
     "relevances",
