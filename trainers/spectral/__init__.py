@@ -2,6 +2,7 @@
 
 from trainers.spectral.layers import SpectralConv2d, SpectralLinear, fold, spectral_penalty, spectralize
 from trainers.spectral.pruning import Cut, Plan, cut, heads, mask, plan, relevances
+from trainers.spectral.statistics import reestimate
 
 __all__ = [
     "Cut",
@@ -13,6 +14,7 @@ __all__ = [
     "heads",
     "mask",
     "plan",
+    "reestimate",
     "relevances",
     "spectral_penalty",
     "spectralize",
