@@ -134,12 +134,18 @@ def relevances(network: nn.Module, *, image_shape: tuple[int, ...]) -> dict[str,
 
 
 def heads(network: nn.Module, *, image_shape: tuple[int, ...]) -> list[str]:
-    """Names of the layers whose outputs are the network's, as its graph has them: they are never pruned."""
+    """Names of the layers that make the outputs: those behind which no other layer comes. They are never pruned."""
     graph = _graph(network, image_shape)
-    sets, places, ends = _coupled(graph)
-    outputs = {sets.find(key) for key, kind in ends.items() if kind == OPTYPE.OUTPUT}
-    makers = {place.name for key, (place, _) in places.items() if place.made and sets.find(key) in outputs}
-    return [name for name, module in graph.model.named_modules() if name in makers and isinstance(module, _MAKERS)]
+    pending = [node for node in graph.dependencies.module2node.values() if node.type == OPTYPE.OUTPUT]
+    seen, makers = set(pending), set()
+    while pending:
+        for node in pending.pop().inputs:
+            if isinstance(node.module, _MAKERS):
+                makers.add(node.module)
+            elif node not in seen:
+                seen.add(node)
+                pending.append(node)
+    return [name for name, module in graph.model.named_modules() if module in makers]
 
 
 def plan(
@@ -317,7 +323,7 @@ def _reshaped(given: Sequence[int], made: Sequence[int]) -> Sequence[_Route] | N
     if [size for size in given if size > 1] == [size for size in made if size > 1]:
         return ()
     short, long = sorted((given, made), key=len)
-    if len(short) >= 4 and short[1:] == long[1 - len(short) :]:
+    if len(long) == len(short) + 1 and short[1:] == long[2:]:
         return ()  # the images are taken apart or together
     if len(short) != 2 or len(long) != 4 or short[0] != long[0]:
         return None
