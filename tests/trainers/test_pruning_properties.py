@@ -1,8 +1,11 @@
 """What holds of any network, ours or not: folding, cutting and reading back leave its function as it is."""
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -331,3 +334,14 @@ def test_a_tensor_that_is_used_twice_is_kept_once() -> None:
     again = filled(fresh("tied", 0), safetensors.torch.load(weights_bytes(fold(spectral_tied))))
     assert again.again is again.square
     assert len(list(again.parameters())) == len(list(tied.parameters()))
+
+
+def test_what_the_documentation_shows_runs() -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "pruning.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    with torch.random.fork_rng(devices=()):
+        exec(code, names)
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(names["again"].eval()(images), names["smaller"].eval()(images))
+    assert names["planned"].removed > 1000
