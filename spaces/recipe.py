@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from spaces.errors import BadInput, known, one_line, shown
 
@@ -53,10 +53,23 @@ class Training(Part):
 
 
 class Spectral(Part):
-    """L2 on the spectral layers, added to the loss as coefficient times sum of squares (Giambagli et al. 2023)."""
+    """What of the spectral layers is trained, and the L2 on it, added to the loss as coefficient times sum of squares.
 
+    What is trained is by default what Giambagli et al. (2023) train: eigenvectors, and eigenvalues of outputs from 1;
+    eigenvalues of inputs stay at 0.
+    """
+
+    train_inputs: bool = False
+    train_outputs: bool = True
+    train_eigenvectors: bool = True
     eigenvector_l2: float = Field(default=2.5e-4, ge=0.0)
     eigenvalue_l2: float = Field(default=2.5e-4, ge=0.0)
+
+    @model_validator(mode="after")
+    def _trained(self) -> Self:
+        if not (self.train_inputs or self.train_outputs or self.train_eigenvectors):
+            raise ValueError("must train one of inputs, outputs and eigenvectors")
+        return self
 
 
 class Pruning(Part):
@@ -66,7 +79,14 @@ class Pruning(Part):
     """Share of the network's units (coupled channels count once) that is cut; 0 turns pruning off."""
     floor: float = Field(default=0.1, ge=0.0, le=1.0)
     """Share of each layer's units that stays whatever their rank; at least one always does."""
+    round_to: int = Field(default=1, ge=1)
+    """What stays of a layer's units is rounded up to a multiple of this, at most to what the layer has; hardware that
+    computes 8 channels at a time is as slow with 9 as with 16."""
+    rounds: int = Field(default=1, ge=1)
+    """Cuts in which the fraction is reached; each takes the same share of the units that are there, so that the network
+    has as much to recover from every time (equal steps would take ever larger shares of what is left)."""
     fine_tune_epochs: int = Field(default=10, ge=0)
+    """After all cuts together, split evenly between them; where that leaves a rest, later cuts have an epoch more."""
     fine_tune_learning_rate: float = Field(default=0.02, gt=0.0)
 
 

@@ -85,6 +85,9 @@ class Int:
 
 Domain = Choice | Float | Int
 
+TOGETHER = ("spectral.train_inputs", "spectral.train_outputs", "spectral.train_eigenvectors")
+"""Parameters with a rule that is about all of them."""
+
 _DEFAULTS = Recipe().flat()
 
 
@@ -115,6 +118,11 @@ class Space:
                     Recipe.from_flat({name: value})
                 except BadInput as error:
                     raise BadInput(f"space: {error}") from None
+        try:
+            for _ in self.extremes(*TOGETHER):
+                pass
+        except BadInput as error:
+            raise BadInput(f"space: {error}; fix one of them to true") from None
 
     @classmethod
     def from_mapping(cls, raw: Mapping[Any, Any]) -> Self:

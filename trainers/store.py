@@ -6,14 +6,17 @@ import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from spaces import Student
 from trainers.families import Network, build
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -39,10 +42,17 @@ def digest(*values: object) -> str:
 
 
 def weights_bytes(network: nn.Module) -> bytes:
-    """The network's tensors as a safetensors file."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    """The network's tensors as a safetensors file; one that the network uses in several places is there once."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(network).items()}
     content: bytes = safetensors.torch.save(tensors)
     return content
+
+
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    """What `network.state_dict()` holds, each tensor under the first of its names only."""
+    first: dict[int, str] = {}
+    tensors: dict[str, Tensor] = network.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in tensors.items() if first.setdefault(id(tensor), name) == name}
 
 
 def network_description(student: Student, image_shape: tuple[int, int, int], classes: int) -> dict[str, Any]:
@@ -74,33 +84,53 @@ def load_network(description: Mapping[str, Any], weights: Path) -> Network:
     return filled(network, safetensors.torch.load_file(weights)).eval()
 
 
-def filled(network: Network, tensors: Mapping[str, Tensor]) -> Network:
+def filled(network: Model, tensors: Mapping[str, Tensor]) -> Model:
     """`network` with its layers resized to the shapes of `tensors`, and these in them.
 
-    Pruning changes the channel counts of layers and nothing else of a network: its family, depth and the shapes of its
-    tensors say all of it.
+    Pruning changes the channel counts of layers and nothing else of a network: what makes it anew and the shapes of its
+    tensors say all of it. For a network of one's own that is its class:
+
+        network = filled(MyNetwork(), safetensors.torch.load_file("student.safetensors")).eval()
+
+    Args:
+        network: freshly made, not yet cut.
+        tensors: by the names of `network.state_dict()`, as `weights_bytes` writes them.
 
     Raises:
         ValueError: the tensors have other names than the network's.
     """
-    if unlike := sorted(network.state_dict().keys() ^ tensors.keys()):
+    if unlike := sorted(_tensors(network).keys() ^ tensors.keys()):
         raise ValueError(
             f"weights must have the names of the network they are for, but differ in {', '.join(unlike[:3])}; "
             "the description and the weights belong to different networks"
         )
+    new: dict[int, tuple[Tensor, Tensor]] = {}  # the old one beside it, so that its id stays its own
     for name, module in network.named_modules():
-        weight = tensors.get(f"{name}.weight", torch.zeros(()))
-        if isinstance(module, nn.Conv2d):
-            module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
-        elif isinstance(module, nn.Linear):
-            module.out_features, module.in_features = weight.shape
-        elif isinstance(module, nn.BatchNorm2d):
-            module.num_features = weight.shape[0]
         for key, old in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            new = tensors[f"{name}.{key}"]
-            setattr(module, key, nn.Parameter(new.clone()) if isinstance(old, nn.Parameter) else new.clone())
-    network.load_state_dict(dict(tensors))
+            found = tensors.get(f"{name}.{key}" if name else key)
+            if found is not None:
+                made = nn.Parameter(found.clone()) if isinstance(old, nn.Parameter) else found.clone()
+                new[id(old)] = (old, made)
+            if id(old) in new:  # else a buffer that is not kept
+                setattr(module, key, new[id(old)][1])
+        _resize(module)
     return network
+
+
+def _resize(module: nn.Module) -> None:
+    """Have a layer's sizes say what its tensors are."""
+    if isinstance(module, nn.Conv2d):
+        outputs, inputs = module.weight.shape[:2]
+        if 1 < module.groups == module.in_channels == module.out_channels:  # depthwise: a group is a channel
+            module.groups = outputs
+        module.out_channels, module.in_channels = outputs, inputs * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, _BatchNorm):
+        sizes = [t.numel() for t in (module.weight, module.running_mean) if t is not None]
+        module.num_features = sizes[0] if sizes else module.num_features
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = module.weight.numel()
 
 
 def save_student(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -1,9 +1,11 @@
 """A trial: one recipe carried out."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -13,12 +15,15 @@ from trainers.computing import computing
 from trainers.data.dataset import Dataset
 from trainers.families import Features, Network, build, capture, check_student
 from trainers.knowledge import Knowledge
-from trainers.loop import Batch, Schedule, fit
+from trainers.loop import Batch, Schedule, batches, fit
 from trainers.measure import measure, predictions, quality
-from trainers.spectral import cut, fold, plan, spectral_penalty, spectralize
+from trainers.spectral import Plan, cut, fold, plan, reestimate, spectral_penalty, spectralize
 from trainers.store import network_description, weights_bytes
 from trainers.task import Task, TaskSpec
 from trainers.transfer import Method, Shapes, TeacherSignals, method_of
+
+REESTIMATED = 1024
+"""Training images from which batch norm statistics are estimated after a cut."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ def run_trial(
 
         student = build(recipe.student, shape, task.data.classes, generator=generator)
         student.set_normalization(*task.data.mean_std())
-        student = spectralize(student, keep=[student.head]).to(device).to(memory_format=torch.channels_last)
+        student = _spectral(student, recipe).to(device).to(memory_format=torch.channels_last)
 
         pretraining_epochs = method_type.pretraining_epochs(options)
         steps = pretraining_epochs + recipe.training.epochs + fine_tune_epochs
@@ -183,16 +188,29 @@ def run_trial(
         # contiguous, as a loaded student is: another memory layout may round differently, and the numbers are exact
         whole = fold(student).to(memory_format=torch.contiguous_format)
         before_cut = measure(whole, task.data.validation, curve=task.curve)
-        cuts = plan(student, p.fraction, floor=p.floor, image_shape=shape)
-        network = cut(student, cuts, image_shape=shape)
-        if fine_tune_epochs:
-            network = network.to(memory_format=torch.channels_last)
-            method = made_for(network)
-            schedule = replace(schedule, epochs=fine_tune_epochs, learning_rate=p.fine_tune_learning_rate)
-            phase("fine_tune", network, method, method, schedule, pretraining_epochs + t.epochs)
+        network, done = student, pretraining_epochs + t.epochs
+        cuts: Plan | None = None
+        rounds = p.rounds if pruned else 1
+        for turn in range(1, rounds + 1):
+            share = 1 - (1 - p.fraction) ** (turn / rounds)
+            cuts = plan(network, share, floor=p.floor, round_to=p.round_to, image_shape=shape, earlier=cuts)
+            network = cut(network, cuts, image_shape=shape)
+            if cuts.removed:
+                seen = batches(task.data.train, t.batch_size, task.spec.policy, generator, torch.device(device))
+                reestimate(network, (batch.images for batch in islice(seen, math.ceil(REESTIMATED / t.batch_size))))
+            if turn < rounds:
+                network = _spectral(network, recipe)  # the next cut ranks by what is learned until then
+            epochs = turn * fine_tune_epochs // rounds - (turn - 1) * fine_tune_epochs // rounds
+            if epochs:
+                network = network.to(memory_format=torch.channels_last)
+                method = made_for(network)
+                schedule = replace(schedule, epochs=epochs, learning_rate=p.fine_tune_learning_rate)
+                phase("fine_tune", network, method, method, schedule, done)
+                done += epochs
         network = network.to("cpu").to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
         measurements = measure(network, task.data.validation, curve=task.curve)
         seconds = time.monotonic() - began
+    assert cuts is not None
     return TrialResult(recipe, network, measurements, before_cut, cuts.units, cuts.removed, seconds)
 
 
@@ -215,3 +233,15 @@ def _taps(network: Network, image_shape: tuple[int, int, int]) -> tuple[tuple[in
         maps = capture(network.eval(), torch.zeros(2, *image_shape, device=device)).maps
     network.train(training)
     return tuple((m.shape[1], m.shape[2], m.shape[3]) for m in maps)
+
+
+def _spectral(network: Network, recipe: Recipe) -> Network:
+    """The network with spectral layers, of which the recipe says what is trained."""
+    parts = recipe.spectral
+    return spectralize(
+        network,
+        keep=[network.head],
+        train_inputs=parts.train_inputs,
+        train_outputs=parts.train_outputs,
+        train_eigenvectors=parts.train_eigenvectors,
+    )

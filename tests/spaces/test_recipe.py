@@ -14,8 +14,10 @@ ODD = Recipe(
     transfer="kd",
     options=(("temperature", 0.1 + 0.2), ("steps", 7), ("deep", True), ("norm", "ℓ2 “quoted”\n"), ("whole", 4.0)),
     training=Training(epochs=3, batch_size=17, learning_rate=1e-7, momentum=0.0, weight_decay=1e300),
-    spectral=Spectral(eigenvector_l2=5e-324, eigenvalue_l2=0.0),
-    pruning=Pruning(fraction=0.99, floor=1.0, fine_tune_epochs=0, fine_tune_learning_rate=0.1),
+    spectral=Spectral(
+        train_inputs=True, train_outputs=False, train_eigenvectors=False, eigenvector_l2=5e-324, eigenvalue_l2=0.0
+    ),
+    pruning=Pruning(fraction=0.99, floor=1.0, round_to=8, rounds=3, fine_tune_epochs=0, fine_tune_learning_rate=0.1),
     seed=2**31 - 1,
 )
 """Differs from the default in every field; has options of every type, and numbers that print badly."""
@@ -98,6 +100,19 @@ def test_a_whole_number_is_taken_where_a_fraction_may_stand() -> None:
         ({"transfer": "kd", "kd.weight": math.nan}, r"`kd\.weight` must be a finite number.*but got nan"),
         ({"transfer": "kd", "kd.weight": None}, r"`kd\.weight` must be a finite number.*but got None"),
         ({"transfer": "kd", "kd.weight": [0.5]}, r"`kd\.weight` must be a finite number.*but got \[0\.5\]"),
+        (
+            {"pruning.round_to": 0},
+            r"`pruning\.round_to` should be greater than or equal to 1, but got 0; leave it out for 1",
+        ),
+        (
+            {"pruning.rounds": 0},
+            r"`pruning\.rounds` should be greater than or equal to 1, but got 0; leave it out for 1",
+        ),
+        ({"spectral.train_outputs": 1}, r"`spectral\.train_outputs` should be a valid boolean, but got 1"),
+        (
+            {"spectral.train_outputs": False, "spectral.train_eigenvectors": False},
+            r"`spectral` must train one of inputs, outputs and eigenvectors, but got \{'train_outputs': False.*; leave",
+        ),
         ({"student.depth": 1, "seed": -1}, r"\(and 1 more\)$"),
     ],
 )

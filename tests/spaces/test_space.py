@@ -148,6 +148,10 @@ def test_a_seed_from_all_there_are_is_checked_at_once() -> None:
         ({"pruning.fraction": {"low": 0.0, "high": 1.0}}, "`pruning.fraction` should be less than 1, but got 1.0"),
         ({"pruning.fraction": [0.5, -0.1]}, "`pruning.fraction` should be greater than or equal to 0, but got -0.1"),
         ({"student.depth": {"low": 8.0, "high": 14.0}}, "`student.depth` should be a valid integer.*whole `step`"),
+        (
+            {"spectral.train_outputs": [True, False], "spectral.train_eigenvectors": [True, False]},
+            "`spectral` must train one of inputs, outputs and eigenvectors, but got .*; fix one of them to true",
+        ),
         ({"student.width": []}, r"`space.student.width` must have at least one choice"),
         ({"student.width": None}, "choices of `space.student.width` must be finite numbers.*but got None"),
         ({"student.width": [math.nan]}, "choices of `space.student.width` must be finite.*but got nan"),

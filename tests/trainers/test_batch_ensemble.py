@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spaces import Student
 from trainers.data.dataset import Split
 from trainers.families import Network, build, by_member, capture
-from trainers.families.batch_ensemble import BatchEnsemble, shared_only
+from trainers.families.batch_ensemble import BatchEnsemble, share_all
 from trainers.loop import Batch, Schedule, fit
 from trainers.measure import cost, outputs
 from trainers.spectral import cut, plan, relevances, spectralize
@@ -93,15 +93,14 @@ def test_a_grouped_strided_convolution_is_its_members() -> None:
 def test_without_spread_every_member_is_the_shared_network(student: Student) -> None:
     network = made(student.model_copy(update={"fast_weight_spread": 0.0}))
     with torch.no_grad():
+        for layer in network.modules():
+            if isinstance(layer, BatchEnsemble):
+                layer.bias = None
         found = by_member(network.outputs(images()), 3)
-        with shared_only(network):
-            if student.family == "resnet":  # whose one bias, the classifier's, was drawn for each member
-                network.get_submodule("classifier").bias = None
-            shared = network(images())
-        if student.family == "resnet":
-            classifier = network.get_submodule("classifier")
-            assert isinstance(classifier.bias, Tensor)
-            torch.testing.assert_close(found, shared + classifier.bias[:, None])
+        share_all(network)
+        shared = network(images())
+        assert shared.shape == (5, 10)
+        torch.testing.assert_close(found, shared.expand(3, 5, 10))
 
 
 def test_fast_weights_begin_as_asked_for() -> None:
@@ -198,7 +197,9 @@ def test_a_units_rank_is_the_mean_norm_of_the_members_own_weights(student: Stude
         own = weight * rank_one.view(*rank_one.shape, *(1,) * (weight.dim() - 2))
         norms.append(own.detach().flatten(1).norm(dim=1))
     expected = torch.stack(norms).mean(0)
-    (found,) = (r for name, r in relevances(network).items() if network.get_submodule(name) is ensemble.layer)
+    (found,) = (
+        r for name, r in relevances(network, image_shape=GREY).items() if network.get_submodule(name) is ensemble.layer
+    )
     torch.testing.assert_close(found, expected / expected.max())
 
 
@@ -218,17 +219,6 @@ def test_a_cut_takes_the_fast_weights_of_the_channels_along(student: Student) ->
         assert layer.alpha.shape == (3, weight.shape[1])
         assert layer.bias is None or layer.bias.shape == (3, weight.shape[0])
     assert smaller(images()).shape == (5, 10)
-
-
-def test_the_network_of_the_shared_weights_is_only_lent() -> None:
-    network = made(STUDENTS["resnet"])
-    before = [name for name, _ in network.named_modules()]
-    with shared_only(network) as ensembles:
-        assert network.members == 1
-        assert not any(isinstance(m, BatchEnsemble) for m in network.modules())
-        assert all(e.layer is layer for layer, e in ensembles.items())
-    assert network.members == 3
-    assert [name for name, _ in network.named_modules()] == before
 
 
 def test_a_splits_outputs_keep_members_and_images_in_their_places() -> None:

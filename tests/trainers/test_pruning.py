@@ -143,7 +143,7 @@ def test_the_least_relevant_units_of_all_layers_are_cut() -> None:
             length = layer.eigenvectors.flatten(1).norm(dim=1)
             scale = 10.0 if name == "hidden.0.0" else 1e-3
             layer.eigenvalues_out.copy_(-scale * torch.tensor(relevance[name]) / length)
-    found = relevances(network)
+    found = relevances(network, image_shape=GREY)
     for name, expected in relevance.items():
         torch.testing.assert_close(found[name], torch.tensor(expected))
     planned = plan(network, 0.5, floor=0.0, image_shape=GREY)
@@ -162,7 +162,7 @@ def test_coupled_layers_share_the_mean_of_their_relevances() -> None:
         ["groups.2.0.conv2", "groups.2.0.shortcut.0"],
         ["groups.2.0.conv1"],
     ]
-    found = relevances(network)
+    found = relevances(network, image_shape=GREY)
     score = {names[0]: torch.stack([found[name] for name in names]).mean(0).tolist() for names in coupled}
     root = {name: names[0] for names in coupled for name in names}
     ranked = sorted((value, name, unit) for name, values in score.items() for unit, value in enumerate(values))
@@ -188,8 +188,8 @@ def test_what_a_batch_norm_undoes_does_not_change_the_rank() -> None:
         norm.running_var.mul_(scale.square())
     # but for the norm's eps, 1e-5 of a variance of 0.5 and more
     torch.testing.assert_close(scaled(images(4)), network(images(4)), rtol=1e-3, atol=1e-3)
-    for name, relevance in relevances(network).items():
-        torch.testing.assert_close(relevances(scaled)[name], relevance, rtol=1e-4, atol=1e-4)
+    for name, relevance in relevances(network, image_shape=GREY).items():
+        torch.testing.assert_close(relevances(scaled, image_shape=GREY)[name], relevance, rtol=1e-4, atol=1e-4)
 
 
 def test_cutting_dead_units_leaves_the_function_as_it_was() -> None:
@@ -224,3 +224,41 @@ def test_nothing_planned_is_nothing_cut() -> None:
     network = spectral(STUDENTS[0])
     planned = plan(network, 0.0, floor=0.1, image_shape=GREY)
     assert weights_bytes(cut(network, planned, image_shape=GREY)) == weights_bytes(fold(network))
+
+
+@pytest.mark.parametrize("student", [STUDENTS[0], STUDENTS[6]], ids=["resnet", "mlp5"])
+@pytest.mark.parametrize("round_to", [2, 3, 8, 100])
+def test_what_stays_is_rounded_up_to_a_multiple_and_the_best_of_what_would_have_gone_comes_back(
+    student: Student, round_to: int
+) -> None:
+    network = spectral(student)
+    found = relevances(network, image_shape=GREY)
+    for fraction in (0.0, 0.2, 0.5, 0.8, 0.99):
+        exact, rounded = (plan(network, fraction, floor=0.1, image_shape=GREY, round_to=size) for size in (1, round_to))
+        for one, other in zip(exact.cuts, rounded.cuts, strict=True):
+            stays = one.units - len(one.removed)
+            assert one.units - len(other.removed) == min(one.units, -(-stays // round_to) * round_to)
+            assert set(other.removed) <= set(one.removed)
+            if student.family == "mlp":  # nothing is coupled, so the rank is the layer's own
+                score = found[one.root].tolist()
+                back = set(one.removed) - set(other.removed)
+                assert all(score[unit] >= score[gone] for unit in back for gone in other.removed)
+        assert_masked_is_cut(network, rounded)
+
+
+@pytest.mark.parametrize("student", [STUDENTS[0], STUDENTS[6]], ids=["resnet", "mlp5"])
+def test_a_later_cut_goes_on_to_shares_of_what_was_there_at_first(student: Student) -> None:
+    network = spectral(student)
+    for fraction, floor in ((0.5, 0.1), (0.97, 0.3)):
+        at_once = plan(network, fraction, floor=floor, image_shape=GREY)
+        first = plan(network, 0.3, floor=floor, image_shape=GREY)
+        smaller = spectralize(cut(network, first, image_shape=GREY), keep=[network.head])
+        second = plan(smaller, fraction, floor=floor, image_shape=GREY, earlier=first)
+        assert (second.units, second.removed) == (at_once.units, at_once.removed)
+        left = cut(smaller, second, image_shape=GREY)
+        stays = [
+            c.units - len(c.removed)
+            for c in plan(spectralize(left, keep=["classifier"]), 0, floor=0, image_shape=GREY).cuts
+        ]
+        assert all(count >= math.ceil(floor * c.units) for count, c in zip(stays, first.cuts, strict=True))
+        assert sum(stays) == at_once.units - at_once.removed

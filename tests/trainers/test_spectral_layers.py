@@ -188,3 +188,45 @@ def test_the_penalty_is_a_group_lasso_of_the_geometric_mean_of_its_coefficients(
 def test_a_padding_that_would_be_lost_is_refused() -> None:
     with pytest.raises(ValueError, match="padding_mode of a spectral convolution must be 'zeros', but got 'reflect'"):
         SpectralConv2d(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"))
+
+
+PARTS = ("eigenvalues_in", "eigenvalues_out", "eigenvectors")
+
+
+@pytest.mark.parametrize("parts", [(i, o, v) for i in (False, True) for o in (False, True) for v in (False, True)])
+def test_what_is_trained_is_chosen_and_gradient_reaches_it_from_the_start(parts: tuple[bool, bool, bool]) -> None:
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.Flatten(), nn.Linear(16, 3))
+    inputs, outputs, vectors = parts
+    spectral = spectralize(model, train_inputs=inputs, train_outputs=outputs, train_eigenvectors=vectors)
+    images = torch.rand(5, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(spectral(images), model(images))
+    penalty = spectral_penalty(spectral, eigenvector_l2=1.0, eigenvalue_l2=1.0)
+    spectral(images).square().sum().backward()
+    expected = 0.0
+    for _, layer in spectral_layers(spectral):
+        for name, chosen in zip(PARTS, parts, strict=True):
+            part = layer.get_parameter(name)
+            assert part.requires_grad == chosen
+            assert (part.grad is not None and bool(part.grad.ne(0).all())) == chosen
+            expected += float(part.detach().square().sum()) * chosen
+    np.testing.assert_allclose(penalty.item(), expected, rtol=1e-6)
+
+
+def test_a_layer_that_is_used_twice_becomes_one_spectral_layer_and_one_again() -> None:
+    linear = nn.Linear(3, 3)
+    model = nn.Sequential(linear, nn.Sequential(nn.ReLU(), linear), linear)
+    spectral = spectralize(model)
+    (_, layer), *others = list(spectral_layers(spectral))
+    assert others == []
+    assert spectral[0] is spectral[1][1] is spectral[2] is layer
+    assert len(list(fold(spectral).parameters())) == 2
+    # whichever of its names is kept
+    assert list(spectral_layers(spectralize(model, keep=["1"]))) == []
+
+
+def test_layers_that_could_not_be_folded_back_stay_ordinary() -> None:
+    class Own(nn.Linear):
+        """A layer of the user's own."""
+
+    model = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), Own(3, 3), nn.Linear(3, 3))
+    assert [name for name, _ in spectral_layers(spectralize(model))] == ["2"]

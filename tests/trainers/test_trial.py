@@ -15,6 +15,7 @@ from torch import nn
 from spaces import BadInput, Recipe
 from trainers import Knowledge, Report, Task, TaskSpec, TrialResult, load_student, measure, run_trial, save_student
 from trainers.data.dataset import Dataset, Split
+from trainers.families import build
 from trainers.loop import Diverged
 from trainers.store import weights_bytes
 from trainers.transfer import StageFailed
@@ -186,6 +187,65 @@ def test_every_epoch_is_reported(task: Task) -> None:
     assert [(r.step, r.steps, r.phase) for r in found] == [(1, 3, "train"), (2, 3, "train"), (3, 3, "fine_tune")]
     assert all(set(r.metrics) == {"loss", "accuracy", "nll"} for r in found)
     assert [r.steps for r in reports(RECIPES["labels alone"], task)] == [2, 2]
+
+
+ROUNDS = PRUNED_KD.model_copy(
+    update={"pruning": PRUNED_KD.pruning.model_copy(update={"rounds": 3, "fine_tune_epochs": 4})}
+)
+
+
+def test_cuts_in_rounds_take_the_same_share_each_and_share_the_epochs(task: Task) -> None:
+    found: list[Report] = []
+    result = run_trial(ROUNDS, task, Knowledge(task), found.append)
+    assert [(r.step, r.phase) for r in found] == [(1, "train"), (2, "train"), *((n, "fine_tune") for n in (3, 4, 5, 6))]
+    assert all(r.steps == 6 for r in found)
+    # as many units as in one cut, though not the same ones
+    assert (result.units, result.units_cut) == (56, 28)
+    once = run_trial(PRUNED_KD, task, Knowledge(task))
+    assert (result.units, result.units_cut) == (once.units, once.units_cut)
+    again = run_trial(ROUNDS, task, Knowledge(task))
+    assert outcome(again) == outcome(result)
+
+
+def test_between_cuts_the_network_is_spectral_again(task: Task) -> None:
+    # hardly trained, so that the sum of squares stays what it is, tens: it is in the loss of spectral networks alone
+    flat = {"training.learning_rate": 1e-6, "pruning.fine_tune_learning_rate": 1e-6, "spectral.eigenvector_l2": 1.0}
+    flat |= {"pruning.fraction": 0.2, "pruning.rounds": 3, "pruning.fine_tune_epochs": 3}
+    recipe = Recipe.from_flat({**SMALL, **flat})
+    losses = [r.metrics["loss"] - r.metrics["nll"] for r in reports(recipe, task)]
+    assert all(loss > 10 for loss in losses[:-1])  # trained twice, tuned twice between cuts
+    assert losses[-1] < 1
+
+
+def test_what_stays_is_rounded_for_hardware(task: Task) -> None:
+    recipe = Recipe.from_flat({**SMALL, "pruning.fraction": 0.6, "pruning.round_to": 4, "pruning.rounds": 2})
+    network = run_trial(recipe, task, Knowledge(task)).network
+    channels = [m.num_features for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert {count % 4 for count in channels} == {0}
+    assert min(channels) < max(channels)
+
+
+def test_the_measured_network_has_the_statistics_of_the_cut_one(plain_task: Task) -> None:
+    flat = {"pruning.fraction": 0.5, "pruning.fine_tune_epochs": 0, "training.batch_size": 50}
+    network = run_trial(Recipe.from_flat({**SMALL, **flat}), plain_task, Knowledge(plain_task)).network
+    images = plain_task.data.train.images / 255  # 200, in four batches of one size
+    maps = network.get_submodule("stem.0")(network.normalize(images))
+    norm = network.get_submodule("stem.1")
+    assert isinstance(norm, nn.BatchNorm2d)
+    torch.testing.assert_close(norm.running_mean, maps.mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
+    assert norm.num_batches_tracked == 4
+
+
+def test_the_parts_that_a_recipe_fixes_stay_as_they_began(task: Task) -> None:
+    fixed = Recipe.from_flat({**SMALL, "spectral.train_eigenvectors": False, "seed": 5})
+    network = run_trial(fixed, task, Knowledge(task)).network
+    began = build(fixed.student, (1, 8, 8), 10, generator=torch.Generator().manual_seed(5))
+    for name in ("stem.0", "groups.1.0.conv1", "groups.2.0.shortcut.0"):
+        weight, first = (n.get_parameter(f"{name}.weight").detach().flatten(1) for n in (network, began))
+        # each unit's weights have the direction that they began with, and another length
+        cosine = torch.cosine_similarity(weight, first).abs()
+        torch.testing.assert_close(cosine, torch.ones_like(cosine))
+        assert not torch.allclose(weight, first)
 
 
 def test_the_last_report_is_of_the_network_that_is_measured(task: Task) -> None:

@@ -10,9 +10,6 @@ images. Batch norm is ordinary and shared: its statistics are over all members, 
 2021).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
@@ -77,28 +74,24 @@ def batch_ensemble(network: Network, student: Student) -> Network:
     return network
 
 
-@contextmanager
-def shared_only(network: nn.Module) -> Iterator[dict[nn.Module, BatchEnsemble]]:
-    """Inside, `network` is the one that its shared weights alone make: of one member, without fast weights.
+class _Shared(nn.Module):
+    """A BatchEnsemble's shared layer alone, under the same name."""
 
-    Yields:
-        each shared layer's BatchEnsemble.
-    """
-    places = [
-        (parent, name, child)
-        for parent in network.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, BatchEnsemble)
-    ]
-    for parent, name, child in places:
-        setattr(parent, name, child.layer)
-    members = network.members if isinstance(network, Network) else 1
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, inputs, ...); returns (B, outputs, ...)."""
+        found: Tensor = self.layer(x)
+        return found
+
+
+def share_all(network: nn.Module) -> None:
+    """Make `network` the one that its shared weights alone are: of one member, without fast weights or their biases."""
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, BatchEnsemble):
+                setattr(parent, name, _Shared(child.layer))
     if isinstance(network, Network):
         network.members = 1
-    try:
-        yield {child.layer: child for _, _, child in places}
-    finally:
-        for parent, name, child in places:
-            setattr(parent, name, child)
-        if isinstance(network, Network):
-            network.members = members

@@ -1,7 +1,8 @@
 """Layers in eigenvalues and eigenvectors, and what is cut by them."""
 
 from trainers.spectral.layers import SpectralConv2d, SpectralLinear, fold, spectral_penalty, spectralize
-from trainers.spectral.pruning import Cut, Plan, cut, mask, plan, relevances
+from trainers.spectral.pruning import Cut, Plan, cut, heads, mask, plan, relevances
+from trainers.spectral.statistics import reestimate
 
 __all__ = [
     "Cut",
@@ -10,8 +11,10 @@ __all__ = [
     "SpectralLinear",
     "cut",
     "fold",
+    "heads",
     "mask",
     "plan",
+    "reestimate",
     "relevances",
     "spectral_penalty",
     "spectralize",

@@ -5,9 +5,10 @@ spectral methods, NeurIPS 2023 (arXiv 2310.12612). The weight from unit j to uni
 
     w_ij = (lambda_in_j - lambda_out_i) phi_ij
 
-with eigenvector entries phi. As in the paper's experiments lambda_in is 0 and fixed, lambda_out trainable from 1, phi
-trainable. For a convolution the eigenvalues belong to channels and phi_ij is a kernel. The layer begins as the ordinary
-layer it replaces (phi = -w), so that any initialisation, the paper's Glorot included, is that layer's own.
+with eigenvector entries phi. Each of the three is trained or fixed; as in the paper's experiments lambda_in begins (and
+by default stays) at 0, lambda_out is trained from 1, phi is trained. For a convolution the eigenvalues belong to
+channels and phi_ij is a kernel. The layer begins as the ordinary layer it replaces (phi = -w), so that any
+initialisation, the paper's Glorot included, is that layer's own.
 """
 
 import copy
@@ -29,11 +30,18 @@ class _Spectral(nn.Module):
     """What the dense and the convolutional layer share."""
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, inputs: int, *, train_inputs: bool, train_outputs: bool
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        inputs: int,
+        *,
+        train_inputs: bool,
+        train_outputs: bool,
+        train_eigenvectors: bool,
     ) -> None:
         super().__init__()
         outputs = weight.shape[0]
-        self.eigenvectors = nn.Parameter(-weight.detach().clone())
+        self.eigenvectors = nn.Parameter(-weight.detach().clone(), requires_grad=train_eigenvectors)
         self.eigenvalues_in = nn.Parameter(weight.new_zeros(inputs), requires_grad=train_inputs)
         self.eigenvalues_out = nn.Parameter(weight.new_ones(outputs), requires_grad=train_outputs)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
@@ -61,10 +69,22 @@ class _Spectral(nn.Module):
 class SpectralLinear(_Spectral):
     """`nn.Linear` in eigenvalues and eigenvectors."""
 
-    def __init__(self, linear: nn.Linear, *, train_inputs: bool = False, train_outputs: bool = True) -> None:
-        """Begins as `linear`; which side's eigenvalues are trained is chosen here."""
+    def __init__(
+        self,
+        linear: nn.Linear,
+        *,
+        train_inputs: bool = False,
+        train_outputs: bool = True,
+        train_eigenvectors: bool = True,
+    ) -> None:
+        """Begins as `linear`; what of it is trained (besides the bias) is chosen here."""
         super().__init__(
-            linear.weight, linear.bias, linear.in_features, train_inputs=train_inputs, train_outputs=train_outputs
+            linear.weight,
+            linear.bias,
+            linear.in_features,
+            train_inputs=train_inputs,
+            train_outputs=train_outputs,
+            train_eigenvectors=train_eigenvectors,
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,10 +100,22 @@ class SpectralLinear(_Spectral):
 class SpectralConv2d(_Spectral):
     """`nn.Conv2d` in eigenvalues and eigenvectors, an eigenvalue a channel."""
 
-    def __init__(self, conv: nn.Conv2d, *, train_inputs: bool = False, train_outputs: bool = True) -> None:
-        """Begins as `conv`; which side's eigenvalues are trained is chosen here."""
+    def __init__(
+        self,
+        conv: nn.Conv2d,
+        *,
+        train_inputs: bool = False,
+        train_outputs: bool = True,
+        train_eigenvectors: bool = True,
+    ) -> None:
+        """Begins as `conv`; what of it is trained (besides the bias) is chosen here."""
         super().__init__(
-            conv.weight, conv.bias, conv.in_channels, train_inputs=train_inputs, train_outputs=train_outputs
+            conv.weight,
+            conv.bias,
+            conv.in_channels,
+            train_inputs=train_inputs,
+            train_outputs=train_outputs,
+            train_eigenvectors=train_eigenvectors,
         )
         if conv.padding_mode != "zeros":
             raise ValueError(f"padding_mode of a spectral convolution must be 'zeros', but got {conv.padding_mode!r}")
@@ -123,21 +155,39 @@ def _filled(layer: Layer, spectral: _Spectral) -> Layer:
     return layer
 
 
-def spectralize(model: Model, *, keep: Iterable[str] = ()) -> Model:
+def spectralize(
+    model: Model,
+    *,
+    keep: Iterable[str] = (),
+    train_inputs: bool = False,
+    train_outputs: bool = True,
+    train_eigenvectors: bool = True,
+) -> Model:
     """A copy of `model` whose linear and convolutional layers are spectral; the function it computes is unchanged.
+
+    A layer of a class of its own, or that pads with anything but zeros, stays as it is; one that `model` uses in
+    several places becomes one spectral layer.
 
     Args:
         model: any module that contains layers; its class need not know of this.
-        keep: names of modules that stay ordinary with all that is in them, such as the classifier.
+        keep: names of layers, or of modules that hold them, that stay ordinary, such as the classifier.
+        train_inputs, train_outputs, train_eigenvectors: whether lambda_in, lambda_out and phi are trained.
     """
-    keep = tuple(keep)
+    kept = set(keep)
+    trained = {
+        "train_inputs": train_inputs,
+        "train_outputs": train_outputs,
+        "train_eigenvectors": train_eigenvectors,
+    }
 
-    def spectral(name: str, layer: nn.Module) -> nn.Module | None:
-        if any(name == module or name.startswith(f"{module}.") for module in keep):
+    def spectral(names: Iterable[str], layer: nn.Module) -> nn.Module | None:
+        if any(named(name, kept) for name in names):
             return None
         if type(layer) is nn.Linear:
-            return SpectralLinear(layer)
-        return SpectralConv2d(layer) if type(layer) is nn.Conv2d else None
+            return SpectralLinear(layer, **trained)
+        if type(layer) is nn.Conv2d and layer.padding_mode == "zeros":
+            return SpectralConv2d(layer, **trained)
+        return None
 
     return _replaced(model, spectral)
 
@@ -147,6 +197,11 @@ def fold(model: Model) -> Model:
     return _replaced(
         model, lambda _, layer: layer.fold() if isinstance(layer, SpectralLinear | SpectralConv2d) else None
     )
+
+
+def named(name: str, keep: Iterable[str]) -> bool:
+    """Whether `keep` names a module or one that holds it."""
+    return any(name == kept or name.startswith(f"{kept}.") for kept in keep)
 
 
 def spectral_layers(model: nn.Module) -> Iterator[tuple[str, SpectralLinear | SpectralConv2d]]:
@@ -165,19 +220,27 @@ def spectral_penalty(model: nn.Module, *, eigenvector_l2: float, eigenvalue_l2: 
     """
     total = torch.zeros(())
     for _, layer in spectral_layers(model):
-        total = total.to(layer.eigenvectors.device) + eigenvector_l2 * layer.eigenvectors.square().sum()
-        for eigenvalues in (layer.eigenvalues_in, layer.eigenvalues_out):
-            if eigenvalues.requires_grad:
-                total = total + eigenvalue_l2 * eigenvalues.square().sum()
+        total = total.to(layer.eigenvectors.device)
+        for part, coefficient in (
+            (layer.eigenvectors, eigenvector_l2),
+            (layer.eigenvalues_in, eigenvalue_l2),
+            (layer.eigenvalues_out, eigenvalue_l2),
+        ):
+            if part.requires_grad:
+                total = total + coefficient * part.square().sum()
     return total
 
 
-def _replaced(model: Model, replacement: Callable[[str, nn.Module], nn.Module | None]) -> Model:
-    """A deep copy of `model` with `replacement(name, layer)` wherever that is not None."""
+def _replaced(model: Model, replacement: Callable[[Iterable[str], nn.Module], nn.Module | None]) -> Model:
+    """A deep copy of `model` with `replacement(names, layer)` wherever that is not None."""
     model = copy.deepcopy(model)
-    for name, module in list(model.named_modules()):
-        for child_name, child in list(module.named_children()):
-            full = f"{name}.{child_name}" if name else child_name
-            if (new := replacement(full, child)) is not None:
-                setattr(module, child_name, new)
+    places: dict[nn.Module, dict[str, tuple[nn.Module, str]]] = {}
+    for name, module in model.named_modules():
+        for key, child in module._modules.items():  # named_children leaves out what is used a second time
+            if child is not None:
+                places.setdefault(child, {})[f"{name}.{key}" if name else key] = (module, key)
+    for child, owners in places.items():
+        if (new := replacement(owners.keys(), child)) is not None:
+            for owner, key in owners.values():
+                setattr(owner, key, new)
     return model

@@ -1,0 +1,347 @@
+"""What holds of any network, ours or not: folding, cutting and reading back leave its function as it is."""
+
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from spaces import BadInput, Student
+from trainers.families import build
+from trainers.spectral import cut, fold, heads, mask, plan, relevances, spectralize
+from trainers.spectral.layers import spectral_layers
+from trainers.store import filled, weights_bytes
+
+Shape = tuple[int, int, int]
+
+
+class Separable(nn.Module):
+    """Depthwise and pointwise convolutions with a residual sum; batch norms registered far from their layers."""
+
+    def __init__(self, draw: random.Random) -> None:
+        super().__init__()
+        c, d = draw.randint(2, 9), draw.randint(2, 9)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(c), nn.BatchNorm2d(c), nn.BatchNorm2d(c, affine=False)])
+        self.stem = nn.Conv2d(3, c, 3, padding=1, bias=draw.random() < 0.5)
+        self.depthwise = nn.Conv2d(c, c, 3, padding=1, groups=c, bias=draw.random() < 0.5)
+        self.pointwise = nn.Conv2d(c, c, 1, bias=draw.random() < 0.5)
+        self.act = nn.PReLU(c)
+        self.wide = nn.Conv2d(c, d, 1)
+        self.fc = nn.Linear(d, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu6(self.norms[0](self.stem(x)))
+        x = x + self.norms[2](self.pointwise(F.relu(self.norms[1](self.depthwise(x)))))
+        logits: Tensor = self.fc(F.hardswish(self.wide(self.act(x))).mean((2, 3)))
+        return logits
+
+
+class Concatenating(nn.Module):
+    """Each layer sees all before it; a grouped convolution; flattened with its pixels into linear layers."""
+
+    def __init__(self, draw: random.Random) -> None:
+        super().__init__()
+        a, b, c, half = (draw.randint(2, 6) for _ in range(4))
+        self.first = nn.Conv2d(3, a, 3, padding=1)
+        self.second = nn.Conv2d(a, b, 3, padding=1)
+        self.norm = nn.BatchNorm2d(a + b)
+        self.third = nn.Conv2d(a + b, 2 * half, 1, bias=False)
+        self.grouped = nn.Conv2d(2 * half, 2 * c, 3, padding=1, groups=2)
+        self.norm2 = nn.BatchNorm2d(2 * c, track_running_stats=draw.random() < 0.5)
+        self.hidden = nn.Linear((a + b + 2 * c) * 16, 7)
+        self.fc = nn.Linear(7, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.avg_pool2d(x, 2)
+        x = torch.cat([y := F.silu(self.first(x)), self.second(y)], 1)
+        y = F.relu(self.norm(x))
+        y = self.norm2(self.grouped(F.leaky_relu(self.third(y))))
+        y = torch.tanh(self.hidden(torch.cat([x, y], 1).flatten(1)))
+        logits: Tensor = self.fc(y)
+        return logits
+
+
+class Tied(nn.Module):
+    """One convolution used twice with a batch norm for each use, one linear layer under two names, two heads."""
+
+    def __init__(self, draw: random.Random) -> None:
+        super().__init__()
+        c, d = draw.randint(2, 8), draw.randint(2, 8)
+        self.stem = nn.Conv2d(3, c, 3, stride=2)
+        self.same = nn.Conv2d(c, c, 3, padding=1)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(c), nn.BatchNorm2d(c)])
+        self.scale = nn.Parameter(torch.randn(c, 1, 1))
+        self.shift = nn.Parameter(torch.randn(c))
+        self.flat = nn.Linear(c, d)
+        self.square = nn.Linear(d, d)
+        self.again = self.square
+        self.one, self.other = nn.Linear(d, 3), nn.Linear(d, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for norm in self.norms:
+            x = F.relu(norm(self.same(x)))
+        x = (x * self.scale).amax((2, 3)) + self.shift
+        x = F.relu(self.again(F.relu(self.square(F.relu(self.flat(x))))))
+        return torch.cat([self.one(x), self.other(x)], 1)
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation, and a gated linear unit, whose halves a split takes apart: those stay whole."""
+
+    def __init__(self, draw: random.Random) -> None:
+        super().__init__()
+        c, d = draw.randint(3, 9), draw.randint(1, 4)
+        self.conv = nn.Conv2d(3, c, 3, bias=False)
+        self.norm = nn.BatchNorm2d(c)
+        self.squeeze, self.excite = nn.Conv2d(c, d, 1), nn.Conv2d(d, c, 1)
+        self.halves = nn.Conv2d(c, 6, 1)
+        self.layer_norm = nn.LayerNorm(3)
+        self.fc = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.conv(x)))
+        x = x * torch.sigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1)))))
+        logits: Tensor = self.fc(self.layer_norm(F.glu(self.halves(x), 1).amax((2, 3))))
+        return logits
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of network: how one is made anew, its images, and how often it is drawn."""
+
+    make: Callable[[random.Random], nn.Module]
+    shape: Shape = (3, 8, 8)
+    draws: int = 8
+
+
+def ours(family: str) -> Callable[[random.Random], nn.Module]:
+    def make(draw: random.Random) -> nn.Module:
+        depth = draw.choice([8, 14]) if family == "resnet" else draw.randint(2, 6)
+        student = Student(family=family, depth=depth, width=draw.choice([0.02, 0.1, 0.3]))
+        return build(student, (3, 8, 8), 10, generator=torch.Generator().manual_seed(0))
+
+    return make
+
+
+KINDS = {
+    "resnet": Kind(ours("resnet")),
+    "mlp": Kind(ours("mlp")),
+    "separable": Kind(Separable),
+    "concatenating": Kind(Concatenating),
+    "tied": Kind(Tied),
+    "gated": Kind(Gated),
+    "resnet18": Kind(lambda _: torchvision.models.resnet18(weights=None, num_classes=4), (3, 32, 32), 2),
+    "mobilenet_v2": Kind(lambda _: torchvision.models.mobilenet_v2(weights=None, num_classes=4), (3, 32, 32), 2),
+}
+CASES = [(name, seed) for name, kind in KINDS.items() for seed in range(kind.draws)]
+each_case = pytest.mark.parametrize(("name", "seed"), CASES)
+
+
+def fresh(name: str, seed: int) -> nn.Module:
+    """The same network, and the same weights, whenever it is made."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        return KINDS[name].make(random.Random(f"{name}{seed}"))
+
+
+def spectral(name: str, seed: int) -> nn.Module:
+    """Spectral but for the layers that make the outputs; eigenvalues, biases and batch norms drawn."""
+    network = fresh(name, seed)
+    network = spectralize(network, keep=heads(network, image_shape=KINDS[name].shape))
+    generator = torch.Generator().manual_seed(seed)
+    # as large as keeps the signal of a network of 50 layers from growing
+    with torch.no_grad():
+        for key, tensor in network.state_dict().items():
+            if key.endswith(("running_var", "eigenvalues_out")):
+                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+            elif tensor.is_floating_point() and tensor.dim() == 1 and not key.endswith("eigenvalues_in"):
+                tensor.copy_(0.5 * torch.randn(tensor.shape, generator=generator))
+    return network.eval()
+
+
+def logits(network: nn.Module, name: str) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        found: Tensor = network(torch.rand(4, *KINDS[name].shape, generator=generator))
+    return found
+
+
+def assert_close(found: Tensor, expected: Tensor) -> None:
+    """Equal but for sums over fewer terms, which round differently; in units of the logits' size."""
+    assert found.shape == expected.shape
+    assert float((found - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
+
+
+@each_case
+def test_folding_cutting_and_reading_back_leave_the_function_as_it_is(name: str, seed: int) -> None:
+    network, shape = spectral(name, seed), KINDS[name].shape
+    draw = random.Random(seed)
+    assert_close(logits(fold(network), name), logits(network, name))
+    fraction, floor = draw.choice([0.3, 0.999, draw.random()]), draw.choice([0.0, 0.1, 0.5])
+    planned = plan(network, fraction, floor=floor, image_shape=shape, round_to=draw.choice([1, 1, 3]))
+    smaller = cut(network, planned, image_shape=shape)
+    assert_close(logits(smaller, name), logits(mask(network, planned, image_shape=shape), name))
+    assert all(min(p.shape, default=1) >= 1 for p in smaller.parameters())
+    assert not list(spectral_layers(smaller))
+    numbers = [sum(p.numel() for p in n.parameters()) for n in (smaller, fold(network))]
+    assert numbers[0] < numbers[1] or not planned.removed
+    again = filled(fresh(name, seed), safetensors.torch.load(weights_bytes(smaller))).eval()
+    assert torch.equal(logits(again, name), logits(smaller, name))
+    assert str(again) == str(smaller)
+    assert weights_bytes(again) == weights_bytes(smaller)
+
+
+def units(name: str) -> list[tuple[str, int]]:
+    """Groups of units of a kind's first network, in its order."""
+    planned = plan(spectral(name, 0), 0.0, floor=0.0, image_shape=KINDS[name].shape)
+    return [(c.root, c.units) for c in planned.cuts]
+
+
+def test_units_are_what_can_be_cut_alone() -> None:
+    # by hand, from the widths that the first draws give
+    def widths(name: str, layers: str) -> list[tuple[str, int]]:
+        network = fresh(name, 0)
+        return [(layer, network.get_submodule(layer).get_parameter("weight").shape[0]) for layer in layers.split()]
+
+    assert units("separable") == widths("separable", "stem wide")  # depthwise and pointwise are added to the stem
+    (first, second, third, (_, grouped), hidden) = widths("concatenating", "first second third grouped hidden")
+    # the grouped convolution has two groups, which stay of one size, as do the halves of what it sees
+    halves = [("third", third[1] // 2), ("grouped", grouped // 2)]
+    assert units("concatenating") == [first, second, *halves, hidden]
+    assert units("tied") == widths("tied", "stem flat")  # what is used twice gives what it takes
+    assert units("gated") == widths("gated", "conv squeeze")
+    # three groups of channels a stage in a ResNet-18: what is added up, and the first convolution of either block
+    assert sum(count for _, count in units("resnet18")) == 3 * (64 + 128 + 256 + 512)
+    # what each of the 16 blocks with an expansion makes of its input, six times as wide; the blocks' outputs by stage;
+    # the first and the last layer
+    expanded = 6 * (16 + 2 * 24 + 3 * 32 + 4 * 64 + 3 * 96 + 3 * 160)
+    outputs = 16 + 24 + 32 + 64 + 96 + 160 + 320
+    assert sum(count for _, count in units("mobilenet_v2")) == expanded + outputs + 32 + 1280
+
+
+def test_the_layers_that_make_the_outputs_are_found() -> None:
+    expected = {"resnet": "classifier", "mlp": "classifier", "tied": "one other", "mobilenet_v2": "classifier.1"}
+    for name in KINDS:
+        assert heads(fresh(name, 0), image_shape=KINDS[name].shape) == expected.get(name, "fc").split()
+
+
+def test_a_layer_that_is_kept_stays_whole_and_does_not_count() -> None:
+    network = spectral("resnet18", 0)
+    planned = plan(network, 0.9, floor=0.0, image_shape=(3, 32, 32), keep=["layer1", "layer2.0.conv1"])
+    smaller = cut(network, planned, image_shape=(3, 32, 32))
+    assert planned.units == 3 * (64 + 128 + 256 + 512) - 3 * 64 - 128
+    for name, layer in fresh("resnet18", 0).named_modules():
+        if isinstance(layer, nn.Conv2d):
+            found = smaller.get_submodule(name).get_parameter("weight").shape[0]
+            kept = name == "conv1" or name.startswith("layer1.") or name == "layer2.0.conv1"
+            assert (found == layer.out_channels) == kept
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_no_layer_dies_at_the_largest_fraction(name: str) -> None:
+    network, shape = spectral(name, 1), KINDS[name].shape
+    planned = plan(network, 1 - 1e-12, floor=0.0, image_shape=shape)
+    assert planned.removed == planned.units - len(planned.cuts)  # of each group one unit stays
+    smaller = cut(network, planned, image_shape=shape)
+    assert all(min(p.shape, default=1) >= 1 for p in smaller.parameters())
+    assert logits(smaller, name).isfinite().all()
+
+
+class BatchNormElsewhere(nn.Module):
+    """The norm registered right after a layer is another's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.norm_of_two = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)
+        self.two, self.norm_of_one = nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6)
+        self.three, self.fc = nn.Conv2d(6, 6, 3), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm_of_one(self.one(x)))
+        logits: Tensor = self.fc(self.three(F.relu(self.norm_of_two(self.two(x)))).mean((2, 3)))
+        return logits
+
+
+def test_the_batch_norm_of_a_layer_is_the_one_that_it_goes_through() -> None:
+    generator = torch.Generator().manual_seed(0)
+    network = spectralize(BatchNormElsewhere(), keep=["fc"])
+    expected = {}
+    for name, norm in (("one", network.norm_of_one), ("two", network.norm_of_two), ("three", None)):
+        layer = dict(spectral_layers(network))[name]
+        with torch.no_grad():
+            layer.eigenvalues_out.copy_(torch.randn(6, generator=generator))
+            if norm is not None:
+                assert norm.running_var is not None
+                norm.weight.copy_(torch.randn(6, generator=generator))
+                norm.running_var.copy_(torch.rand(6, generator=generator))
+        # the paper's |lambda_i| ||phi_i||, times |gamma_i| / sigma_i
+        relevance = layer.eigenvalues_out.abs() * layer.eigenvectors.flatten(1).norm(dim=1)
+        if norm is not None and norm.running_var is not None:
+            relevance = relevance * norm.weight.abs() / (norm.running_var + norm.eps).sqrt()
+        expected[name] = relevance.detach() / relevance.max().item()
+    found = relevances(network, image_shape=(3, 8, 8))
+    for name, relevance in expected.items():
+        torch.testing.assert_close(found[name], relevance)
+
+
+class Odd(nn.Module):
+    """Two hidden layers, and something between them."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.one, self.two, self.fc = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(F.relu(self.two(self.between(self.one(x.mean((2, 3)))))))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("between", "message"),
+    [
+        (torch.sigmoid, r"its outputs differ by .* \(units of one\); name these layers in `keep`.* that are 0 at 0"),
+        (lambda x: x + torch.arange(6.0), r"it does not run \(.*\) \(units of one\); name these layers in `keep`"),
+        (lambda x: x.roll(1, 1), r"its outputs differ by .* \(units of one\)"),
+    ],
+)
+def test_what_a_cut_would_change_is_refused_and_can_be_kept(between: Callable[[Tensor], Tensor], message: str) -> None:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        network = spectralize(Odd(between), keep=["fc"])
+    with pytest.raises(BadInput, match=message):
+        cut(network, plan(network, 0.5, floor=0.5, image_shape=(3, 4, 4)), image_shape=(3, 4, 4))
+    planned = plan(network, 0.5, floor=0.0, image_shape=(3, 4, 4), keep=["one"])
+    smaller = cut(network, planned, image_shape=(3, 4, 4))
+    assert (smaller.one.out_features, smaller.two.out_features) == (6, 3)
+
+
+def test_a_tensor_that_is_used_twice_is_kept_once() -> None:
+    tied = fresh("tied", 0)
+    names = set(safetensors.torch.load(weights_bytes(tied)))
+    assert not any(name.startswith("again") for name in names)
+    spectral_tied = spectralize(tied)
+    assert spectral_tied.again is spectral_tied.square
+    again = filled(fresh("tied", 0), safetensors.torch.load(weights_bytes(fold(spectral_tied))))
+    assert again.again is again.square
+    assert len(list(again.parameters())) == len(list(tied.parameters()))
+
+
+def test_what_the_documentation_shows_runs() -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "pruning.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    with torch.random.fork_rng(devices=()):
+        exec(code, names)
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(names["again"].eval()(images), names["smaller"].eval()(images))
+    assert names["planned"].removed > 1000
