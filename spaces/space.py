@@ -157,6 +157,20 @@ class Space:
                 flat[name] = domain.draw(name, suggest)
         return Recipe.from_flat(flat)
 
+    def fractions(self) -> tuple[float, ...]:
+        """Shares of pruning at which a trained student may be looked at: nine of an interval, all of a list.
+
+        None where the space has one share only, or none.
+        """
+        domain = self.parameters.get("pruning.fraction", Choice((0.0,)))
+        if isinstance(domain, Float):
+            steps = 8 if domain.step is None else round((domain.high - domain.low) / domain.step)
+            width = (domain.high - domain.low) / max(1, steps)
+            found = {round(domain.low + width * step, 9) for step in range(steps + 1)}
+        else:
+            found = {float(value) for value in domain.extremes()}
+        return tuple(sorted(found)) if len(found) > 1 else ()
+
     def extremes(self, *names: str) -> Iterator[Recipe]:
         """Recipes at every combination of the named parameters' extreme values, all else at its default."""
         present = [name for name in names if name in self.parameters]

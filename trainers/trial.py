@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -55,9 +55,11 @@ class TrialResult:
     units: int
     units_cut: int
     seconds: float
+    curve: tuple["TrialResult", ...] = ()
+    """The same trained student cut at other fractions and not fine-tuned: what their own recipes make, to the bit."""
 
     def files(self, task: Task) -> dict[str, bytes]:
-        """The trial's files by name: the recipe, the student (description and weights), the result."""
+        """The trial's files by name: the recipe, the student (description and weights), the result; and its curve's."""
         description = network_description(self.recipe.student, task.data.image_shape, task.data.classes)
         result = {
             "measurements": self.measurements,
@@ -67,12 +69,20 @@ class TrialResult:
             "seconds": self.seconds,
             "task": task.key,
         }
-        return {
+        files = {
             "recipe.json": self.recipe.to_json().encode(),
             "student.json": json.dumps(description).encode(),
             "student.safetensors": weights_bytes(self.network),
             "result.json": json.dumps(result, indent=1).encode(),
         }
+        for place, point in enumerate(self.curve):
+            files |= {f"{curve_folder(place)}/{name}": content for name, content in point.files(task).items()}
+        return files
+
+
+def curve_folder(place: int) -> str:
+    """Where the files of a point of the pruning curve are, from its trial's folder."""
+    return f"curve/{place}"
 
 
 def run_trial(
@@ -81,6 +91,7 @@ def run_trial(
     knowledge: Knowledge,
     report: Callable[[Report], object] = lambda report: None,
     *,
+    curve: Sequence[float] = (),
     threads: int = 1,
     device: str = "cpu",
 ) -> TrialResult:
@@ -94,6 +105,7 @@ def run_trial(
         task: data and teacher; the test split is not read.
         knowledge: of this task's teacher.
         report: called after every epoch; what it raises ends the trial.
+        curve: fractions at which the trained student is also cut and measured, at the price of inference.
         threads: torch threads to compute with; sums are rounded differently with another number.
         device: where to train, as torch names it.
 
@@ -188,16 +200,34 @@ def run_trial(
         # contiguous, as a loaded student is: another memory layout may round differently, and the numbers are exact
         whole = fold(student).to(memory_format=torch.contiguous_format)
         before_cut = measure(whole, task.data.validation, curve=task.curve)
+
+        def smaller(network: Network, share: float, earlier: Plan | None, own: torch.Generator) -> tuple[Network, Plan]:
+            cuts = plan(network, share, floor=p.floor, round_to=p.round_to, image_shape=shape, earlier=earlier)
+            network = cut(network, cuts, image_shape=shape)
+            if cuts.removed:
+                seen = batches(task.data.train, t.batch_size, task.spec.policy, own, torch.device(device))
+                reestimate(network, (batch.images for batch in islice(seen, math.ceil(REESTIMATED / t.batch_size))))
+            return network, cuts
+
+        def finished(recipe: Recipe, network: Network, cuts: Plan, began: float) -> TrialResult:
+            network = network.to("cpu").to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
+            measurements = measure(network, task.data.validation, curve=task.curve)
+            seconds = time.monotonic() - began
+            return TrialResult(recipe, network, measurements, before_cut, cuts.units, cuts.removed, seconds)
+
+        points = []
+        for fraction in curve:
+            plain = p.model_copy(update={"fraction": fraction, "fine_tune_epochs": 0, "rounds": 1})
+            if (point := recipe.model_copy(update={"pruning": plain})) != recipe:
+                asked = time.monotonic()
+                points.append(finished(point, *smaller(student, fraction, None, generator.clone_state()), asked))
+
         network, done = student, pretraining_epochs + t.epochs
         cuts: Plan | None = None
         rounds = p.rounds if pruned else 1
         for turn in range(1, rounds + 1):
             share = 1 - (1 - p.fraction) ** (turn / rounds)
-            cuts = plan(network, share, floor=p.floor, round_to=p.round_to, image_shape=shape, earlier=cuts)
-            network = cut(network, cuts, image_shape=shape)
-            if cuts.removed:
-                seen = batches(task.data.train, t.batch_size, task.spec.policy, generator, torch.device(device))
-                reestimate(network, (batch.images for batch in islice(seen, math.ceil(REESTIMATED / t.batch_size))))
+            network, cuts = smaller(network, share, cuts, generator)
             if turn < rounds:
                 network = _spectral(network, recipe)  # the next cut ranks by what is learned until then
             epochs = turn * fine_tune_epochs // rounds - (turn - 1) * fine_tune_epochs // rounds
@@ -207,11 +237,8 @@ def run_trial(
                 schedule = replace(schedule, epochs=epochs, learning_rate=p.fine_tune_learning_rate)
                 phase("fine_tune", network, method, method, schedule, done)
                 done += epochs
-        network = network.to("cpu").to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
-        measurements = measure(network, task.data.validation, curve=task.curve)
-        seconds = time.monotonic() - began
-    assert cuts is not None
-    return TrialResult(recipe, network, measurements, before_cut, cuts.units, cuts.removed, seconds)
+        assert cuts is not None
+        return replace(finished(recipe, network, cuts, began), curve=tuple(points))
 
 
 def check_pair(recipe: Recipe, spec: TaskSpec, data: Dataset) -> None:

@@ -10,10 +10,18 @@ from spaces import BadInput, Pruning, Recipe, Scalar, Spectral, Student, Trainin
 from spaces.recipe import RECIPE_NAMES
 
 ODD = Recipe(
-    student=Student(family="mlp", depth=5, width=1 / 3),
+    student=Student(family="mlp", depth=5, width=1 / 3, members=3, fast_weights="signs", fast_weight_spread=0.1),
     transfer="kd",
     options=(("temperature", 0.1 + 0.2), ("steps", 7), ("deep", True), ("norm", "ℓ2 “quoted”\n"), ("whole", 4.0)),
-    training=Training(epochs=3, batch_size=17, learning_rate=1e-7, momentum=0.0, weight_decay=1e300),
+    training=Training(
+        epochs=3,
+        batch_size=17,
+        learning_rate=1e-7,
+        momentum=0.0,
+        weight_decay=1e300,
+        fast_learning_rate=0.25,
+        fast_weight_decay=1e-3,
+    ),
     spectral=Spectral(
         train_inputs=True, train_outputs=False, train_eigenvectors=False, eigenvector_l2=5e-324, eigenvalue_l2=0.0
     ),

@@ -184,3 +184,24 @@ def test_a_step_that_floats_cannot_say_exactly_reaches_the_upper_end() -> None:
 def test_a_message_names_the_parameter_as_the_study_file_writes_it() -> None:
     with pytest.raises(BadInput, match=re.escape("`space.student.width`")):
         Space.from_mapping({"student.width": {}})
+
+
+@pytest.mark.parametrize(
+    ("domain", "expected"),
+    [
+        ({"low": 0.0, "high": 0.8}, (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)),
+        ({"low": 0.1, "high": 0.9, "step": 0.4}, (0.1, 0.5, 0.9)),
+        ([0.5, 0.0, 0.25], (0.0, 0.25, 0.5)),
+        (0.5, ()),
+        ({"low": 0.5, "high": 0.5}, ()),
+    ],
+)
+def test_the_curve_is_looked_at_where_the_space_may_draw(domain: Any, expected: tuple[float, ...]) -> None:
+    found = Space.from_mapping({"pruning.fraction": domain}).fractions()
+    assert found == pytest.approx(expected)
+    for fraction in found:  # and nowhere else
+        Recipe.from_flat({"pruning.fraction": fraction})
+
+
+def test_a_space_without_pruning_has_no_curve() -> None:
+    assert Space({}).fractions() == ()

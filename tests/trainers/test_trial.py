@@ -19,6 +19,7 @@ from trainers.families import build
 from trainers.loop import Diverged
 from trainers.store import weights_bytes
 from trainers.transfer import StageFailed
+from trainers.trial import curve_folder
 
 SMALL = {"student.width": 0.25, "training.epochs": 2, "pruning.fine_tune_epochs": 1}
 PRUNED_KD = Recipe.from_flat({**SMALL, "transfer": "kd", "pruning.fraction": 0.5, "seed": 3})
@@ -322,3 +323,44 @@ def test_students_learn(task: Task) -> None:
     found = reports(recipe, task)
     assert found[-1].metrics["accuracy"] > 0.8  # 0.94 when this was written; guessing is 0.1
     assert found[-1].metrics["loss"] < found[0].metrics["loss"]
+
+
+@pytest.mark.parametrize("family", ["resnet", "mlp"])
+def test_every_point_of_the_curve_is_the_student_that_its_own_recipe_makes(family: str, task: Task) -> None:
+    recipe = Recipe.from_flat(
+        {
+            **SMALL,
+            "student.family": family,
+            "student.depth": 8 if family == "resnet" else 3,
+            "transfer": "kd",
+            "pruning.fraction": 0.4,
+            "pruning.rounds": 2,
+            "pruning.fine_tune_epochs": 2,
+            "seed": 5,
+        }
+    )
+    result = run_trial(recipe, task, Knowledge(task), curve=(0.0, 0.3, 0.8))
+    assert [point.recipe.pruning.fraction for point in result.curve] == [0.0, 0.3, 0.8]
+    assert all(point.recipe.pruning.fine_tune_epochs == 0 for point in result.curve)
+    for point in result.curve:
+        assert outcome(run_trial(point.recipe, task, Knowledge(task))) == outcome(point)
+    assert outcome(run_trial(recipe, task, Knowledge(task))) == outcome(result)  # looking changes nothing
+    sizes = [point.measurements["parameters"] for point in result.curve]
+    assert sizes[0] > sizes[1] > sizes[2]
+    assert result.curve[0].measurements == result.before_cut
+
+
+def test_a_point_that_is_the_trial_itself_is_not_told_twice(task: Task) -> None:
+    recipe = Recipe.from_flat({**SMALL, "pruning.fraction": 0.3, "pruning.fine_tune_epochs": 0})
+    result = run_trial(recipe, task, Knowledge(task), curve=(0.3, 0.6))
+    assert [point.recipe.pruning.fraction for point in result.curve] == [0.6]
+
+
+def test_a_trials_files_hold_its_curve_and_every_student_on_it_is_read_back(task: Task, tmp_path: Path) -> None:
+    result = run_trial(PRUNED_KD, task, Knowledge(task), curve=(0.2, 0.7))
+    save_student(tmp_path, result.files(task))
+    for place, point in enumerate(result.curve):
+        folder = tmp_path / curve_folder(place)
+        assert Recipe.from_json((folder / "recipe.json").read_text()) == point.recipe
+        found = measure(load_student(folder), task.data.validation, curve=task.curve)
+        assert found == point.measurements == json.loads((folder / "result.json").read_text())["measurements"]
