@@ -16,6 +16,7 @@ network in which the same units are silent, and returns nothing else.
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -258,8 +259,10 @@ def _graph(network: nn.Module, image_shape: tuple[int, ...]) -> _Graph:
         # an operation of its own at either end: images and outputs are then seen even where a layer comes first or last
         return [output * 1.0 for output in tp.utils.flatten_as_list(model(images * 1.0))]
 
-    with torch.enable_grad():
-        graph = tp.DependencyGraph().build_dependency(model, images, forward_fn=forward, verbose=False)
+    graph = tp.DependencyGraph()
+    # the last thing it does is to guess sizes, which can fail (a channel shuffle) and which nobody reads here
+    with torch.enable_grad(), suppress(ZeroDivisionError):
+        graph.build_dependency(model, images, forward_fn=forward, verbose=False)
     routes, opaque = {}, set()
     for node in graph.module2node.values():
         found = _followed(node, images)
