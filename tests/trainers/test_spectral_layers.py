@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spaces import Student
 from trainers.families import build
-from trainers.spectral import SpectralConv2d, SpectralLinear, fold, spectral_penalty, spectralize
+from trainers.spectral import SpectralConv2d, SpectralLinear, cut, fold, plan, spectral_penalty, spectralize
 from trainers.spectral.layers import spectral_layers
 
 Array = np.ndarray
@@ -230,3 +230,24 @@ def test_layers_that_could_not_be_folded_back_stay_ordinary() -> None:
 
     model = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), Own(3, 3), nn.Linear(3, 3))
     assert [name for name, _ in spectral_layers(spectralize(model))] == ["2"]
+
+
+def test_a_network_can_ask_its_layers_for_their_sizes() -> None:
+    class Asking(nn.Module):
+        """Flattens by what the next layer takes."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.hidden, self.fc = nn.Conv2d(3, 6, 3), nn.Linear(24, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x).view(-1, self.conv.out_channels, 4).view(-1, self.hidden.in_features)
+            logits: Tensor = self.fc(torch.relu(self.hidden(y)))
+            return logits
+
+    network, images = Asking(), torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    spectral = spectralize(network, keep=["fc"])
+    assert torch.equal(spectral(images), network(images))
+    smaller = cut(spectral, plan(spectral, 0.5, floor=0.0, image_shape=(3, 4, 4)), image_shape=(3, 4, 4))
+    assert smaller(images).shape == (2, 2)
+    assert smaller.hidden.out_features < 8

@@ -86,6 +86,7 @@ class SpectralLinear(_Spectral):
             train_outputs=train_outputs,
             train_eigenvectors=train_eigenvectors,
         )
+        self.in_features, self.out_features = linear.in_features, linear.out_features
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., inputs); returns (..., outputs)."""
@@ -119,6 +120,7 @@ class SpectralConv2d(_Spectral):
         )
         if conv.padding_mode != "zeros":
             raise ValueError(f"padding_mode of a spectral convolution must be 'zeros', but got {conv.padding_mode!r}")
+        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
         self.stride, self.dilation, self.groups = _pair(conv.stride), _pair(conv.dilation), conv.groups
         self.padding = conv.padding if isinstance(conv.padding, str) else _pair(conv.padding)
 

@@ -17,6 +17,7 @@ network in which the same units are silent, and returns nothing else.
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ ROUNDING = 1e-9
 
 AGREEMENT = 1e-3
 """How far a cut network may be from the silent one, in shares of the largest output: sums over fewer terms round
-differently, by 1e-6 in the networks of the tests, and a channel in a wrong place is seen at once."""
+differently, by 2e-7 at most in the networks of the tests; what a wrong channel changes is far more."""
 
 _MAKERS = (nn.Conv2d, nn.Linear)
 """Layers that make units."""
@@ -261,8 +262,10 @@ def _graph(network: nn.Module, image_shape: tuple[int, ...]) -> _Graph:
         # an operation of its own at either end: images and outputs are then seen even where a layer comes first or last
         return [output * 1.0 for output in tp.utils.flatten_as_list(model(images * 1.0))]
 
-    with torch.enable_grad():
-        graph = tp.DependencyGraph().build_dependency(model, images, forward_fn=forward, verbose=False)
+    graph = tp.DependencyGraph()
+    # the last thing it does is to guess sizes, which can fail (a channel shuffle) and which nobody reads here
+    with torch.enable_grad(), suppress(ZeroDivisionError):
+        graph.build_dependency(model, images, forward_fn=forward, verbose=False)
     routes, opaque = {}, set()
     for node in graph.module2node.values():
         found = _followed(node, images)
