@@ -25,6 +25,10 @@ from trainers.measure import ensemble_curve, measure, outputs
 from trainers.store import digest, filled, load_network, network_description, weights_bytes, write_whole
 
 
+FORMAT = 2
+"""Of a teacher's folder; part of its name, so that no other is taken for one."""
+
+
 class TeacherSpec(Part):
     """The network to compress, and how it is trained."""
 
@@ -129,7 +133,7 @@ class Task:
         arrays = data.arrays()
         shapes = {name: array.shape for name, array in arrays.items()}
         content = (arrays[name].tobytes() for name in sorted(arrays))
-        key = digest(*content, shapes, data.classes, spec.policy, spec.teacher.model_dump())
+        key = digest(FORMAT, *content, shapes, data.classes, spec.policy, spec.teacher.model_dump())
         folder = home / "teachers" / key
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f".{key}.lock"):
