@@ -24,7 +24,6 @@ from trainers.loop import Batch, Schedule, fit
 from trainers.measure import ensemble_curve, measure, outputs
 from trainers.store import digest, filled, load_network, network_description, weights_bytes, write_whole
 
-
 FORMAT = 2
 """Of a teacher's folder; part of its name, so that no other is taken for one."""
 
