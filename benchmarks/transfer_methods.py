@@ -242,8 +242,8 @@ def document(setting: Setting, home: Path, path: Path) -> str:
             ),
             "",
             "What was tried for the claim beside the defaults is in the first table: the weight of `factor` (its "
-            "default is the authors' 500 in their reduction), its rate, soft labels beside it; and other weights for the "
-            "methods it is compared with.",
+            "default is the authors' 500 in their reduction), its rate, soft labels beside it; and other weights for "
+            "the methods it is compared with.",
             "",
         ]
     )
