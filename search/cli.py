@@ -98,21 +98,29 @@ def status(
         if not names:
             out.print(f"no study in {where} yet; begin one with `dux search STUDY.yaml`")
             return
-        table = _table("study", "state", "done", "failed", "front", "hypervolume")
+        table = _table("study", "state", "done", "failed", "stopped", "front", "hypervolume")
         for each in names:
             study = Study.open(each, where)
-            table.add_row(each, *_state(study))
+            table.add_row(each, *_state(study)[0])
         out.print(table)
         return
     study = Study.open(name, where)
-    state, done, failed, members, volume = _state(study)
-    out.print(f"{name}: {state}; {done} trials done, {failed} of them failed; front of {members}, hypervolume {volume}")
+    (state, done, failed, stopped, members, volume), broken = _state(study)
+    early = "" if stopped == "0" else f", {stopped} stopped early"
+    breach = "" if not broken else f"; {broken} more break a constraint"
+    out.print(
+        f"{name}: {state}; {done} trials done, {failed} of them failed{early}; "
+        f"front of {members}, hypervolume {volume}{breach}"
+    )
     lines = study.lines()
     at_work = study.at_work
     for line in lines:
         if line.outcome == "running":
             recipe = "" if line.recipe is None else f" {line.recipe.transfer}, width {line.recipe.student.width:g}"
             out.print(f"  trial {line.trial} {'runs:' if at_work else 'was cut short:'}{recipe}")
+    for epoch in sorted({line.stopped_at for line in lines if line.stopped_at is not None}):
+        trials = ", ".join(str(line.trial) for line in lines if line.stopped_at == epoch)
+        out.print(f"  stopped after {epoch} epochs: {trials}")
     for line in lines:
         if line.outcome == "failed":
             out.print(f"  trial {line.trial} failed: {line.reason}")
@@ -333,18 +341,19 @@ def _print_front(found: Front) -> None:
     out.print(found.table())
 
 
-def _state(study: Any) -> tuple[str, str, str, str, str]:
+def _state(study: Any) -> tuple[tuple[str, str, str, str, str, str], int]:
+    """A row of the table, and how many students break a constraint."""
     lines = study.lines()
-    failed = sum(line.outcome == "failed" for line in lines)
-    done = failed + sum(line.outcome == "complete" for line in lines)
+    failed, stopped = (sum(line.outcome == outcome for line in lines) for outcome in ("failed", "stopped"))
+    done = sum(line.ended for line in lines)
     asked = study.file.search.trials
     state = "running" if study.at_work else "finished" if done >= asked else "interrupted"
     try:
         found = study.front()
-        members, volume = str(len(found.members)), f"{found.hypervolume:.4f}"
+        members, volume, broken = str(len(found.members)), f"{found.hypervolume:.4f}", found.broken
     except BadInput:
-        members, volume = "0", "–"
-    return state, f"{done}/{asked}", str(failed), members, volume
+        members, volume, broken = "0", "–", 0
+    return (state, f"{done}/{asked}", str(failed), str(stopped), members, volume), broken
 
 
 def _bounds(minimum: list[str], maximum: list[str]) -> Bounds:

@@ -12,6 +12,7 @@ import optuna
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
+from search.constraints import Limits, violations
 from spaces import BadInput, Recipe, Space
 
 SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = MappingProxyType(
@@ -24,7 +25,9 @@ SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = MappingProxyType(
 )
 """Who proposes recipes, by name in study files."""
 
-Outcome = Literal["complete", "failed", "interrupted", "running"]
+Outcome = Literal["complete", "failed", "stopped", "interrupted", "running"]
+
+_RUNG = "rung."
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,15 @@ class Line:
     reason: str
     """Why it failed."""
     seconds: float
+    stopped_at: int | None
+    """Epochs after which it was stopped early."""
+    rungs: Mapping[int, Mapping[str, float]]
+    """Epochs -> the objectives then, where early stopping compared it with others; NaN where one was no number."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it counts among the trials asked for: well or badly, it is done."""
+        return self.outcome in ("complete", "failed", "stopped")
 
 
 class Ledger:
@@ -51,13 +63,22 @@ class Ledger:
         sampler: a name in SAMPLERS.
         seed: of the sampler.
         space: what recipes are drawn from.
+        constraints: measurement -> its limits; the sampler learns by how far a trial oversteps them.
     """
 
     def __init__(
-        self, storage: str, name: str, objectives: Mapping[str, str], sampler: str, seed: int, space: Space
+        self,
+        storage: str,
+        name: str,
+        objectives: Mapping[str, str],
+        sampler: str,
+        seed: int,
+        space: Space,
+        constraints: Mapping[str, Limits] | None = None,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._objectives = dict(objectives)
+        self._constraints = dict(constraints or {})
         self._space = space
         directions: list[Literal["minimize", "maximize"]] = [
             "maximize" if direction == "max" else "minimize" for direction in objectives.values()
@@ -94,12 +115,25 @@ class Ledger:
             self.fail(number, f"objectives must be finite, but are {named}")
             return
         self._set(number, measurements=json.dumps(dict(measurements)), seconds=seconds)
+        for limit, over in violations(self._constraints, measurements).items():
+            self._asked[number].set_constraint(limit, over)
         self._study.tell(self._asked.pop(number), values)
 
     def fail(self, number: int, reason: str) -> None:
         """Record a trial that ended badly; the sampler learns nothing from it, and it is not tried again."""
         self._set(number, reason=reason)
         self._study.tell(self._asked.pop(number), state=TrialState.FAIL)
+
+    def rung(self, number: int, epoch: int, measured: Mapping[str, float]) -> None:
+        """Record what a running trial had come to when early stopping looked at it."""
+        values = {name: measured.get(name, math.nan) for name in self._objectives}
+        known = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._asked[number].set_user_attr(f"{_RUNG}{epoch}", known)
+
+    def stop(self, number: int, epoch: int, seconds: float) -> None:
+        """Record a trial that was stopped early; it has no measurements, and the sampler learns that it was poor."""
+        self._set(number, seconds=seconds, stopped_at=epoch)
+        self._study.tell(self._asked.pop(number), state=TrialState.PRUNED)
 
     def reconcile(self, finished: Callable[[int], Mapping[str, Any] | None] = lambda trial: None) -> int:
         """Close trials that no process works on any more and queue their recipes again; returns how many.
@@ -121,14 +155,20 @@ class Ledger:
             if trial.state != TrialState.RUNNING:
                 continue
             self._asked.pop(trial.number, None)
-            attributes = trial.user_attrs  # with measurements or a reason the kill came between record and telling
-            if "reason" not in attributes and "measurements" not in attributes and (result := finished(trial.number)):
+            attributes = trial.user_attrs  # with an outcome in them the kill came between record and telling
+            if not {"reason", "stopped_at", "measurements"} & {*attributes} and (result := finished(trial.number)):
                 attributes = {"measurements": json.dumps(result["measurements"]), "seconds": result["seconds"]}
                 for key, value in attributes.items():
                     self._storage.set_trial_user_attr(self._id(trial.number), key, value)
             if "measurements" in attributes:
                 measurements = json.loads(attributes["measurements"])
+                for limit, over in violations(self._constraints, measurements).items():
+                    if limit not in trial.constraints:
+                        optuna.Trial(self._study, self._id(trial.number)).set_constraint(limit, over)
                 self._study.tell(trial.number, [measurements[name] for name in self._objectives])
+                continue
+            if "stopped_at" in attributes:
+                self._study.tell(trial.number, state=TrialState.PRUNED)
                 continue
             if "reason" not in attributes:
                 root = trial.user_attrs.get("root", trial.number)
@@ -145,7 +185,7 @@ class Ledger:
 
     def done(self) -> int:
         """How many trials have ended, well or badly."""
-        return sum(line.outcome in ("complete", "failed") for line in self.lines())
+        return sum(line.ended for line in self.lines())
 
     def _id(self, number: int) -> int:
         study = self._storage.get_study_id_from_name(self._study.study_name)
@@ -178,7 +218,9 @@ def _line(trial: FrozenTrial) -> Line:
     outcome: Outcome = "running"
     if trial.state == TrialState.COMPLETE:
         outcome = "complete"
-    elif trial.state in (TrialState.FAIL, TrialState.PRUNED):
+    elif trial.state == TrialState.PRUNED:
+        outcome = "stopped"
+    elif trial.state == TrialState.FAIL:
         outcome = "failed" if "reason" in attributes else "interrupted"
     return Line(
         trial.number,
@@ -187,4 +229,10 @@ def _line(trial: FrozenTrial) -> Line:
         json.loads(attributes.get("measurements", "{}")),
         attributes.get("reason", ""),
         float(attributes.get("seconds", 0.0)),
+        attributes.get("stopped_at"),
+        {
+            int(key.removeprefix(_RUNG)): {name: math.nan if v is None else v for name, v in values.items()}
+            for key, values in attributes.items()
+            if key.startswith(_RUNG)
+        },
     )

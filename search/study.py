@@ -20,8 +20,10 @@ import torch
 from filelock import FileLock, Timeout
 
 from search.chart import front_html, front_png
+from search.constraints import broken
 from search.front import Axis, Entry, Front
 from search.ledger import Ledger, Line, delete, in_ledger
+from search.stopping import Halving
 from search.study_file import StudyFile
 from search.tracking import Tracker, find_runs
 from spaces import BadInput, Choice, Recipe, Space
@@ -61,6 +63,9 @@ class Progress:
     """How many were asked for."""
     done: int
     failed: int
+    """Of those done."""
+    stopped: int
+    """Of those done: stopped early."""
     running: int
     best: Mapping[str, float]
     """Of the front's best member on the first objective; empty before there is one."""
@@ -151,7 +156,15 @@ class Study:
     def ledger(self) -> Ledger:
         """The study's ledger."""
         search = self.file.search
-        return Ledger(self.storage, self.name, self.file.objectives, search.sampler, search.seed, self.file.space)
+        return Ledger(
+            self.storage,
+            self.name,
+            self.file.objectives,
+            search.sampler,
+            search.seed,
+            self.file.space,
+            self.file.constraints,
+        )
 
     def search(self, *, address: str | None = None, display: Display | None = None, verbose: bool = False) -> Front:
         """Begin the study and carry it out.
@@ -191,13 +204,19 @@ class Study:
             run_ids: trial -> MLflow run, for the members.
             lines: the ledger's, where they have just been read.
         """
+        axes = self.axes()
+        complete = [line for line in (self.lines() if lines is None else lines) if line.outcome == "complete"]
+        kept = [line for line in complete if not broken(self.file.constraints, line.measurements)]
+        entries = self._entries(run_ids or {}, kept)
+        return Front.of(entries, self.file.objectives, axes, len(complete) - len(kept))
+
+    def axes(self) -> list[Axis]:
+        """The objectives, from what is worth nothing to what nothing can beat."""
         record = self.task_record()
-        axes = []
-        for name, direction in self.file.objectives.items():
-            ends = (worst(name, record["teacher"], record["classes"]), best(name))
-            axes.append(Axis(name, direction, METRICS[name].scale, *ends))
-        entries = self._entries(run_ids or {}, self.lines() if lines is None else lines)
-        return Front.of(entries, self.file.objectives, axes)
+        return [
+            Axis(name, direction, METRICS[name].scale, worst(name, record["teacher"], record["classes"]), best(name))
+            for name, direction in self.file.objectives.items()
+        ]
 
     def run_ids(self) -> dict[int, str]:
         """Trial -> MLflow run, as far as MLflow has them."""
@@ -263,7 +282,7 @@ class Study:
                 self.trial_folder(line.trial),
             )
             for line in lines
-            if line.outcome == "complete" and line.recipe is not None
+            if line.recipe is not None
         ]
 
     def _run(self, address: str | None, display: Display, verbose: bool) -> Front:
@@ -318,7 +337,7 @@ class _Session:
         self._running: dict[int, float] = {}
         """Trial -> share of it that is done."""
         self._front: Front | None = None
-        self._done = self._failed = 0
+        self._done = self._failed = self._stopped = 0
         self._done_before = 0
         self._began = time.monotonic()
         self._shown = 0.0
@@ -352,11 +371,12 @@ class _Session:
         if not complete:
             raise Interrupted(f"stopped after {self._done} of {search.trials} trials; {go_on}")
         front = self._study.front(self._study.run_ids())
-        if not front.entries:
+        if not front.entries and not front.broken:
             reasons = Counter(line.reason for line in self._ledger.lines() if line.outcome == "failed")
+            which = "failed" if not self._stopped else "failed or were stopped early"
             grouped = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
             others = f"; and {len(reasons) - 3} other reasons" if len(reasons) > 3 else ""
-            raise AllFailed(f"all {self._done} trials failed: {grouped}{others}")
+            raise AllFailed(f"all {self._done} trials {which}: {grouped}{others}")
         return front
 
     def _carry_out(self, address: str | None) -> None:
@@ -424,12 +444,25 @@ class _Session:
                 arrays,
                 self._ledger,
                 self,
+                self._halving(),
                 trials=search.trials,
                 concurrent=concurrent,
                 cpus=search.cpus,
                 gpus=search.gpus,
                 scratch=self._study.folder / "ray",
             )
+
+    def _halving(self) -> Halving | None:
+        """Early stopping as it stood when the last session ended."""
+        search = self._study.file.search
+        if search.stopping == "none":
+            return None
+        halving = Halving(self._study.axes(), search.min_epochs, search.reduction)
+        for line in self._ledger.lines():
+            if line.outcome in ("complete", "stopped"):
+                for epoch, measured in line.rungs.items():
+                    halving.add(line.trial, epoch, measured)
+        return halving
 
     def trial_started(self, trial: int, recipe: Recipe) -> None:
         """A worker has the trial."""
@@ -458,7 +491,12 @@ class _Session:
         trial, folder = line.trial, self._study.trial_folder(line.trial)
         files = folder if folder.is_dir() else None
         if line.outcome == "complete":
-            self._tracker.trial_finished(trial, "FINISHED", {**line.measurements, "seconds": line.seconds}, {}, files)
+            limits = broken(self._study.file.constraints, line.measurements)
+            tags = {"dux.broken_constraints": ", ".join(limits)} if limits else {}
+            self._tracker.trial_finished(trial, "FINISHED", {**line.measurements, "seconds": line.seconds}, tags, files)
+        elif line.outcome == "stopped":
+            tags = {"dux.stopped_at": str(line.stopped_at)}
+            self._tracker.trial_finished(trial, "KILLED", {"seconds": line.seconds}, tags, files)
         else:
             self._tracker.trial_finished(trial, "FAILED", {}, {"dux.reason": line.reason}, files)
 
@@ -486,7 +524,7 @@ class _Session:
         for line in self._ledger.lines():
             if line.trial in told["trial_finished"]:
                 continue
-            if line.outcome in ("complete", "failed"):
+            if line.ended:
                 if line.recipe is not None:
                     self._tracker.trial_started(line.trial, line.recipe.flat())
                 self._tell(line)
@@ -506,7 +544,8 @@ class _Session:
     def _count(self) -> None:
         lines = self._ledger.lines()
         self._failed = sum(line.outcome == "failed" for line in lines)
-        self._done = self._failed + sum(line.outcome == "complete" for line in lines)
+        self._stopped = sum(line.outcome == "stopped" for line in lines)
+        self._done = sum(line.ended for line in lines)
         if (self._study.folder / "task.json").exists():
             self._front = self._study.front(lines=lines)
 
@@ -526,6 +565,7 @@ class _Session:
             trials,
             self._done,
             self._failed,
+            self._stopped,
             len(self._running),
             leading,
             0 if front is None else len(front.members),

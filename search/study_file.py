@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationError
 
+from search.constraints import Limits
 from search.ledger import SAMPLERS
 from spaces import BadInput, Choice, Float, Space, Student
 from spaces.errors import known, one_line, shown
@@ -34,6 +35,12 @@ class SearchSpec(Part):
     sampler: str = "tpe"
     """A name in `search.ledger.SAMPLERS`."""
     seed: int = Field(default=0, ge=0, lt=2**31)
+    stopping: Literal["none", "pareto"] = "none"
+    """Whether trials that others beat are stopped early, and by what (`search.stopping`)."""
+    min_epochs: int = Field(default=3, ge=1)
+    """Of early stopping: after how many epochs trials are first compared."""
+    reduction: int = Field(default=3, ge=2)
+    """Of early stopping: about one trial in so many goes on, to be compared again after so many times the epochs."""
     cpus: int = Field(default=1, ge=1)
     """CPUs a trial has; it computes with as many threads."""
     gpus: float = Field(default=0.0, ge=0.0)
@@ -72,6 +79,8 @@ class StudyFile(Part):
     task: TaskSpec = TaskSpec()
     space: Annotated[Any, BeforeValidator(_as_space), PlainSerializer(lambda space: space.to_mapping())]
     objectives: dict[str, Direction] = Field(default={"accuracy": "max", "parameters": "min"}, min_length=1)
+    constraints: dict[str, Limits] = Field(default_factory=dict)
+    """Measurement -> its limits; students that overstep one are kept, but not on the front."""
     search: SearchSpec = SearchSpec()
 
     @classmethod
@@ -130,6 +139,9 @@ class StudyFile(Part):
             study = study.model_copy(update={"task": study.task.model_copy(update={"root": root})})
         study.task.check()
         _check_objectives(study.objectives)
+        for name in study.constraints:
+            if name not in METRICS:
+                raise BadInput(f"`constraints.{name}` must be a measurement; {known(METRICS, name)}")
         _check_space(study.space)
         if study.search.sampler not in SAMPLERS:
             way_out = known(SAMPLERS, study.search.sampler)

@@ -32,10 +32,12 @@ for _name, _value in _SETTINGS.items():
 
 import ray  # noqa: E402
 from ray import tune  # noqa: E402
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
 from search.ledger import Ledger  # noqa: E402
+from search.stopping import Halving  # noqa: E402
 from spaces import BadInput, Recipe  # noqa: E402
 from trainers import Knowledge, Report, Task, TaskSpec, run_trial, save_student  # noqa: E402
 
@@ -137,6 +139,7 @@ def run(
     arrays: Mapping[str, np.ndarray],
     ledger: Ledger,
     watcher: Watcher,
+    halving: Halving | None,
     *,
     trials: int,
     concurrent: int,
@@ -153,13 +156,14 @@ def run(
         arrays: the task's and the knowledge's numbers; put into the object store once.
         ledger: where recipes come from and outcomes go.
         watcher: told of what happens.
+        halving: stops trials early; knows those that went before. None lets every trial come to its end.
         trials: in all, those the ledger has already included.
         concurrent: at a time.
         cpus: of each trial.
         gpus: of each trial.
         scratch: a folder for Tune's own snapshots; nothing of ours is read from it.
     """
-    searcher = _Searcher(ledger, trials, watcher)
+    searcher = _Searcher(ledger, trials, watcher, halving)
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(_carry_out, job=job, arrays=dict(arrays)),
@@ -167,6 +171,7 @@ def run(
         ),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
+            scheduler=FIFOScheduler() if halving is None else _Stopping(searcher, ledger, halving),
             num_samples=-1,
             max_concurrent_trials=concurrent,
             reuse_actors=True,  # 0.02 s between trials instead of 5: a fresh worker imports torch anew
@@ -193,16 +198,18 @@ def this_node() -> str:
 class _Searcher(Searcher):  # type: ignore[misc]
     """Asks the ledger when Tune wants a trial, and tells it when Tune has finished one."""
 
-    def __init__(self, ledger: Ledger, trials: int, watcher: Watcher) -> None:
+    def __init__(self, ledger: Ledger, trials: int, watcher: Watcher, halving: Halving | None) -> None:
         super().__init__()
         self._ledger: Ledger | None = ledger
         self._watcher: Watcher | None = watcher
+        self._halving = halving
         self._left = trials - ledger.done()
         self.numbers: dict[str, int] = {}
+        self.stopped_at: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles the searcher into snapshots that nobody reads
-        return {**self.__dict__, "_ledger": None, "_watcher": None}
+        return {**self.__dict__, "_ledger": None, "_watcher": None, "_halving": None}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """The next trial's number and recipe, or that there is none."""
@@ -222,15 +229,21 @@ class _Searcher(Searcher):  # type: ignore[misc]
         number = self.numbers[trial_id]
         if "measurements" in result:
             self._ledger.complete(number, json.loads(result["measurements"]), result["seconds"])
+        elif trial_id in self.stopped_at:
+            self._ledger.stop(number, self.stopped_at[trial_id], result["time_total_s"])
         elif "reason" in result:
-            self._ledger.fail(number, result["reason"])
+            self._fail(number, result["reason"])
         elif error:
-            self._ledger.fail(
-                number, "the worker process died twice, for want of memory perhaps; lower search.concurrent"
-            )
+            self._fail(number, "the worker process died twice, for want of memory perhaps; lower search.concurrent")
         else:
             return
         self._watcher.trial_ended(number)
+
+    def _fail(self, number: int, reason: str) -> None:
+        assert self._ledger is not None
+        self._ledger.fail(number, reason)
+        if self._halving is not None:
+            self._halving.forget(number)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the ledger is on disk."""
@@ -238,6 +251,45 @@ class _Searcher(Searcher):  # type: ignore[misc]
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to restore."""
+
+
+class _Stopping(FIFOScheduler):  # type: ignore[misc]
+    """Compares trials at rungs, records it in the ledger, and stops those that do not go on."""
+
+    def __init__(self, searcher: _Searcher, ledger: Ledger, halving: Halving) -> None:
+        super().__init__()
+        self._searcher: _Searcher | None = searcher
+        self._ledger: Ledger | None = ledger
+        self._halving: Halving | None = halving
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_searcher": None, "_ledger": None, "_halving": None}
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        """There is no single metric."""
+        return True
+
+    def on_trial_result(self, controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
+        """`result`: flattened, `metrics/accuracy`. A trial at its last epoch is compared with, but not stopped."""
+        assert self._searcher is not None
+        assert self._ledger is not None
+        assert self._halving is not None
+        epoch = result.get("step", 0)
+        if not self._halving.is_rung(epoch):
+            return str(TrialScheduler.CONTINUE)
+        number = self._searcher.numbers[trial.trial_id]
+        measured = {
+            name: value
+            for key, value in result.items()
+            for kind, _, name in [key.partition("/")]
+            if kind in ("metrics", "cost")
+        }
+        self._ledger.rung(number, epoch, measured)
+        self._halving.add(number, epoch, measured)
+        if epoch == result["steps"] or self._halving.goes_on(number, epoch):
+            return str(TrialScheduler.CONTINUE)
+        self._searcher.stopped_at[trial.trial_id] = epoch
+        return str(TrialScheduler.STOP)
 
 
 class _Callback(tune.Callback):  # type: ignore[misc]
@@ -289,7 +341,7 @@ def _carry_out(config: Mapping[str, Any], job: Job, arrays: Mapping[str, np.ndar
         _, task, knowledge = _loaded
 
         def report(report: Report) -> None:
-            tune.report({"step": report.step, "steps": report.steps, "phase": report.phase, "metrics": report.metrics})
+            tune.report(vars(report))
 
         recipe = Recipe.from_json(config["recipe"])
         result = run_trial(recipe, task, knowledge, report, threads=job.threads, device=job.device)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
-from spaces.errors import BadInput, known, shown
+from spaces.errors import BadInput, known, number_hint, shown
 from spaces.recipe import RECIPE_NAMES, Recipe, Scalar
 
 
@@ -198,7 +198,7 @@ def _interval(name: str, raw: Mapping[Any, Any]) -> Domain:
     low, high, step, log = raw["low"], raw["high"], raw.get("step"), raw.get("log", False)
     for key, value in (("low", low), ("high", high), *((("step", step),) if step is not None else ())):
         if not _is_number(value):
-            raise BadInput(f"`{name}.{key}` must be a finite number, but got {shown(value)}")
+            raise BadInput(f"`{name}.{key}` must be a finite number, but got {shown(value)}{number_hint(value)}")
     if not isinstance(log, bool):
         raise BadInput(f"`{name}.log` must be true or false, but got {shown(log)}")
     if low > high:

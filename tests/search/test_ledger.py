@@ -8,6 +8,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from search.constraints import Limits
 from search.ledger import SAMPLERS, Ledger, delete, in_ledger
 from spaces import BadInput, Recipe, Space
 
@@ -102,6 +103,43 @@ def test_a_measurement_that_is_no_objective_may_be_any_number(opened: Callable[.
     assert line.measurements["nll"] == math.inf
 
 
+def test_a_stopped_trial_is_pruned_and_done_and_keeps_what_it_had_come_to(
+    opened: Callable[..., Ledger], storage: str
+) -> None:
+    ledger = opened()
+    trial, recipe = ledger.ask()
+    ledger.rung(trial, 3, {"loss": 2.0, "accuracy": 0.25, "parameters": 1000.0})
+    ledger.rung(trial, 9, {"accuracy": math.nan, "loss": 2.0})
+    assert opened().lines()[0].outcome == "running"
+    ledger.stop(trial, 9, 4.5)
+    (line,) = opened().lines()
+    assert (line.outcome, line.stopped_at, line.seconds, line.recipe) == ("stopped", 9, 4.5, recipe)
+    assert dict(line.measurements) == {}
+    assert line.rungs[3] == {"accuracy": 0.25, "parameters": 1000.0}
+    assert math.isnan(line.rungs[9]["accuracy"])
+    assert math.isnan(line.rungs[9]["parameters"])
+    assert opened().done() == 1
+    assert opened().reconcile() == 0
+    (found,) = optuna.load_study(study_name="study", storage=storage).trials
+    assert (found.state, found.values) == (optuna.trial.TrialState.PRUNED, None)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_takes_stopped_and_failed_trials_among_the_others(
+    sampler: str, opened: Callable[..., Ledger]
+) -> None:
+    ledger = opened(sampler)
+    for number in range(14):
+        trial, recipe = ledger.ask()
+        if number % 3 == 0:
+            ledger.stop(trial, 3, 1.0)
+        elif number % 3 == 1:
+            ledger.fail(trial, "why")
+        else:
+            ledger.complete(trial, score(recipe), 1.0)
+    assert Counter(outcomes(ledger).values()) == {"stopped": 5, "failed": 5, "complete": 4}
+
+
 def test_orphans_are_closed_and_their_recipes_asked_again_exactly_once(opened: Callable[..., Ledger]) -> None:
     killed = opened()
     done, _ = killed.ask()
@@ -152,16 +190,19 @@ def test_a_kill_between_queueing_a_recipe_and_closing_its_trial_queues_it_once(
 
 def test_a_kill_between_the_record_and_the_telling_loses_nothing(opened: Callable[..., Ledger], storage: str) -> None:
     killed = opened()
-    for _ in range(2):
+    for _ in range(3):
         killed.ask()
     for trial in optuna.load_study(study_name="study", storage=storage).trials:
         raw = optuna.trial.Trial(optuna.load_study(study_name="study", storage=storage), trial._trial_id)
         raw.set_user_attr(
-            *(("measurements", '{"accuracy": 0.75, "parameters": 12.0}'), ("reason", "why"))[trial.number]
+            *(("measurements", '{"accuracy": 0.75, "parameters": 12.0}'), ("reason", "why"), ("stopped_at", 3))[
+                trial.number
+            ]
         )
     ledger = opened()
     assert ledger.reconcile() == 0
-    assert outcomes(ledger) == {0: "complete", 1: "failed"}
+    assert outcomes(ledger) == {0: "complete", 1: "failed", 2: "stopped"}
+    assert ledger.lines()[2].stopped_at == 3
     assert dict(ledger.lines()[0].measurements) == {"accuracy": 0.75, "parameters": 12.0}
     assert ledger.lines()[1].reason == "why"
     assert optuna.load_study(study_name="study", storage=storage).trials[0].values == [0.75, 12.0]
@@ -223,6 +264,42 @@ def test_every_sampler_draws_the_parameters_of_the_drawn_method_and_no_others(
         assert recipe.student.depth in (8, 14, 20)
         assert 0.125 <= recipe.student.width <= 1.0
     assert len(set(recipes)) == trials
+
+
+def test_optuna_knows_by_how_much_a_limit_is_overstepped_and_leaves_the_trial_out_of_its_best(
+    storage: str, opened: Callable[..., Ledger]
+) -> None:
+    constraints = {"parameters": Limits(max=2000.0), "nll": Limits(min=0.1, max=0.5)}
+
+    def constrained() -> Ledger:
+        return Ledger(storage, "study", OBJECTIVES, "tpe", 0, SPACE, constraints)
+
+    ledger = constrained()
+    for parameters in (1000.0, 3000.0):
+        trial, _ = ledger.ask()
+        ledger.complete(trial, {"accuracy": parameters / 4000, "parameters": parameters, "nll": 0.3}, 1.0)
+    trial, _ = ledger.ask()  # killed between the record and the telling
+    optuna.Trial(ledger._study, ledger._id(trial)).set_user_attr(
+        "measurements", '{"accuracy": 1.0, "parameters": 10.0, "nll": 5.0}'
+    )
+    assert constrained().reconcile() == 0
+    study = optuna.load_study(study_name="study", storage=storage)
+    limits = {"parameters <= 2000", "nll >= 0.1", "nll <= 0.5"}
+    assert [{*found.constraints} for found in study.trials] == [limits] * 3
+    assert [found.constraints["parameters <= 2000"] for found in study.trials] == [-0.5, 0.5, -0.995]
+    assert study.trials[2].constraints["nll <= 0.5"] == 9.0
+    assert [found.number for found in study.best_trials] == [0]
+    assert [line.outcome for line in opened().lines()] == ["complete"] * 3
+
+
+def test_the_sampler_learns_from_constraints(storage: str) -> None:
+    wide = {"parameters": Limits(max=5000.0)}  # of 1,250 to 10,000: widths up to a half
+    ledger = Ledger(storage, "study", OBJECTIVES, "tpe", 0, SPACE, wide)
+    late = asked(ledger, 45)[25:]
+    alone = asked(Ledger(storage, "other", OBJECTIVES, "random", 0, SPACE), 45)[25:]
+    kept, by_chance = (sum(recipe.student.width <= 0.5 for recipe in recipes) for recipes in (late, alone))
+    assert kept > by_chance
+    assert kept >= 15
 
 
 def test_what_was_drawn_is_in_the_database_under_its_name(opened: Callable[..., Ledger], storage: str) -> None:

@@ -3,6 +3,7 @@
 import ast
 import json
 import math
+import re
 import signal
 import time
 from collections import Counter
@@ -343,7 +344,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
 
 
 def ended(lines: list[Line]) -> list[Line]:
-    return [line for line in lines if line.outcome in ("complete", "failed")]
+    return [line for line in lines if line.ended]
 
 
 def test_a_killed_study_keeps_every_trial_that_had_ended(story: Story) -> None:
@@ -425,6 +426,55 @@ def test_mlflow_has_every_ended_trial_once_and_none_that_seems_to_run(story: Sto
     assert not (story.study.folder / "spool.refused.jsonl").exists()
 
 
+RECORDED = """
+name: recorded
+space: {student.width: {low: 0.125, high: 1.0}}
+constraints: {parameters: {max: 2k}, nll: {max: 0.5}}
+search: {trials: 9}
+"""
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Study:
+    """A study whose trials are in the ledger, without any having been carried out."""
+    (tmp_path / "study.yaml").write_text(RECORDED)
+    study = Study(StudyFile.read(tmp_path / "study.yaml"), tmp_path / "home")
+    study.folder.mkdir(parents=True)
+    (study.folder / "study.json").write_text(study.file.to_json())
+    teacher = {"accuracy": 0.97, "parameters": 1e5}
+    (study.folder / "task.json").write_text(json.dumps({"key": "key", "classes": 10, "teacher": teacher}))
+    return study
+
+
+def test_students_that_break_a_constraint_are_counted_and_not_on_the_front(
+    recorded: Study, dux: Callable[..., Said]
+) -> None:
+    home = ("--home", recorded.home)
+    ledger = recorded.ledger()
+    ledger.complete(ledger.ask()[0], {"accuracy": 0.99, "parameters": 2001.0, "nll": 0.1}, 1.0)
+    assert dux("front", "recorded", *home)[1].startswith("no student to draw yet")
+    assert dux("export", "recorded", *home)[::2] == (
+        3,
+        "dux: no student satisfies the bounds: all 1 break a constraint of the study\n",
+    )
+    for accuracy, parameters, nll in ((0.9, 2000.0, 0.5), (0.95, 1000.0, 0.6), (0.8, 500.0, math.nan)):
+        ledger.complete(ledger.ask()[0], {"accuracy": accuracy, "parameters": parameters, "nll": nll}, 1.0)
+    front = recorded.front()
+    assert [entry.trial for entry in front.entries] == [1]
+    assert [entry.trial for entry in front.members] == [1]
+    summary = "1 of 1 students on the front, hypervolume 0.3058; 3 more break a constraint"
+    assert front.summary() == summary
+    assert summary in dux("front", "recorded", *home)[1]
+    found = json.loads(dux("front", "recorded", "--json", *home)[1])
+    assert (found["trials"], found["broke_constraints"]) == (1, 3)
+    assert dux("status", "recorded", *home)[1].splitlines()[0] == (
+        "recorded: interrupted; 4/9 trials done, 0 of them failed; "
+        "front of 1, hypervolume 0.3058; 3 more break a constraint"
+    )
+    _, _, err = dux("export", "recorded", "--min", "accuracy=0.95", *home)
+    assert err.startswith("dux: no student satisfies accuracy >= 0.95; the nearest is trial 1 ")
+
+
 def test_ctrl_c_while_the_teacher_is_trained_can_be_resumed_too(
     tmp_path: Path, start: Callable[..., Command], dux: Callable[..., Said]
 ) -> None:
@@ -444,6 +494,75 @@ def test_ctrl_c_while_the_teacher_is_trained_can_be_resumed_too(
     code, out, err = dux("front", "early", "--home", home)
     assert (code, out) == (2, "")
     assert "must have its teacher before it has a front" in err
+
+
+STOPPED = f"""
+name: halved
+{TASK}
+space:
+  student.width: [0.125, 0.25]
+  transfer: none
+  training.epochs: 12
+  training.batch_size: 16
+  training.learning_rate: [0.1, 0.05, 1.0e-6, 2.0e-6, 3.0e-6]  # the last three learn nothing: others beat them
+  seed: {{low: 0, high: 1000}}
+search: {{trials: 14, concurrent: 2, sampler: random, stopping: pareto, min_epochs: 2, reduction: 2, seed: 1}}
+"""
+
+
+def test_a_killed_study_with_early_stopping_goes_on_and_stops_only_what_others_beat(
+    tmp_path: Path, start: Callable[..., Command], dux: Callable[..., Said]
+) -> None:
+    (tmp_path / "study.yaml").write_text(STOPPED)
+    home = tmp_path / "home"
+    command = start("search", str(tmp_path / "study.yaml"), "--home", str(home))
+    wait_for(lambda: (home / "studies/halved/task.json").exists() or not command.running, "the task")
+    assert command.running, command.err
+    study = Study.open("halved", home)
+    wait_for(lambda: any(line.outcome == "stopped" for line in study.lines()) or not command.running, "a stop")
+    command.kill()
+    before = ended(study.lines())
+    done = run("resume", "halved", "--home", str(home), folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+    lines = study.lines()
+    assert [line for line in lines if line in before] == before
+    assert len(ended(lines)) == 14
+    stopped = [line for line in lines if line.outcome == "stopped"]
+    complete = [line for line in lines if line.outcome == "complete"]
+    assert len(stopped) >= 3
+    assert len(complete) + len(stopped) == 14
+    rungs = (2, 4, 8)
+    for line in complete:
+        assert set(line.rungs) == set(rungs)
+        assert line.stopped_at is None
+    for line in stopped:
+        assert line.stopped_at in rungs
+        assert max(line.rungs) == line.stopped_at
+        here = line.rungs[line.stopped_at]
+        others = [other.rungs[line.stopped_at] for other in stopped + complete if line.stopped_at in other.rungs]
+        assert any(
+            other["accuracy"] >= here["accuracy"] and other["parameters"] <= here["parameters"] and other != here
+            for other in others
+        )
+        assert not study.trial_folder(line.trial).exists()
+    assert {entry.trial for entry in study.front().entries} == {line.trial for line in complete}
+
+    state, _, listed = dux("status", "halved", "--home", home)[1].partition("\n")
+    assert state.startswith(
+        f"halved: finished; 14/14 trials done, 0 of them failed, {len(stopped)} stopped early; front"
+    )
+    for line in stopped:
+        assert re.search(rf"^  stopped after {line.stopped_at} epochs: (.*, )?{line.trial}(, |$)", listed, re.MULTILINE)
+    found = trial_runs(study)
+    client = MlflowClient(tracking_uri=study.tracking_uri)
+    for line in stopped:
+        assert found[line.trial].info.status == "KILLED"
+        assert found[line.trial].data.tags["dux.stopped_at"] == str(line.stopped_at)
+        assert "accuracy" not in found[line.trial].data.metrics
+        history = client.get_metric_history(found[line.trial].info.run_id, "epoch.accuracy")
+        assert len(history) == line.stopped_at
+    assert {found[line.trial].info.status for line in complete} == {"FINISHED"}
 
 
 def test_a_study_whose_trials_all_fail_says_why(tmp_path: Path, dux: Callable[..., Said]) -> None:

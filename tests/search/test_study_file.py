@@ -234,6 +234,30 @@ BAD: dict[str, tuple[str, str]] = {
     "direction's word": ("name: a\nspace: {}\nobjectives: {accuracy: up}", "should be 'min' or 'max', but got 'up'"),
     "objectives a list": ("name: a\nspace: {}\nobjectives: [accuracy]", "`objectives` should be a valid dictionary"),
     "objective a number": ("name: a\nspace: {}\nobjectives: {1: max}", "should be a valid string, but got 1"),
+    # constraints
+    "constraint": (
+        "name: a\nspace: {}\nconstraints: {paramters: {max: 5}}",
+        "`constraints.paramters` must be a measurement; did you mean `parameters`",
+    ),
+    "constraint's end": (
+        "name: a\nspace: {}\nconstraints: {parameters: {maximum: 5}}",
+        "`constraints.parameters.maximum` is not a known key; did you mean `max`",
+    ),
+    "constraint a number": ("name: a\nspace: {}\nconstraints: {parameters: 5}", "`constraints.parameters` .*but got 5"),
+    "constraint of nothing": (
+        "name: a\nspace: {}\nconstraints: {parameters: {}}",
+        "`constraints.parameters` must have a min or a max, but got {}",
+    ),
+    "constraint nobody keeps": (
+        "name: a\nspace: {}\nconstraints: {accuracy: {min: 0.9, max: 0.8}}",
+        "`constraints.accuracy` must have min <= max, but got {'min': 0.9, 'max': 0.8}",
+    ),
+    "constraint a word": (
+        "name: a\nspace: {}\nconstraints: {parameters: {max: few}}",
+        "`constraints.parameters.max` must be a number, as 0.9, 50k, 1.5M or 2G, but got 'few'",
+    ),
+    "constraint NaN": ("name: a\nspace: {}\nconstraints: {nll: {max: .nan}}", "nll.max` should be a finite number"),
+    "constraint true": ("name: a\nspace: {}\nconstraints: {nll: {max: yes}}", "nll.max` .*valid number, but got True"),
     # search
     "search key": (
         "name: a\nspace: {}\nsearch: {trails: 3}",
@@ -247,6 +271,32 @@ BAD: dict[str, tuple[str, str]] = {
     "sampler": (
         "name: a\nspace: {}\nsearch: {sampler: tpee}",
         "`search.sampler` must be a known sampler, but got 'tpee'; did you mean `tpe`. known: gp, nsga2, random, tpe",
+    ),
+    "stopping": (
+        "name: a\nspace: {}\nsearch: {stopping: asha}",
+        "`search.stopping` should be 'none' or 'pareto', but got 'asha'; leave it out for 'none'",
+    ),
+    "no reduction": ("name: a\nspace: {}\nsearch: {reduction: 1}", "`search.reduction` .*equal to 2, but got 1"),
+    "no epochs": ("name: a\nspace: {}\nsearch: {min_epochs: 0}", "`search.min_epochs` .*equal to 1, but got 0"),
+    "sampler in capitals": (
+        "name: a\nspace: {}\nsearch: {sampler: TPE}",
+        "must be a known sampler, but got 'TPE'; did you mean `tpe`",
+    ),
+    "number without a point": (
+        "name: a\nspace: {}\ntask: {teacher: {learning_rate: 1e-3}}",
+        r"learning_rate` .*valid number, but got '1e-3' \(which YAML reads as a text: write 1.0e-3\)",
+    ),
+    "choice without a point": (
+        "name: a\nspace: {training.weight_decay: [5E4, 0.1]}",
+        r"weight_decay` .*valid number, but got '5E4' \(which YAML reads as a text: write 5.0e\+4\)",
+    ),
+    "low without a point": (
+        "name: a\nspace: {training.learning_rate: {low: 1e-3, high: 0.1, log: true}}",
+        r"low` must be a finite number, but got '1e-3' \(which YAML reads as a text: write 1.0e-3\)",
+    ),
+    "option without a point": (
+        "name: a\nspace: {transfer: kd, kd.temperature: 25e-1}",
+        r"kd.temperature` .*but got '25e-1' \(which YAML reads as a text: write 25.0e-1\)",
     ),
     "negative seed": ("name: a\nspace: {}\nsearch: {seed: -1}", "`search.seed` .*equal to 0, but got -1"),
     "GPUs not a number": ("name: a\nspace: {}\nsearch: {gpus: .nan}", "`search.gpus` should be a finite number"),
@@ -399,6 +449,7 @@ space:
   training.epochs: {low: 2, high: 64, log: true}
   training.learning_rate: {low: 0.01, high: 0.2, log: true}
 objectives: {nll: min, macs: min, size_bytes: min}
+constraints: {parameters: {max: 200k}, accuracy: {min: 0.5, max: 1}}
 search: {trials: 3, concurrent: 1, sampler: random, seed: 7, cpus: 2, gpus: 0.5}
 """
     for text in (everything, TINY, "name: least\nspace: {}"):
