@@ -13,8 +13,8 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationError
 
 from search.constraints import Limits
-from search.ledger import SAMPLERS
-from spaces import BadInput, Choice, Float, Space, Student
+from search.ledger import MOST_ON_A_GRID, make_sampler
+from spaces import BadInput, Choice, Float, Scalar, Space, Student
 from spaces.errors import known, one_line, shown
 from spaces.recipe import Part
 from trainers.families import check_student
@@ -33,8 +33,16 @@ class SearchSpec(Part):
     concurrent: int | None = Field(default=None, ge=1)
     """Trials at a time; left out, as many as the CPUs allow."""
     sampler: str = "tpe"
-    """A name in `search.ledger.SAMPLERS`."""
+    """A name in `search.ledger.SAMPLERS`, or `package.module:Class` of an Optuna sampler."""
     seed: int = Field(default=0, ge=0, lt=2**31)
+    first: list[dict[str, Scalar]] = Field(default_factory=list)
+    """Recipes to try first, each by some of its parameters; the sampler draws the others."""
+    start_from: str | None = None
+    """An earlier study on the same task, whose finished trials the sampler learns from."""
+    retries: int = Field(default=1, ge=0)
+    """How often a trial is tried again whose worker process died or took too long, or that ran out of memory."""
+    trial_timeout: float | None = Field(default=None, gt=0.0)
+    """Seconds that a trial may take."""
     stopping: Literal["none", "pareto"] = "none"
     """Whether trials that others beat are stopped early, and by what (`search.stopping`)."""
     min_epochs: int = Field(default=3, ge=1)
@@ -127,7 +135,7 @@ class StudyFile(Part):
         for key in raw:
             if not isinstance(key, str):
                 raise BadInput(f"keys of a study file must be texts, but got {shown(key)}")
-        if _names_a_module(raw.get("space")):
+        if _names_a_module(raw):
             _find_modules_in(folder or Path())
         try:
             # the space first: inside of pydantic's check its errors would be wrapped into others
@@ -143,10 +151,24 @@ class StudyFile(Part):
             if name not in METRICS:
                 raise BadInput(f"`constraints.{name}` must be a measurement; {known(METRICS, name)}")
         _check_space(study.space)
-        if study.search.sampler not in SAMPLERS:
-            way_out = known(SAMPLERS, study.search.sampler)
-            raise BadInput(f"`search.sampler` must be a known sampler, but got {study.search.sampler!r}; {way_out}")
+        make_sampler(study.search.sampler, study.search.seed)
+        for place, recipe in enumerate(study.search.first):
+            try:
+                study.space.partial(recipe)
+            except BadInput as error:
+                raise BadInput(f"`search.first.{place}`: {error}") from None
+        if study.search.sampler == "grid" and study.space.size > MOST_ON_A_GRID:
+            raise BadInput(
+                f"a grid must have at most {MOST_ON_A_GRID:,} recipes, but this space has {study.space.size:,}; "
+                "list fewer values, or take another sampler"
+            )
         return study
+
+    @property
+    def trials(self) -> int:
+        """How many trials there will be: a grid may have fewer than are asked for."""
+        asked, space = self.search.trials, self.space
+        return min(asked, space.size) if self.search.sampler == "grid" else asked
 
     def to_json(self) -> str:
         """What `from_json` reads back as an equal study; the space of a Python function is written out."""
@@ -156,7 +178,7 @@ class StudyFile(Part):
     def from_json(cls, text: str) -> Self:
         """The study that `to_json` wrote; not checked against this machine's files again."""
         raw = json.loads(text)
-        if _names_a_module(raw.get("space")):
+        if _names_a_module(raw):
             _find_modules_in(Path())
         return cls.model_validate(raw)
 
@@ -195,10 +217,12 @@ def _check_space(space: Space) -> None:
                 raise BadInput(f"`space.student`: {error}") from None
 
 
-def _names_a_module(space: object) -> bool:
-    """Whether a space is, or draws a method that is, `package.module:name`."""
+def _names_a_module(raw: Mapping[Any, Any]) -> bool:
+    """Whether the space or the sampler is, or the space draws a method that is, `package.module:name`."""
+    space, search = raw.get("space"), raw.get("search")
     named = space.get("transfer") if isinstance(space, Mapping) else space
-    return any(":" in str(name) for name in (named if isinstance(named, list) else [named]))
+    sampler = search.get("sampler") if isinstance(search, Mapping) else None
+    return any(":" in str(name) for name in (*(named if isinstance(named, list) else [named]), sampler))
 
 
 def _find_modules_in(folder: Path) -> None:
