@@ -92,9 +92,7 @@ def check(file: StudyFile) -> Checked:
     epochs = max(r.training.epochs + r.pruning.fine_tune_epochs for r in file.space.extremes(*names))
     # an epoch of a trial ends with a look at the validation data, whose number the tiny trial did not shrink
     trial_s = epochs * (max(0.0, both_s - validation_s) * images / tiny + validation_s)
-    study_s = (
-        teacher_s * spec.teacher.epochs * spec.teacher.members + trial_s * file.search.trials / file.search.at_a_time
-    )
+    study_s = teacher_s * spec.teacher.epochs * spec.teacher.members + trial_s * file.trials / file.search.at_a_time
     return Checked(tuple(steps), difference, study_s)
 
 

@@ -1,6 +1,7 @@
 """The command line. Every command is a call or two of `search.study` and its neighbours."""
 
 import json
+import os
 import signal
 import sys
 import warnings
@@ -57,6 +58,10 @@ def search(
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**31 - 1, help="Instead of the file's search.seed.", show_default=False)
     ] = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option("--from", metavar="NAME", help="An earlier study to learn from.", show_default=False),
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Run a study and print its front."""
@@ -64,7 +69,7 @@ def search(
     from search.study_file import StudyFile
 
     file = StudyFile.read(study_file)
-    given = {"trials": trials, "concurrent": concurrent, "seed": seed}
+    given = {"trials": trials, "concurrent": concurrent, "seed": seed, "start_from": start_from}
     changed = file.search.model_copy(update={key: value for key, value in given.items() if value is not None})
     study = Study(file.model_copy(update={"search": changed}), _home(home))
     if study.exists:
@@ -78,7 +83,7 @@ def resume(name: Name, home: Home = None, address: Address = None, verbose: Verb
     from search.study import Study
 
     study = Study.open(name, _home(home))
-    asked = study.file.search.trials
+    asked = study.file.trials
     if not study.at_work and study.ledger().done() >= asked:
         out.print(f"{name} is finished: {asked} of {asked} trials are done; nothing to resume")
     _run(name, lambda display: study.resume(address=address, display=display, verbose=verbose), study, verbose)
@@ -90,6 +95,7 @@ def status(
     home: Home = None,
 ) -> None:
     """What runs, what is done, what failed and why."""
+    from search.ledger import grouped
     from search.study import Study
 
     where = _home(home)
@@ -98,24 +104,33 @@ def status(
         if not names:
             out.print(f"no study in {where} yet; begin one with `dux search STUDY.yaml`")
             return
-        table = _table("study", "state", "done", "failed", "front", "hypervolume")
+        table = _table("study", "state", "done", "failed", "stopped", "front", "hypervolume")
         for each in names:
             study = Study.open(each, where)
-            table.add_row(each, *_state(study))
+            table.add_row(each, *_state(study)[0])
         out.print(table)
         return
     study = Study.open(name, where)
-    state, done, failed, members, volume = _state(study)
-    out.print(f"{name}: {state}; {done} trials done, {failed} of them failed; front of {members}, hypervolume {volume}")
+    (state, done, failed, stopped, members, volume), broken = _state(study)
+    early = "" if stopped == "0" else f", {stopped} stopped early"
+    breach = "" if not broken else f"; {broken} more break a constraint"
+    out.print(
+        f"{name}: {state}; {done} trials done, {failed} of them failed{early}; "
+        f"front of {members}, hypervolume {volume}{breach}"
+    )
     lines = study.lines()
     at_work = study.at_work
     for line in lines:
         if line.outcome == "running":
             recipe = "" if line.recipe is None else f" {line.recipe.transfer}, width {line.recipe.student.width:g}"
             out.print(f"  trial {line.trial} {'runs:' if at_work else 'was cut short:'}{recipe}")
-    for line in lines:
-        if line.outcome == "failed":
-            out.print(f"  trial {line.trial} failed: {line.reason}")
+    for epoch in sorted({line.stopped_at for line in lines if line.stopped_at is not None}):
+        trials = ", ".join(str(line.trial) for line in lines if line.stopped_at == epoch)
+        out.print(f"  stopped after {epoch} epochs: {trials}")
+    retried = [line for line in lines if line.outcome == "interrupted" and line.reason]
+    for what, which in (("failed", [line for line in lines if line.outcome == "failed"]), ("tried again", retried)):
+        for reason, numbers in grouped(which):
+            out.print(f"  {what}: {', '.join(map(str, numbers))}: {reason}")
     if state == "interrupted":
         out.print(f"{study.command('resume')} goes on")
 
@@ -199,7 +214,7 @@ def check(study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml")]) -> 
     found = dry_run(file)
     for what, seconds in found.steps:
         out.print(f"{seconds:6.1f} s  {what}")
-    trials = file.search.trials
+    trials = file.trials
     out.print(
         f"{file.name} is sound; {trials} trials will take roughly {duration(found.study_seconds)} at most "
         "on this machine, start-up and stages excluded"
@@ -252,7 +267,6 @@ def ui(
         )
     uri = named[0].tracking_uri
     local = database(uri) is not None
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the server must not outlive this process
     try:
         server = serve(uri, port) if local else None
     except RuntimeError as error:
@@ -279,6 +293,7 @@ def main() -> None:
     0 well, 1 refused or out of reach, 2 bad input, 3 no such student, 4 all trials failed, 130 interrupted.
     """
     warnings.simplefilter("ignore")  # other libraries' notes to their developers
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))  # as Ctrl-C
     try:
         app(prog_name="dux", standalone_mode=False)
     except BadInput as error:
@@ -333,18 +348,19 @@ def _print_front(found: Front) -> None:
     out.print(found.table())
 
 
-def _state(study: Any) -> tuple[str, str, str, str, str]:
+def _state(study: Any) -> tuple[tuple[str, str, str, str, str, str], int]:
+    """A row of the table, and how many students break a constraint."""
     lines = study.lines()
-    failed = sum(line.outcome == "failed" for line in lines)
-    done = failed + sum(line.outcome == "complete" for line in lines)
-    asked = study.file.search.trials
+    failed, stopped = (sum(line.outcome == outcome for line in lines) for outcome in ("failed", "stopped"))
+    done = sum(line.ended for line in lines)
+    asked = study.file.trials
     state = "running" if study.at_work else "finished" if done >= asked else "interrupted"
     try:
         found = study.front()
-        members, volume = str(len(found.members)), f"{found.hypervolume:.4f}"
+        members, volume, broken = str(len(found.members)), f"{found.hypervolume:.4f}", found.broken
     except BadInput:
-        members, volume = "0", "–"
-    return state, f"{done}/{asked}", str(failed), members, volume
+        members, volume, broken = "0", "–", 0
+    return (state, f"{done}/{asked}", str(failed), str(stopped), members, volume), broken
 
 
 def _bounds(minimum: list[str], maximum: list[str]) -> Bounds:

@@ -151,10 +151,20 @@ class Front:
     members: tuple[Entry, ...]
     """By the last objective (the size, as a rule), then the first, then the trial."""
     hypervolume: float
+    broken: int = 0
+    """Finished students that break a constraint of the study; they are not among the entries."""
 
     @classmethod
-    def of(cls, students: Sequence[Entry], objectives: Mapping[str, Direction], axes: Sequence[Axis]) -> Front:
+    def of(
+        cls, students: Sequence[Entry], objectives: Mapping[str, Direction], axes: Sequence[Axis], broken: int = 0
+    ) -> Front:
         """The front of the students, in whatever order they come.
+
+        Args:
+            students: those that keep the study's constraints.
+            objectives: measurement -> "max" or "min", the most important first.
+            axes: one an objective.
+            broken: how many others do not.
 
         Raises:
             BadInput: the axes are not the objectives', in the same order and direction.
@@ -171,7 +181,7 @@ class Front:
             (entries[i] for i in non_dominated(values, list(objectives.values()))),
             key=lambda entry: (entry.value(names[-1]), entry.value(names[0]), entry.trial),
         )
-        return cls(dict(objectives), tuple(axes), entries, tuple(members), hypervolume(values, axes))
+        return cls(dict(objectives), tuple(axes), entries, tuple(members), hypervolume(values, axes), broken)
 
     def axis(self, name: str) -> Axis:
         """The objective's axis; for anything else one that spans what was measured.
@@ -206,6 +216,11 @@ class Front:
         """The names that any student measured, in the order they appear."""
         return list(dict.fromkeys(name for entry in self.entries for name in entry.measurements))
 
+    def _counts(self, name: str) -> bool:
+        """Whether the measurement counts something: whole in every student, and more than 1 in one (no share is)."""
+        values = [value for entry in self.entries if math.isfinite(value := entry.value(name))]
+        return all(value.is_integer() for value in values) and max(values, default=0.0) > 1
+
     def brief(self, entry: Entry) -> str:
         """What of the entry's recipe differs between students of the study, in one line.
 
@@ -220,16 +235,22 @@ class Front:
         return " ".join(f"{short[name]}={values[name]}" for name in short)
 
     def to_json(self, study: str) -> dict[str, object]:
-        """The front as what `json.dumps` takes; a value that is no finite number is None."""
+        """The front as what `json.dumps` takes; counts are whole numbers, a value that is no finite number is None."""
+        counts = {name for name in self.known() if self._counts(name)}
 
         def finite(entry: Entry, names: Sequence[str]) -> dict[str, float | None]:
-            return {name: value if math.isfinite(value := entry.value(name)) else None for name in names}
+            numbers = {name: entry.value(name) for name in names}
+            return {
+                name: None if not math.isfinite(value) else int(value) if name in counts else value
+                for name, value in numbers.items()
+            }
 
         return {
             "study": study,
             "objectives": dict(self.objectives),
             "hypervolume": self.hypervolume,
             "trials": len(self.entries),
+            "broke_constraints": self.broken,
             "members": [
                 {
                     "trial": entry.trial,
@@ -257,7 +278,9 @@ class Front:
 
     def summary(self) -> str:
         """How many, and how good, in a line."""
-        return f"{len(self.members)} of {len(self.entries)} students on the front, hypervolume {self.hypervolume:.4f}"
+        others = f"; {self.broken} more break a constraint" if self.broken else ""
+        found = f"{len(self.members)} of {len(self.entries)} students on the front"
+        return f"{found}, hypervolume {self.hypervolume:.4f}{others}"
 
     def select(self, bounds: Bounds) -> Entry:
         """The student within all bounds that is best on the first objective, then on the next ones, then the earliest.
@@ -271,7 +294,8 @@ class Front:
         """
         candidates = [e for e in self.entries if all(math.isfinite(e.value(name)) for name in self.objectives)]
         if not candidates:
-            raise NoStudent("no student satisfies the bounds: none was measured yet")
+            why = f"all {self.broken} break a constraint of the study" if self.broken else "none was measured yet"
+            raise NoStudent(f"no student satisfies the bounds: {why}")
         known = self.known()
         for name in bounds:
             if name not in known:

@@ -1,9 +1,13 @@
 """The ledger: the Optuna study that proposes recipes and records what has finished."""
 
+import importlib
+import inspect
 import json
 import math
+import random
+import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
@@ -12,7 +16,9 @@ import optuna
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
+from search.constraints import Limits, violations
 from spaces import BadInput, Recipe, Space
+from spaces.errors import known, shown
 
 SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = MappingProxyType(
     {
@@ -20,11 +26,17 @@ SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = MappingProxyType(
         "nsga2": lambda seed: NSGAIISampler(seed=seed, population_size=16),
         "gp": lambda seed: GPSampler(seed=seed),
         "random": lambda seed: RandomSampler(seed=seed),
+        "grid": lambda seed: RandomSampler(seed=seed),  # the ledger asks for what is left; this completes recipes
     }
 )
 """Who proposes recipes, by name in study files."""
 
-Outcome = Literal["complete", "failed", "interrupted", "running"]
+MOST_ON_A_GRID = 100_000
+
+Outcome = Literal["complete", "failed", "stopped", "interrupted", "running"]
+
+_RUNG = "rung."
+_ENDED = ("complete", "failed", "stopped")
 
 
 @dataclass(frozen=True)
@@ -37,8 +49,17 @@ class Line:
     """None where the process ended before a recipe was drawn."""
     measurements: Mapping[str, float]
     reason: str
-    """Why it failed."""
+    """Why it failed; of an interrupted trial, why it is tried again."""
     seconds: float
+    stopped_at: int | None
+    """Epochs after which it was stopped early."""
+    rungs: Mapping[int, Mapping[str, float]]
+    """Epochs -> the objectives then, where early stopping compared it with others; NaN where one was no number."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it counts among the trials asked for: well or badly, it is done."""
+        return self.outcome in _ENDED
 
 
 class Ledger:
@@ -48,16 +69,25 @@ class Ledger:
         storage: a database URL; SQLite or PostgreSQL.
         name: the study's name.
         objectives: measurement -> "max" or "min".
-        sampler: a name in SAMPLERS.
+        sampler: a name in SAMPLERS, or `package.module:Class` of an Optuna sampler.
         seed: of the sampler.
         space: what recipes are drawn from.
+        constraints: measurement -> its limits; the sampler learns by how far a trial oversteps them.
     """
 
     def __init__(
-        self, storage: str, name: str, objectives: Mapping[str, str], sampler: str, seed: int, space: Space
+        self,
+        storage: str,
+        name: str,
+        objectives: Mapping[str, str],
+        sampler: str,
+        seed: int,
+        space: Space,
+        constraints: Mapping[str, Limits] | None = None,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._objectives = dict(objectives)
+        self._constraints = dict(constraints or {})
         self._space = space
         directions: list[Literal["minimize", "maximize"]] = [
             "maximize" if direction == "max" else "minimize" for direction in objectives.values()
@@ -74,12 +104,21 @@ class Ledger:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # shown by optuna-dashboard, no more
             self._study.set_metric_names(list(objectives))
-        # another seed for each session: the same one would propose the first session's random recipes again
-        self._study.sampler = SAMPLERS[sampler](seed + len(self._study.get_trials(deepcopy=False)))
+        self._sampler: tuple[str, int] | None = (sampler, seed)
+        self._grid: Iterator[int] | None = None
         self._asked: dict[int, optuna.Trial] = {}
 
     def ask(self) -> tuple[int, Recipe]:
-        """The number of a new trial and its recipe: one that was interrupted, or a new one."""
+        """The number of a new trial and its recipe: one that was interrupted, one to try first, or a new one."""
+        if self._sampler is not None:  # only now, so that a study can be looked at where its sampler cannot be found
+            sampler, seed = self._sampler
+            # another seed for each session: the same one would propose the first session's random recipes again
+            self._study.sampler = make_sampler(sampler, seed + len(self._study.get_trials(deepcopy=False)))
+            if sampler == "grid":
+                self._grid = iter(random.Random(seed).sample(range(self._space.size), self._space.size))
+            self._sampler = None
+        if self._grid is not None:
+            self._queue_next(self._grid)
         trial = self._study.ask()
         recipe = self._space.draw(trial)
         trial.set_user_attr("recipe", recipe.to_json())
@@ -94,12 +133,81 @@ class Ledger:
             self.fail(number, f"objectives must be finite, but are {named}")
             return
         self._set(number, measurements=json.dumps(dict(measurements)), seconds=seconds)
+        for limit, over in violations(self._constraints, measurements).items():
+            self._asked[number].set_constraint(limit, over)
         self._study.tell(self._asked.pop(number), values)
 
     def fail(self, number: int, reason: str) -> None:
         """Record a trial that ended badly; the sampler learns nothing from it, and it is not tried again."""
         self._set(number, reason=reason)
         self._study.tell(self._asked.pop(number), state=TrialState.FAIL)
+
+    def tries(self, number: int) -> int:
+        """How often the recipe of a running trial was tried before, by trials that ended in `retry`."""
+        return int(self._asked[number].user_attrs.get("tries", 0))
+
+    def retry(self, number: int, reason: str) -> None:
+        """Record a trial that ended badly, not by its recipe's fault, and queue the recipe again."""
+        self._set(number, again=reason)  # first: what a kill leaves undone after this, `reconcile` does
+        trial = self._asked.pop(number)
+        self._queue_again(number, trial.params, trial.user_attrs)
+        self._study.tell(trial, state=TrialState.FAIL)
+
+    def try_first(self, recipes: Sequence[Mapping[str, Any]]) -> None:
+        """Queue recipes, each by some of its parameters; those that were queued before are not queued again."""
+        there = {trial.user_attrs.get("first") for trial in self._study.get_trials(deepcopy=False)}
+        for place, recipe in enumerate(recipes):
+            if place not in there:
+                self._study.enqueue_trial(self._space.partial(recipe), user_attrs={"first": place})
+
+    def learn_from(self, name: str, lines: Sequence[Line]) -> int:
+        """Let the sampler know what another study found, where this space has the recipe; returns how many trials.
+
+        They are no trials of this study: nothing here lists, counts or shows them.
+        """
+        before = {trial.user_attrs.get("from") for trial in self._study.get_trials(deepcopy=False)}
+        learned = 0
+        for line in lines:
+            values = [line.measurements.get(name, math.nan) for name in self._objectives]
+            if line.recipe is None or line.outcome != "complete" or not all(map(math.isfinite, values)):
+                continue
+            told = optuna.trial.FixedTrial(dict(line.recipe.flat()))
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error")  # what Optuna says of a value out of range
+                    if self._space.draw(told) != line.recipe:
+                        continue
+            except (ValueError, UserWarning):
+                continue
+            learned += 1
+            origin = f"{name}/{line.trial}"
+            if origin not in before:
+                self._study.add_trial(
+                    optuna.trial.create_trial(
+                        values=values,
+                        params=told.params,
+                        distributions=told.distributions,
+                        user_attrs={"from": origin, "measurements": json.dumps(dict(line.measurements))},
+                        constraints=violations(self._constraints, line.measurements),
+                    )
+                )
+        return learned
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether the sampler knows of another study's trials."""
+        return any("from" in trial.user_attrs for trial in self._study.get_trials(deepcopy=False))
+
+    def rung(self, number: int, epoch: int, measured: Mapping[str, float]) -> None:
+        """Record what a running trial had come to when early stopping looked at it."""
+        values = {name: measured.get(name, math.nan) for name in self._objectives}
+        known = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._asked[number].set_user_attr(f"{_RUNG}{epoch}", known)
+
+    def stop(self, number: int, epoch: int, seconds: float) -> None:
+        """Record a trial that was stopped early; it has no measurements, and the sampler learns that it was poor."""
+        self._set(number, seconds=seconds, stopped_at=epoch)
+        self._study.tell(self._asked.pop(number), state=TrialState.PRUNED)
 
     def reconcile(self, finished: Callable[[int], Mapping[str, Any] | None] = lambda trial: None) -> int:
         """Close trials that no process works on any more and queue their recipes again; returns how many.
@@ -121,19 +229,26 @@ class Ledger:
             if trial.state != TrialState.RUNNING:
                 continue
             self._asked.pop(trial.number, None)
-            attributes = trial.user_attrs  # with measurements or a reason the kill came between record and telling
-            if "reason" not in attributes and "measurements" not in attributes and (result := finished(trial.number)):
+            attributes = trial.user_attrs  # with an outcome in them the kill came between record and telling
+            told = {"reason", "again", "stopped_at", "measurements"} & {*attributes}
+            if not told and (result := finished(trial.number)):
                 attributes = {"measurements": json.dumps(result["measurements"]), "seconds": result["seconds"]}
                 for key, value in attributes.items():
                     self._storage.set_trial_user_attr(self._id(trial.number), key, value)
             if "measurements" in attributes:
                 measurements = json.loads(attributes["measurements"])
+                for limit, over in violations(self._constraints, measurements).items():
+                    if limit not in trial.constraints:
+                        optuna.Trial(self._study, self._id(trial.number)).set_constraint(limit, over)
                 self._study.tell(trial.number, [measurements[name] for name in self._objectives])
                 continue
+            if "stopped_at" in attributes:
+                self._study.tell(trial.number, state=TrialState.PRUNED)
+                continue
             if "reason" not in attributes:
-                root = trial.user_attrs.get("root", trial.number)
-                if root not in queued:  # queued first and closed then: a kill between the two queues nothing twice
-                    self._study.enqueue_trial(trial.params, user_attrs={"root": root})
+                # queued first and closed then: a kill between the two queues nothing twice
+                if attributes.get("root", trial.number) not in queued:
+                    self._queue_again(trial.number, trial.params, attributes)
                 again += 1
             self._study.tell(trial.number, state=TrialState.FAIL)
         return again
@@ -141,11 +256,29 @@ class Ledger:
     def lines(self) -> list[Line]:
         """Every trial that was ever begun, by number."""
         trials = self._study.get_trials(deepcopy=False)
-        return [_line(trial) for trial in trials if trial.state != TrialState.WAITING]
+        return [_line(trial) for trial in trials if _is_own(trial)]
 
     def done(self) -> int:
         """How many trials have ended, well or badly."""
-        return sum(line.outcome in ("complete", "failed") for line in self.lines())
+        trials = self._study.get_trials(deepcopy=False)
+        return sum(_is_own(trial) and _outcome(trial) in _ENDED for trial in trials)
+
+    def _queue_again(self, number: int, params: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
+        tries = attributes.get("tries", 0) + ("again" in attributes)
+        root = attributes.get("root", number)
+        self._study.enqueue_trial(dict(params), user_attrs={"root": root, "tries": tries})
+
+    def _queue_next(self, grid: Iterator[int]) -> None:
+        """Queue the next recipe of the grid that no trial had, unless something is queued already."""
+        trials = self._study.get_trials(deepcopy=False)
+        if any(trial.state == TrialState.WAITING for trial in trials):
+            return
+        had = [trial.params for trial in trials if "from" not in trial.user_attrs]
+        for index in grid:
+            recipe = self._space.combination(index)
+            if recipe not in had:
+                self._study.enqueue_trial(dict(recipe))
+                return
 
     def _id(self, number: int) -> int:
         study = self._storage.get_study_id_from_name(self._study.study_name)
@@ -154,6 +287,47 @@ class Ledger:
     def _set(self, number: int, **attributes: Any) -> None:
         for key, value in attributes.items():
             self._asked[number].set_user_attr(key, value)
+
+
+def make_sampler(name: str, seed: int) -> BaseSampler:
+    """The sampler of a study file.
+
+    Args:
+        name: in SAMPLERS, or `package.module:Class`, which is made with `seed=`, or with nothing if it takes none.
+        seed: of its random draws.
+
+    Raises:
+        BadInput: there is none of that name, or none can be made.
+    """
+    module, colon, attribute = name.partition(":")
+    if name in SAMPLERS or not colon:
+        if name not in SAMPLERS:
+            way_out = f"{known(SAMPLERS, name)}, or `package.module:Class` of your own"
+            raise BadInput(f"`search.sampler` must be a known sampler, but got {name!r}; {way_out}")
+        return SAMPLERS[name](seed)
+    try:
+        own = getattr(importlib.import_module(module), attribute)
+        sampler = own(seed=seed) if "seed" in inspect.signature(own).parameters else own()
+    except (Exception, SystemExit) as error:  # it is not ours
+        raise BadInput(
+            f"`search.sampler: {name}` must be a class that can be made, but "
+            f"{' '.join(f'{type(error).__name__}: {error}'.split())[:200]}; try it in Python"
+        ) from None
+    if not isinstance(sampler, BaseSampler):
+        raise BadInput(f"`search.sampler: {name}` must make an optuna.samplers.BaseSampler, but made {shown(sampler)}")
+    return sampler
+
+
+def grouped(lines: Sequence[Line]) -> list[tuple[str, list[int]]]:
+    """Why trials ended as they did, the most frequent reason first, and which did.
+
+    Reasons that differ in nothing but numbers are one, told in the words of the first.
+    """
+    found: dict[str, tuple[str, list[int]]] = {}
+    for line in lines:
+        kind = re.sub(r"[-+]?\d[\d.]*(e[-+]?\d+)?", "#", line.reason)
+        found.setdefault(kind, (line.reason, []))[1].append(line.trial)
+    return sorted(found.values(), key=lambda reason: -len(reason[1]))
 
 
 def in_ledger(storage: str, name: str) -> bool:
@@ -173,18 +347,34 @@ def _storage(url: str) -> optuna.storages.RDBStorage:
     return optuna.storages.RDBStorage(url, engine_kwargs=connect)
 
 
+def _is_own(trial: FrozenTrial) -> bool:
+    """Whether it is a trial of this study that was begun, and none that it learned from."""
+    return trial.state != TrialState.WAITING and "from" not in trial.user_attrs
+
+
+def _outcome(trial: FrozenTrial) -> Outcome:
+    if trial.state == TrialState.COMPLETE:
+        return "complete"
+    if trial.state == TrialState.PRUNED:
+        return "stopped"
+    if trial.state == TrialState.FAIL:
+        return "failed" if "reason" in trial.user_attrs else "interrupted"
+    return "running"
+
+
 def _line(trial: FrozenTrial) -> Line:
     attributes = trial.user_attrs
-    outcome: Outcome = "running"
-    if trial.state == TrialState.COMPLETE:
-        outcome = "complete"
-    elif trial.state in (TrialState.FAIL, TrialState.PRUNED):
-        outcome = "failed" if "reason" in attributes else "interrupted"
     return Line(
         trial.number,
-        outcome,
+        _outcome(trial),
         Recipe.from_json(attributes["recipe"]) if "recipe" in attributes else None,
         json.loads(attributes.get("measurements", "{}")),
-        attributes.get("reason", ""),
+        attributes.get("reason", attributes.get("again", "")),
         float(attributes.get("seconds", 0.0)),
+        attributes.get("stopped_at"),
+        {
+            int(key.removeprefix(_RUNG)): {name: math.nan if v is None else v for name, v in values.items()}
+            for key, values in attributes.items()
+            if key.startswith(_RUNG)
+        },
     )

@@ -47,7 +47,11 @@ def drawn(study: str, progress: Progress, elapsed_s: float) -> RenderableType:
         Text(study, style="bold"),
         ProgressBar(total=progress.trials, completed=progress.done, width=32),
         Text(f"{progress.done}/{progress.trials} trials"),
-        Text(f"{progress.running} running" + (f", {progress.failed} failed" if progress.failed else "")),
+        Text(
+            f"{progress.running} running"
+            + (f", {progress.failed} failed" if progress.failed else "")
+            + (f", {progress.stopped} stopped" if progress.stopped else "")
+        ),
         Text(
             f"{duration(elapsed_s)} gone"
             + (f", {duration(progress.seconds_left)} left" if progress.seconds_left else "")

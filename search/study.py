@@ -3,16 +3,18 @@
 import itertools
 import json
 import os
+import platform
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -20,8 +22,10 @@ import torch
 from filelock import FileLock, Timeout
 
 from search.chart import front_html, front_png
+from search.constraints import broken
 from search.front import Axis, Entry, Front
-from search.ledger import Ledger, Line, delete, in_ledger
+from search.ledger import Ledger, Line, delete, grouped, in_ledger
+from search.stopping import Halving
 from search.study_file import StudyFile
 from search.tracking import Tracker, find_runs
 from spaces import BadInput, Choice, Recipe, Space
@@ -61,6 +65,9 @@ class Progress:
     """How many were asked for."""
     done: int
     failed: int
+    """Of those done."""
+    stopped: int
+    """Of those done: stopped early."""
     running: int
     best: Mapping[str, float]
     """Of the front's best member on the first objective; empty before there is one."""
@@ -151,7 +158,15 @@ class Study:
     def ledger(self) -> Ledger:
         """The study's ledger."""
         search = self.file.search
-        return Ledger(self.storage, self.name, self.file.objectives, search.sampler, search.seed, self.file.space)
+        return Ledger(
+            self.storage,
+            self.name,
+            self.file.objectives,
+            search.sampler,
+            search.seed,
+            self.file.space,
+            self.file.constraints,
+        )
 
     def search(self, *, address: str | None = None, display: Display | None = None, verbose: bool = False) -> Front:
         """Begin the study and carry it out.
@@ -171,8 +186,21 @@ class Study:
                 f"a new study must have a new name, but {self.name!r} exists in {self.home}; "
                 f"{self.command('resume')} goes on with it, another `name:` begins anew"
             )
+        if self.file.search.start_from is not None:
+            self.earlier(self.file.search.start_from)
         self.file.check_pairs(self.file.task.load_data())  # told now, before anything is written
         return self._run(address, display or Silent(), verbose)
+
+    def earlier(self, name: str) -> Self:
+        """The study that this one starts from.
+
+        Raises:
+            BadInput: there is none of that name, or it has another task.
+        """
+        found = type(self).open(name, self.home)
+        if found.file.task != self.file.task:
+            raise BadInput(f"`search.start_from` must be a study of the same task, but {name!r} has another `task`")
+        return found
 
     def resume(self, *, address: str | None = None, display: Display | None = None, verbose: bool = False) -> Front:
         """Go on with a study after any interruption; a finished one is left as it is and its front returned.
@@ -191,13 +219,20 @@ class Study:
             run_ids: trial -> MLflow run, for the members.
             lines: the ledger's, where they have just been read.
         """
+        axes = self.axes()
+        complete = [line for line in (self.lines() if lines is None else lines) if line.outcome == "complete"]
+        kept = [line for line in complete if not broken(self.file.constraints, line.measurements)]
+        entries = self._entries(run_ids or {}, kept)
+        return Front.of(entries, self.file.objectives, axes, len(complete) - len(kept))
+
+    def axes(self) -> list[Axis]:
+        """The objectives, from what is worth nothing to what nothing can beat."""
         record = self.task_record()
         axes = []
         for name, direction in self.file.objectives.items():
             worst, best = ends(name, direction, record["teacher"], record["classes"])
             axes.append(Axis(name, direction, METRICS[name].scale, worst, best))
-        entries = self._entries(run_ids or {}, self.lines() if lines is None else lines)
-        return Front.of(entries, self.file.objectives, axes)
+        return axes
 
     def run_ids(self) -> dict[int, str]:
         """Trial -> MLflow run, as far as MLflow has them."""
@@ -263,7 +298,7 @@ class Study:
                 self.trial_folder(line.trial),
             )
             for line in lines
-            if line.outcome == "complete" and line.recipe is not None
+            if line.recipe is not None
         ]
 
     def _run(self, address: str | None, display: Display, verbose: bool) -> Front:
@@ -318,46 +353,64 @@ class _Session:
         self._running: dict[int, float] = {}
         """Trial -> share of it that is done."""
         self._front: Front | None = None
-        self._done = self._failed = 0
+        self._done = self._failed = self._stopped = 0
         self._done_before = 0
         self._began = time.monotonic()
         self._shown = 0.0
 
     def run(self, address: str | None) -> Front:
         """The whole study, or what is left of it."""
-        search, go_on = self._study.file.search, f"{self._study.command('resume')} goes on"
+        trials, go_on = self._study.file.trials, f"{self._study.command('resume')} goes on"
+        try:
+            self._tell_the_sampler()
+        except BadInput:
+            self._tracker.close(0.0)
+            raise
         again = self._ledger.reconcile(self._finished)
         self._count()
-        complete = self._done >= search.trials and not again
+        complete = self._done >= trials and not again
         if not (complete and self._is_written()):
             try:
                 if complete:
                     self._start_telling()  # killed between the last trial and the front
                 else:
                     self._carry_out(address)
-            except KeyboardInterrupt:
-                pass  # Ctrl-C outside of Tune's own loop: while the teacher was trained, say
+            except (KeyboardInterrupt, SystemExit):
+                pass  # Ctrl-C outside of Tune's own loop, or SIGTERM while Ray started: it exits then
             except BadInput:
                 self._tracker.close(0.0)
                 raise
             finally:
                 self._ledger.reconcile(self._finished)  # what is still open was cut short; it is queued for next time
             self._count()
-            complete = self._done >= search.trials
+            complete = self._done >= trials
             if not (self._study.folder / "task.json").exists():
                 self._tracker.close(1.0)
                 raise Interrupted(f"stopped before the first trial; {go_on}")
             self._finish("FINISHED" if complete else "KILLED")
         self._tracker.close(FLUSH_S)
         if not complete:
-            raise Interrupted(f"stopped after {self._done} of {search.trials} trials; {go_on}")
+            raise Interrupted(f"stopped after {self._done} of {trials} trials; {go_on}")
         front = self._study.front(self._study.run_ids())
-        if not front.entries:
-            reasons = Counter(line.reason for line in self._ledger.lines() if line.outcome == "failed")
-            grouped = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+        if not front.entries and not front.broken:
+            reasons = grouped([line for line in self._ledger.lines() if line.outcome == "failed"])
+            ended = "failed" if not self._stopped else "failed or were stopped early"
+            why = "; ".join(f"{len(which)} x {reason}" for reason, which in reasons[:3])
             others = f"; and {len(reasons) - 3} other reasons" if len(reasons) > 3 else ""
-            raise AllFailed(f"all {self._done} trials failed: {grouped}{others}")
+            raise AllFailed(f"all {self._done} trials {ended}: {why}{others}")
         return front
+
+    def _tell_the_sampler(self) -> None:
+        """What to try first, and what an earlier study found."""
+        study, search = self._study, self._study.file.search
+        if search.start_from is not None and not self._ledger.has_learned:
+            earlier = study.earlier(search.start_from)
+            if not self._ledger.learn_from(earlier.name, earlier.lines()):
+                raise BadInput(
+                    f"`search.start_from` must be a study with a finished trial whose recipe is in this space, but "
+                    f"{earlier.name!r} has none; leave it out"
+                )
+        self._ledger.try_first(search.first)
 
     def _carry_out(self, address: str | None) -> None:
         file, search = self._study.file, self._study.file.search
@@ -425,12 +478,27 @@ class _Session:
                 arrays,
                 self._ledger,
                 self,
-                trials=search.trials,
+                self._halving(),
+                trials=file.trials,
                 concurrent=concurrent,
                 cpus=search.cpus,
                 gpus=search.gpus,
+                retries=search.retries,
+                trial_timeout=search.trial_timeout,
                 scratch=self._study.folder / "ray",
             )
+
+    def _halving(self) -> Halving | None:
+        """Early stopping as it stood when the last session ended."""
+        search = self._study.file.search
+        if search.stopping == "none":
+            return None
+        halving = Halving(self._study.axes(), search.min_epochs, search.reduction)
+        for line in self._ledger.lines():
+            if line.outcome in ("complete", "stopped"):
+                for epoch, measured in line.rungs.items():
+                    halving.add(line.trial, epoch, measured)
+        return halving
 
     def trial_started(self, trial: int, recipe: Recipe) -> None:
         """A worker has the trial."""
@@ -446,20 +514,25 @@ class _Session:
     def trial_ended(self, trial: int) -> None:
         """The ledger has the trial's outcome: pass it on."""
         self._running.pop(trial, None)
-        self._count()
-        self._tell(next(line for line in self._ledger.lines() if line.trial == trial))
-        if self._front is not None:
+        line = next(line for line in self._count() if line.trial == trial)
+        self._tell(line)
+        if self._front is not None and line.ended:
             self._tracker.front_changed(self._done, self._front.hypervolume, len(self._front.members))
 
     def _start_telling(self) -> None:
         file = self._study.file
-        self._tracker.study_started(_flattened(file), {"dux.version": _version()}, file.objectives, file.space)
+        self._tracker.study_started(_flattened(file), _versions(), file.objectives, file.space)
 
     def _tell(self, line: Line) -> None:
         trial, folder = line.trial, self._study.trial_folder(line.trial)
         files = folder if folder.is_dir() else None
         if line.outcome == "complete":
-            self._tracker.trial_finished(trial, "FINISHED", {**line.measurements, "seconds": line.seconds}, {}, files)
+            limits = broken(self._study.file.constraints, line.measurements)
+            tags = {"dux.broken_constraints": ", ".join(limits)} if limits else {}
+            self._tracker.trial_finished(trial, "FINISHED", {**line.measurements, "seconds": line.seconds}, tags, files)
+        elif line.outcome == "stopped":
+            tags = {"dux.stopped_at": str(line.stopped_at)}
+            self._tracker.trial_finished(trial, "KILLED", {"seconds": line.seconds}, tags, files)
         else:
             self._tracker.trial_finished(trial, "FAILED", {}, {"dux.reason": line.reason}, files)
 
@@ -487,7 +560,7 @@ class _Session:
         for line in self._ledger.lines():
             if line.trial in told["trial_finished"]:
                 continue
-            if line.outcome in ("complete", "failed"):
+            if line.ended:
                 if line.recipe is not None:
                     self._tracker.trial_started(line.trial, line.recipe.flat())
                 self._tell(line)
@@ -504,15 +577,17 @@ class _Session:
         self._phase = phase
         self._display.show(self._progress())
 
-    def _count(self) -> None:
+    def _count(self) -> list[Line]:
         lines = self._ledger.lines()
         self._failed = sum(line.outcome == "failed" for line in lines)
-        self._done = self._failed + sum(line.outcome == "complete" for line in lines)
+        self._stopped = sum(line.outcome == "stopped" for line in lines)
+        self._done = sum(line.ended for line in lines)
         if (self._study.folder / "task.json").exists():
             self._front = self._study.front(lines=lines)
+        return lines
 
     def _progress(self) -> Progress:
-        trials, front = self._study.file.search.trials, self._front
+        trials, front = self._study.file.trials, self._front
         new = self._done - self._done_before
         seconds_left = None
         if new and self._phase == "trials":
@@ -527,6 +602,7 @@ class _Session:
             trials,
             self._done,
             self._failed,
+            self._stopped,
             len(self._running),
             leading,
             0 if front is None else len(front.members),
@@ -590,10 +666,20 @@ def _flattened(file: StudyFile) -> dict[str, str]:
     return flat
 
 
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("dux-search")
+def _versions() -> dict[str, str]:
+    """What computed, as tags: the versions and, where Dux is run from a checkout, its commit ("-dirty" if changed)."""
+    tags = {"dux.version": version("dux-search"), "dux.version.python": platform.python_version()}
+    tags |= {f"dux.version.{name}": version(name) for name in ("torch", "ray", "optuna", "mlflow")}
+    here = Path(__file__).resolve()
+    # a checkout, and not a repository that has Dux installed somewhere in it
+    is_tracked = ["git", "-C", str(here.parent), "ls-files", "--error-unmatch", here.name]
+    commit = ["git", "-C", str(here.parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        subprocess.run(is_tracked, capture_output=True, check=True, timeout=10.0)
+        said = subprocess.run(commit, capture_output=True, check=True, timeout=10.0, text=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return tags
+    return {**tags, "mlflow.source.git.commit": said}
 
 
 @contextmanager

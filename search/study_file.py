@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationError
 
-from search.ledger import SAMPLERS
-from spaces import BadInput, Choice, Float, Space, Student
+from search.constraints import Limits
+from search.ledger import MOST_ON_A_GRID, make_sampler
+from spaces import BadInput, Choice, Float, Scalar, Space, Student
 from spaces.errors import known, one_line, shown
 from spaces.recipe import Part
 from trainers import check_pair
@@ -34,8 +35,22 @@ class SearchSpec(Part):
     concurrent: int | None = Field(default=None, ge=1)
     """Trials at a time; left out, as many as the CPUs allow."""
     sampler: str = "tpe"
-    """A name in `search.ledger.SAMPLERS`."""
+    """A name in `search.ledger.SAMPLERS`, or `package.module:Class` of an Optuna sampler."""
     seed: int = Field(default=0, ge=0, lt=2**31)
+    first: list[dict[str, Scalar]] = Field(default_factory=list)
+    """Recipes to try first, each by some of its parameters; the sampler draws the others."""
+    start_from: str | None = None
+    """An earlier study on the same task, whose finished trials the sampler learns from."""
+    retries: int = Field(default=1, ge=0)
+    """How often a trial is tried again whose worker process died or took too long, or that ran out of memory."""
+    trial_timeout: float | None = Field(default=None, gt=0.0)
+    """Seconds that a trial may take."""
+    stopping: Literal["none", "pareto"] = "none"
+    """Whether trials that others beat are stopped early, and by what (`search.stopping`)."""
+    min_epochs: int = Field(default=3, ge=1)
+    """Of early stopping: after how many epochs trials are first compared."""
+    reduction: int = Field(default=3, ge=2)
+    """Of early stopping: about one trial in so many goes on, to be compared again after so many times the epochs."""
     cpus: int = Field(default=1, ge=1)
     """CPUs a trial has; it computes with as many threads."""
     gpus: float = Field(default=0.0, ge=0.0)
@@ -74,6 +89,8 @@ class StudyFile(Part):
     task: TaskSpec = TaskSpec()
     space: Annotated[Any, BeforeValidator(_as_space), PlainSerializer(lambda space: space.to_mapping())]
     objectives: dict[str, Direction] = Field(default={"accuracy": "max", "parameters": "min"}, min_length=1)
+    constraints: dict[str, Limits] = Field(default_factory=dict)
+    """Measurement -> its limits; students that overstep one are kept, but not on the front."""
     search: SearchSpec = SearchSpec()
 
     @classmethod
@@ -120,7 +137,7 @@ class StudyFile(Part):
         for key in raw:
             if not isinstance(key, str):
                 raise BadInput(f"keys of a study file must be texts, but got {shown(key)}")
-        if _names_a_module(raw.get("space")):
+        if _names_a_module(raw):
             _find_modules_in(folder or Path())
         try:
             # the space first: inside of pydantic's check its errors would be wrapped into others
@@ -132,12 +149,29 @@ class StudyFile(Part):
             study = study.model_copy(update={"task": study.task.model_copy(update={"root": root})})
         study.task.check()
         _check_objectives(study.objectives)
+        for name in study.constraints:
+            if name not in METRICS:
+                raise BadInput(f"`constraints.{name}` must be a measurement; {known(METRICS, name)}")
         _check_space(study.space)
         _check_members(study.space, study.task.teacher.members)
-        if study.search.sampler not in SAMPLERS:
-            way_out = known(SAMPLERS, study.search.sampler)
-            raise BadInput(f"`search.sampler` must be a known sampler, but got {study.search.sampler!r}; {way_out}")
+        make_sampler(study.search.sampler, study.search.seed)
+        for place, recipe in enumerate(study.search.first):
+            try:
+                study.space.partial(recipe)
+            except BadInput as error:
+                raise BadInput(f"`search.first.{place}`: {error}") from None
+        if study.search.sampler == "grid" and study.space.size > MOST_ON_A_GRID:
+            raise BadInput(
+                f"a grid must have at most {MOST_ON_A_GRID:,} recipes, but this space has {study.space.size:,}; "
+                "list fewer values, or take another sampler"
+            )
         return study
+
+    @property
+    def trials(self) -> int:
+        """How many trials there will be: a grid may have fewer than are asked for."""
+        asked, space = self.search.trials, self.space
+        return min(asked, space.size) if self.search.sampler == "grid" else asked
 
     def check_pairs(self, data: Dataset) -> None:
         """Raise BadInput where a method of the space cannot work with one of its students and the teacher.
@@ -160,7 +194,7 @@ class StudyFile(Part):
     def from_json(cls, text: str) -> Self:
         """The study that `to_json` wrote; not checked against this machine's files again."""
         raw = json.loads(text)
-        if _names_a_module(raw.get("space")):
+        if _names_a_module(raw):
             _find_modules_in(Path())
         return cls.model_validate(raw)
 
@@ -210,10 +244,12 @@ def _check_members(space: Space, teacher: int) -> None:
                 raise BadInput(f"space: {error}") from None
 
 
-def _names_a_module(space: object) -> bool:
-    """Whether a space is, or draws a method that is, `package.module:name`."""
+def _names_a_module(raw: Mapping[Any, Any]) -> bool:
+    """Whether the space or the sampler is, or the space draws a method that is, `package.module:name`."""
+    space, search = raw.get("space"), raw.get("search")
     named = space.get("transfer") if isinstance(space, Mapping) else space
-    return any(":" in str(name) for name in (named if isinstance(named, list) else [named]))
+    sampler = search.get("sampler") if isinstance(search, Mapping) else None
+    return any(":" in str(name) for name in (*(named if isinstance(named, list) else [named]), sampler))
 
 
 def _find_modules_in(folder: Path) -> None:

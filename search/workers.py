@@ -2,9 +2,11 @@
 
 import json
 import logging
+import math
 import os
 import socket
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 _SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -32,10 +35,12 @@ for _name, _value in _SETTINGS.items():
 
 import ray  # noqa: E402
 from ray import tune  # noqa: E402
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
 from search.ledger import Ledger  # noqa: E402
+from search.stopping import Halving  # noqa: E402
 from spaces import BadInput, Recipe  # noqa: E402
 from trainers import Knowledge, Report, Task, TaskSpec, run_trial, save_student  # noqa: E402
 
@@ -138,11 +143,14 @@ def run(
     arrays: Mapping[str, np.ndarray],
     ledger: Ledger,
     watcher: Watcher,
+    halving: Halving | None,
     *,
     trials: int,
     concurrent: int,
     cpus: int,
     gpus: float,
+    retries: int,
+    trial_timeout: float | None,
     scratch: Path,
 ) -> None:
     """Carry out trials until the ledger has `trials` that ended; to be called inside `cluster`.
@@ -154,13 +162,16 @@ def run(
         arrays: the task's and the knowledge's numbers; put into the object store once.
         ledger: where recipes come from and outcomes go.
         watcher: told of what happens.
+        halving: stops trials early; knows those that went before. None lets every trial come to its end.
         trials: in all, those the ledger has already included.
         concurrent: at a time.
         cpus: of each trial.
         gpus: of each trial.
+        retries: how often a recipe is tried again whose worker process died or took too long, or for want of memory.
+        trial_timeout: seconds after which a trial's worker process is ended.
         scratch: a folder for Tune's own snapshots; nothing of ours is read from it.
     """
-    searcher = _Searcher(ledger, trials, watcher)
+    searcher = _Searcher(ledger, trials, watcher, halving, retries)
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(_carry_out, job=job, arrays=dict(arrays)),
@@ -168,6 +179,7 @@ def run(
         ),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
+            scheduler=FIFOScheduler() if halving is None else _Stopping(searcher, ledger, halving),
             num_samples=-1,
             max_concurrent_trials=concurrent,
             reuse_actors=True,  # 0.02 s between trials instead of 5: a fresh worker imports torch anew
@@ -177,8 +189,7 @@ def run(
             name="tune",
             storage_path=str(scratch),
             verbose=0,
-            callbacks=[_Callback(searcher, watcher)],
-            failure_config=tune.FailureConfig(max_failures=1),
+            callbacks=[_Callback(searcher, watcher, trial_timeout)],
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
         ),
     )
@@ -194,25 +205,33 @@ def this_node() -> str:
 class _Searcher(Searcher):  # type: ignore[misc]
     """Asks the ledger when Tune wants a trial, and tells it when Tune has finished one."""
 
-    def __init__(self, ledger: Ledger, trials: int, watcher: Watcher) -> None:
+    def __init__(self, ledger: Ledger, trials: int, watcher: Watcher, halving: Halving | None, retries: int) -> None:
         super().__init__()
         self._ledger: Ledger | None = ledger
         self._watcher: Watcher | None = watcher
+        self._halving = halving
+        self._retries, self._trials = retries, trials
         self._left = trials - ledger.done()
+        self._open: set[str] = set()
         self.numbers: dict[str, int] = {}
+        self.stopped_at: dict[str, int] = {}
+        self.killed: dict[str, str] = {}
+        """Why the driver ended a trial's worker process."""
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles the searcher into snapshots that nobody reads
-        return {**self.__dict__, "_ledger": None, "_watcher": None}
+        return {**self.__dict__, "_ledger": None, "_watcher": None, "_halving": None}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """The next trial's number and recipe, or that there is none."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trial's number and recipe, or that there is none; None for now, as long as one may be retried."""
         assert self._ledger is not None
         if self._left <= 0:
             return str(Searcher.FINISHED)
-        self._left -= 1
+        if len(self._open) >= self._left:
+            return None
         number, recipe = self._ledger.ask()
         self.numbers[trial_id] = number
+        self._open.add(trial_id)
         return {"trial": number, "recipe": recipe.to_json()}
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
@@ -223,15 +242,27 @@ class _Searcher(Searcher):  # type: ignore[misc]
         number = self.numbers[trial_id]
         if "measurements" in result:
             self._ledger.complete(number, json.loads(result["measurements"]), result["seconds"])
+        elif trial_id in self.stopped_at:
+            self._ledger.stop(number, self.stopped_at[trial_id], result["time_total_s"])
         elif "reason" in result:
-            self._ledger.fail(number, result["reason"])
+            self._fail(number, result["reason"], result["again"])
         elif error:
-            self._ledger.fail(
-                number, "the worker process died twice, for want of memory perhaps; lower search.concurrent"
-            )
+            died = "the worker process died, for want of memory perhaps: then lower search.concurrent"
+            self._fail(number, self.killed.get(trial_id, died), True)
         else:
             return
+        self._open.discard(trial_id)
+        self._left = self._trials - self._ledger.done()
         self._watcher.trial_ended(number)
+
+    def _fail(self, number: int, reason: str, again: bool) -> None:
+        assert self._ledger is not None
+        if again and self._ledger.tries(number) < self._retries:
+            self._ledger.retry(number, reason)
+        else:
+            self._ledger.fail(number, reason)
+        if self._halving is not None:
+            self._halving.forget(number)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the ledger is on disk."""
@@ -241,19 +272,61 @@ class _Searcher(Searcher):  # type: ignore[misc]
         """Nothing to restore."""
 
 
+class _Stopping(FIFOScheduler):  # type: ignore[misc]
+    """Compares trials at rungs, records it in the ledger, and stops those that do not go on."""
+
+    def __init__(self, searcher: _Searcher, ledger: Ledger, halving: Halving) -> None:
+        super().__init__()
+        self._searcher: _Searcher | None = searcher
+        self._ledger: Ledger | None = ledger
+        self._halving: Halving | None = halving
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_searcher": None, "_ledger": None, "_halving": None}
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        """There is no single metric."""
+        return True
+
+    def on_trial_result(self, controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
+        """`result`: flattened, `metrics/accuracy`. A trial at its last epoch is compared with, but not stopped."""
+        assert self._searcher is not None
+        assert self._ledger is not None
+        assert self._halving is not None
+        epoch = result.get("step", 0)
+        if not self._halving.is_rung(epoch):
+            return str(TrialScheduler.CONTINUE)
+        number = self._searcher.numbers[trial.trial_id]
+        measured = {
+            name: value
+            for key, value in result.items()
+            for kind, _, name in [key.partition("/")]
+            if kind in ("metrics", "cost")
+        }
+        self._ledger.rung(number, epoch, measured)
+        self._halving.add(number, epoch, measured)
+        if epoch == result["steps"] or self._halving.goes_on(number, epoch):
+            return str(TrialScheduler.CONTINUE)
+        self._searcher.stopped_at[trial.trial_id] = epoch
+        return str(TrialScheduler.STOP)
+
+
 class _Callback(tune.Callback):  # type: ignore[misc]
     """Passes Tune's events on."""
 
-    def __init__(self, searcher: _Searcher, watcher: Watcher) -> None:
+    def __init__(self, searcher: _Searcher, watcher: Watcher, trial_timeout: float | None) -> None:
         self._searcher: _Searcher | None = searcher
         self._watcher: Watcher | None = watcher
+        self._timeout = math.inf if trial_timeout is None else trial_timeout
+        self._began: dict[str, float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_searcher": None, "_watcher": None}
+        return {**self.__dict__, "_searcher": None, "_watcher": None}
 
     def on_trial_start(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         """Tell the watcher."""
         assert self._watcher is not None
+        self._began[trial.trial_id] = time.monotonic()
         self._watcher.trial_started(trial.config["trial"], Recipe.from_json(trial.config["recipe"]))
 
     def on_trial_result(
@@ -265,8 +338,17 @@ class _Callback(tune.Callback):  # type: ignore[misc]
             self._watcher.trial_reported(trial.config["trial"], result["step"], result["steps"], result["metrics"])
 
     def on_step_end(self, iteration: int, trials: Sequence[Any], **info: Any) -> None:
-        """Tell the watcher."""
+        """End the workers that take too long, whatever they are at, and tell the watcher."""
+        assert self._searcher is not None
         assert self._watcher is not None
+        late = time.monotonic() - self._timeout
+        for trial in trials if self._timeout < math.inf else ():
+            began = self._began.get(trial.trial_id, math.inf)
+            if trial.status == "RUNNING" and began < late and trial.trial_id not in self._searcher.killed:
+                self._searcher.killed[trial.trial_id] = (
+                    f"took longer than search.trial_timeout, {self._timeout:g} s; raise it, or narrow the space"
+                )
+                ray.kill(trial.temporary_state.ray_actor)  # Tune hears of it as of any worker that died
         self._watcher.tick()
 
 
@@ -292,7 +374,7 @@ def _carry_out(config: Mapping[str, Any], job: Job, arrays: Mapping[str, np.ndar
         _, task, knowledge = _loaded
 
         def report(report: Report) -> None:
-            tune.report({"step": report.step, "steps": report.steps, "phase": report.phase, "metrics": report.metrics})
+            tune.report(vars(report))
 
         recipe = Recipe.from_json(config["recipe"])
         result = run_trial(recipe, task, knowledge, report, threads=job.threads, device=job.device)
@@ -305,7 +387,9 @@ def _carry_out(config: Mapping[str, Any], job: Job, arrays: Mapping[str, np.ndar
             {"error.txt": traceback.format_exc().encode()},
             job.driver_node,
         )
-        tune.report({"reason": f"{type(error).__name__}: {error}"})
+        # what another try may not meet; all else, by the same recipe and seed, it would meet again
+        again = isinstance(error, MemoryError | torch.OutOfMemoryError | OSError | ray.exceptions.RayError)
+        tune.report({"reason": f"{type(error).__name__}: {error}", "again": again})
 
 
 def _save(folder: Path, files: Mapping[str, bytes], driver_node: str) -> None:

@@ -1,8 +1,9 @@
 """The one error a user's input can raise, and how pydantic's findings are put into it."""
 
 import difflib
+import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -23,9 +24,20 @@ def shown(value: object, length: int = 80) -> str:
 def known(names: Iterable[str], asked: object) -> str:
     """The way out when a name is unknown: the near match first, then all known names."""
     listed = sorted(names)
-    near = difflib.get_close_matches(str(asked), listed, n=1)
-    hint = f"did you mean `{near[0]}`? " if near else ""
+    near = difflib.get_close_matches(str(asked).lower(), [name.lower() for name in listed], n=1)
+    hint = next((f"did you mean `{name}`? " for name in listed if name.lower() in near), "")
     return f"{hint}known: {', '.join(listed)}"
+
+
+def number_hint(value: object) -> str:
+    """The way out where YAML 1.1 took a number for a text: it wants a point before the exponent, and a sign in it."""
+    found = re.fullmatch(r"([+-]?\d+)(\.\d*)?e([+-]?)(\d+)", value.lower()) if isinstance(value, str) else None
+    if found is None:
+        return ""
+    whole, part, sign, exponent = found.groups()
+    return (
+        f" (which YAML reads as a text: write {whole}{part if part and part != '.' else '.0'}e{sign or '+'}{exponent})"
+    )
 
 
 def one_line(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
@@ -46,7 +58,7 @@ def one_line(error: ValidationError, model: type[BaseModel], prefix: str = "") -
     way_out = "" if field is None or field.is_required() else f"; leave it out for {shown(field.default)}"
     if first["type"] == "int_type" and isinstance(first["input"], float):
         way_out += " (a range of whole numbers has a whole `step`)"
-    return f"`{where}` {rule}, but got {shown(first['input'])}{way_out}{more}"
+    return f"`{where}` {rule}, but got {shown(first['input'])}{number_hint(first['input'])}{way_out}{more}"
 
 
 def _field(model: type[BaseModel], path: tuple[int | str, ...]) -> tuple[type[BaseModel], Any]:
@@ -54,7 +66,8 @@ def _field(model: type[BaseModel], path: tuple[int | str, ...]) -> tuple[type[Ba
     field = None
     for part in path:
         field = model.model_fields.get(str(part))
-        inner = None if field is None else field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel) and part != path[-1]:
-            model = inner
+        # a model, or a mapping of names to models
+        for inner in () if field is None else (field.annotation, *get_args(field.annotation)):
+            if isinstance(inner, type) and issubclass(inner, BaseModel) and part != path[-1]:
+                model = inner
     return model, field

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
-from spaces.errors import BadInput, known, shown
+from spaces.errors import BadInput, known, number_hint, shown
 from spaces.recipe import RECIPE_NAMES, Recipe, Scalar
 
 
@@ -38,6 +38,10 @@ class Choice:
         value: Scalar = suggest.suggest_categorical(name, self.values)
         return value
 
+    def holds(self, value: object) -> bool:
+        """Whether `value` may be drawn."""
+        return any(type(value) is type(own) and value == own for own in self.values)
+
     def extremes(self) -> tuple[Scalar, ...]:
         """The values whose validity implies that of all others."""
         return self.values
@@ -56,6 +60,13 @@ class Float:
         """The value `suggest` decides on."""
         return suggest.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
 
+    def holds(self, value: object) -> bool:
+        """Whether `value` may be drawn; a whole number will do."""
+        if not isinstance(value, int | float) or isinstance(value, bool) or not self.low <= value <= self.high:
+            return False
+        steps = 0.0 if self.step is None else (value - self.low) / self.step
+        return abs(steps - round(steps)) <= 1e-8
+
     def extremes(self) -> tuple[Scalar, ...]:
         """The values whose validity implies that of all others."""
         return (self.low, self.high)
@@ -73,6 +84,11 @@ class Int:
     def draw(self, name: str, suggest: Suggest) -> Scalar:
         """The value `suggest` decides on."""
         return suggest.suggest_int(name, self.low, self.high, step=self.step, log=self.log)
+
+    def holds(self, value: object) -> bool:
+        """Whether `value` may be drawn."""
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return whole and value in range(self.low, self.high + 1, self.step)
 
     def extremes(self) -> tuple[Scalar, ...]:
         """Every value: the rules of a whole number (a residual network's depth, say) need not be intervals.
@@ -177,9 +193,84 @@ class Space:
         for values in itertools.product(*(self.parameters[name].extremes() for name in present)):
             yield Recipe.from_flat(dict(zip(present, values, strict=True)))
 
+    def partial(self, given: Mapping[str, Any]) -> dict[str, Scalar]:
+        """The parameters that a recipe begun by `given` has decided; those of a single value are never asked for.
+
+        Raises:
+            BadInput: a name or a value that is not in the space, or an option of a method other than the given one.
+        """
+        method = given.get("transfer", self.methods[0] if len(self.methods) == 1 else None)
+        found: dict[str, Scalar] = {}
+        for name, value in given.items():
+            if name not in self.parameters:
+                raise BadInput(f"`{name}` must be a parameter of the space; {known(self.parameters, name)}")
+            domain, namespace = self.parameters[name], name.rpartition(".")[0]
+            if not domain.holds(value):
+                raise BadInput(f"`{name}` must be in the space, but got {shown(value)}; it has {_written(domain)}")
+            if name not in RECIPE_NAMES and namespace != method:
+                raise BadInput(f"`{name}` must stand with `transfer: {namespace}`, but stands with {method or 'none'}")
+            if _is_asked(domain):
+                found[name] = float(value) if isinstance(domain, Float) else value
+        return found
+
+    @property
+    def size(self) -> int:
+        """How many recipes there are.
+
+        Raises:
+            BadInput: without number, since an interval has no step.
+        """
+        return sum(math.prod(len(values) for _, values in block) for block in self._grid())
+
+    def combination(self, index: int) -> dict[str, Scalar]:
+        """What is drawn for the recipe of that number, from 0; the parameters of a single value left out."""
+        for block in self._grid():
+            count = math.prod(len(values) for _, values in block)
+            if index < count:
+                found: dict[str, Scalar] = {}
+                for name, values in reversed(block):
+                    index, place = divmod(index, len(values))
+                    if _is_asked(self.parameters[name]):
+                        found[name] = values[place]
+                return found
+            index -= count
+        raise IndexError(index)
+
+    def _grid(self) -> Iterator[list[tuple[str, Sequence[Scalar]]]]:
+        """For each method the parameters that matter to it, with all their values."""
+        values = {name: _values(name, domain) for name, domain in self.parameters.items()}
+        for method in self.methods:
+            block = [
+                (name, own)
+                for name, own in values.items()
+                if name != "transfer" and (name in RECIPE_NAMES or name.rpartition(".")[0] == method)
+            ]
+            yield [*([("transfer", (method,))] if "transfer" in values else []), *block]
+
     def to_mapping(self) -> dict[str, Any]:
         """What `from_mapping` reads back as an equal space."""
         return {name: _written(domain) for name, domain in self.parameters.items()}
+
+
+def _is_asked(domain: Domain) -> bool:
+    """Whether drawing asks for the parameter."""
+    return not isinstance(domain, Choice) or len(domain.values) > 1
+
+
+def _values(name: str, domain: Domain) -> Sequence[Scalar]:
+    if isinstance(domain, Choice):
+        return domain.values
+    if isinstance(domain, Int):
+        return range(domain.low, domain.high + 1, domain.step)
+    if domain.low == domain.high:
+        return (domain.low,)
+    if domain.step is None:
+        raise BadInput(
+            f"`space.{name}` must be a list or have a step to be searched by grid, but is {_written(domain)}; "
+            "add a step, or take another sampler"
+        )
+    steps = round((domain.high - domain.low) / domain.step)
+    return tuple(domain.low + place * domain.step for place in range(steps + 1))
 
 
 def _written(domain: Domain) -> list[Scalar] | dict[str, Scalar]:
@@ -220,7 +311,7 @@ def _interval(name: str, raw: Mapping[Any, Any]) -> Domain:
     low, high, step, log = raw["low"], raw["high"], raw.get("step"), raw.get("log", False)
     for key, value in (("low", low), ("high", high), *((("step", step),) if step is not None else ())):
         if not _is_number(value):
-            raise BadInput(f"`{name}.{key}` must be a finite number, but got {shown(value)}")
+            raise BadInput(f"`{name}.{key}` must be a finite number, but got {shown(value)}{number_hint(value)}")
     if not isinstance(log, bool):
         raise BadInput(f"`{name}.log` must be true or false, but got {shown(log)}")
     if low > high:

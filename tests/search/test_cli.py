@@ -108,9 +108,9 @@ def test_status_lists_all_studies(finished: Finished, dux: Callable[..., Said]) 
     code, out, err = dux("status", "--home", finished.home)
     assert (code, err) == (0, "")
     header, _, row = (line.split() for line in out.strip().splitlines())
-    assert header == ["study", "state", "done", "failed", "front", "hypervolume"]
+    assert header == ["study", "state", "done", "failed", "stopped", "front", "hypervolume"]
     front = finished.study.front()
-    assert row == ["tiny", "finished", "6/6", "0", str(len(front.members)), f"{front.hypervolume:.4f}"]
+    assert row == ["tiny", "finished", "6/6", "0", "0", str(len(front.members)), f"{front.hypervolume:.4f}"]
 
 
 def test_status_of_one_study_is_a_line(finished: Finished, dux: Callable[..., Said]) -> None:
@@ -241,6 +241,7 @@ RUNNING = Progress(
     trials=24,
     done=6,
     failed=1,
+    stopped=3,
     running=2,
     best={"accuracy": 0.975, "parameters": 12345.0},
     front_size=4,
@@ -253,12 +254,12 @@ def test_progress_says_how_the_study_stands() -> None:
     console = Console(file=StringIO(), width=120, force_terminal=True, color_system=None)
     console.print(drawn("tiny", RUNNING, 3700.0))
     (bar, found) = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    assert re.match(r"tiny\s+\S+.*6/24 trials\s+2 running, 1 failed\s+1:01:40 gone, 1:15 left\s*$", bar)
+    assert re.match(r"tiny\s+\S+.*6/24 trials\s+2 running, 1 failed, 3 stopped\s+1:01:40 gone, 1:15 left\s*$", bar)
     assert found.strip() == "front of 4, hypervolume 0.5432; best accuracy 0.9750, parameters 12,345"
 
 
 def test_progress_before_the_first_trial_says_what_goes_on() -> None:
-    early = Progress("training the teacher: epoch 3 of 30", 24, 0, 0, 0, {}, 0, 0.0, None)
+    early = Progress("training the teacher: epoch 3 of 30", 24, 0, 0, 0, 0, {}, 0, 0.0, None)
     console = Console(file=StringIO(), width=120, force_terminal=True, color_system=None)
     console.print(drawn("tiny", early, 5.0))
     bar, phase = console.file.getvalue().splitlines()  # type: ignore[attr-defined]

@@ -232,6 +232,7 @@ def test_json_says_everything_about_the_members_and_is_json() -> None:
         "objectives": {"accuracy": "max", "parameters": "min"},
         "hypervolume": pytest.approx(0.8 * 0.5 + 0.05 * PARAMETERS.normalise(2000)),
         "trials": 2,
+        "broke_constraints": 0,
         "members": [
             {
                 "trial": 3,
@@ -249,6 +250,15 @@ def test_json_says_everything_about_the_members_and_is_json() -> None:
             },
         ],
     }
+
+
+def test_counts_are_whole_numbers_in_json_and_shares_are_not() -> None:
+    said = front(entry(0, 1.0, 100, nll=2.0, macs=7e12), entry(1, 0.5, 50, nll=0.25, macs=math.inf)).to_json("digits")
+    text = json.dumps(said)
+    assert '"accuracy": 1.0, "parameters": 100}' in text
+    assert '"nll": 2.0, "macs": 7000000000000}' in text
+    assert '"nll": 0.25, "macs": null}' in text
+    assert '"accuracy": 1.0,' in json.dumps(front(entry(0, 1.0, 100)).to_json("digits"))
 
 
 def test_brief_keeps_what_varies_and_the_namespace_where_the_end_is_not_enough() -> None:

@@ -8,9 +8,26 @@ from pathlib import Path
 import optuna
 import pytest
 
-from search.ledger import SAMPLERS, Ledger, delete, in_ledger
+from search.constraints import Limits
+from search.ledger import SAMPLERS, Ledger, Line, delete, grouped, in_ledger
 from spaces import BadInput, Recipe, Space
 
+SAMPLER = """
+import optuna
+
+class Backwards(optuna.samplers.RandomSampler):
+    def sample_independent(self, study, trial, name, distribution):
+        return getattr(distribution, "high", None) or distribution.choices[-1]
+
+class Seedless(optuna.samplers.BaseSampler):
+    infer_relative_search_space = sample_relative = lambda *_: {}
+    def sample_independent(self, study, trial, name, distribution):
+        return getattr(distribution, "low", None) or getattr(distribution, "choices", (0.0,))[0]
+"""
+
+GRID = Space.from_mapping(
+    {"transfer": ["none", "kd"], "student.width": [0.25, 0.5], "kd.temperature": {"low": 2, "high": 8, "step": 3}}
+)
 SPACE = Space.from_mapping(
     {
         "transfer": ["none", "kd", "factor"],
@@ -102,6 +119,43 @@ def test_a_measurement_that_is_no_objective_may_be_any_number(opened: Callable[.
     assert line.measurements["nll"] == math.inf
 
 
+def test_a_stopped_trial_is_pruned_and_done_and_keeps_what_it_had_come_to(
+    opened: Callable[..., Ledger], storage: str
+) -> None:
+    ledger = opened()
+    trial, recipe = ledger.ask()
+    ledger.rung(trial, 3, {"loss": 2.0, "accuracy": 0.25, "parameters": 1000.0})
+    ledger.rung(trial, 9, {"accuracy": math.nan, "loss": 2.0})
+    assert opened().lines()[0].outcome == "running"
+    ledger.stop(trial, 9, 4.5)
+    (line,) = opened().lines()
+    assert (line.outcome, line.stopped_at, line.seconds, line.recipe) == ("stopped", 9, 4.5, recipe)
+    assert dict(line.measurements) == {}
+    assert line.rungs[3] == {"accuracy": 0.25, "parameters": 1000.0}
+    assert math.isnan(line.rungs[9]["accuracy"])
+    assert math.isnan(line.rungs[9]["parameters"])
+    assert opened().done() == 1
+    assert opened().reconcile() == 0
+    (found,) = optuna.load_study(study_name="study", storage=storage).trials
+    assert (found.state, found.values) == (optuna.trial.TrialState.PRUNED, None)
+
+
+@pytest.mark.parametrize("sampler", [sampler for sampler in SAMPLERS if sampler != "grid"])
+def test_every_sampler_takes_stopped_and_failed_trials_among_the_others(
+    sampler: str, opened: Callable[..., Ledger]
+) -> None:
+    ledger = opened(sampler)
+    for number in range(14):
+        trial, recipe = ledger.ask()
+        if number % 3 == 0:
+            ledger.stop(trial, 3, 1.0)
+        elif number % 3 == 1:
+            ledger.fail(trial, "why")
+        else:
+            ledger.complete(trial, score(recipe), 1.0)
+    assert Counter(outcomes(ledger).values()) == {"stopped": 5, "failed": 5, "complete": 4}
+
+
 def test_orphans_are_closed_and_their_recipes_asked_again_exactly_once(opened: Callable[..., Ledger]) -> None:
     killed = opened()
     done, _ = killed.ask()
@@ -152,16 +206,19 @@ def test_a_kill_between_queueing_a_recipe_and_closing_its_trial_queues_it_once(
 
 def test_a_kill_between_the_record_and_the_telling_loses_nothing(opened: Callable[..., Ledger], storage: str) -> None:
     killed = opened()
-    for _ in range(2):
+    for _ in range(3):
         killed.ask()
     for trial in optuna.load_study(study_name="study", storage=storage).trials:
         raw = optuna.trial.Trial(optuna.load_study(study_name="study", storage=storage), trial._trial_id)
         raw.set_user_attr(
-            *(("measurements", '{"accuracy": 0.75, "parameters": 12.0}'), ("reason", "why"))[trial.number]
+            *(("measurements", '{"accuracy": 0.75, "parameters": 12.0}'), ("reason", "why"), ("stopped_at", 3))[
+                trial.number
+            ]
         )
     ledger = opened()
     assert ledger.reconcile() == 0
-    assert outcomes(ledger) == {0: "complete", 1: "failed"}
+    assert outcomes(ledger) == {0: "complete", 1: "failed", 2: "stopped"}
+    assert ledger.lines()[2].stopped_at == 3
     assert dict(ledger.lines()[0].measurements) == {"accuracy": 0.75, "parameters": 12.0}
     assert ledger.lines()[1].reason == "why"
     assert optuna.load_study(study_name="study", storage=storage).trials[0].values == [0.75, 12.0]
@@ -193,7 +250,7 @@ def test_a_kill_before_a_recipe_was_drawn_leaves_a_trial_without_one(
     assert recipe.student.width > 0
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2"])
+@pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2", "gp"])
 def test_the_same_seed_asks_for_the_same_recipes(sampler: str, tmp_path: Path) -> None:
     def sequence(name: str, seed: int) -> list[Recipe]:
         ledger = Ledger(f"sqlite:///{tmp_path / name}.db", "study", OBJECTIVES, sampler, seed, SPACE)
@@ -209,7 +266,7 @@ def test_a_resumed_session_does_not_repeat_the_first_sessions_draws(opened: Call
     assert not set(first) & set(asked(opened(), 5))
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [sampler for sampler in SAMPLERS if sampler != "grid"])
 def test_every_sampler_draws_the_parameters_of_the_drawn_method_and_no_others(
     sampler: str, opened: Callable[..., Ledger]
 ) -> None:
@@ -223,6 +280,42 @@ def test_every_sampler_draws_the_parameters_of_the_drawn_method_and_no_others(
         assert recipe.student.depth in (8, 14, 20)
         assert 0.125 <= recipe.student.width <= 1.0
     assert len(set(recipes)) == trials
+
+
+def test_optuna_knows_by_how_much_a_limit_is_overstepped_and_leaves_the_trial_out_of_its_best(
+    storage: str, opened: Callable[..., Ledger]
+) -> None:
+    constraints = {"parameters": Limits(max=2000.0), "nll": Limits(min=0.1, max=0.5)}
+
+    def constrained() -> Ledger:
+        return Ledger(storage, "study", OBJECTIVES, "tpe", 0, SPACE, constraints)
+
+    ledger = constrained()
+    for parameters in (1000.0, 3000.0):
+        trial, _ = ledger.ask()
+        ledger.complete(trial, {"accuracy": parameters / 4000, "parameters": parameters, "nll": 0.3}, 1.0)
+    trial, _ = ledger.ask()  # killed between the record and the telling
+    optuna.Trial(ledger._study, ledger._id(trial)).set_user_attr(
+        "measurements", '{"accuracy": 1.0, "parameters": 10.0, "nll": 5.0}'
+    )
+    assert constrained().reconcile() == 0
+    study = optuna.load_study(study_name="study", storage=storage)
+    limits = {"parameters <= 2000", "nll >= 0.1", "nll <= 0.5"}
+    assert [{*found.constraints} for found in study.trials] == [limits] * 3
+    assert [found.constraints["parameters <= 2000"] for found in study.trials] == [-0.5, 0.5, -0.995]
+    assert study.trials[2].constraints["nll <= 0.5"] == 9.0
+    assert [found.number for found in study.best_trials] == [0]
+    assert [line.outcome for line in opened().lines()] == ["complete"] * 3
+
+
+def test_the_sampler_learns_from_constraints(storage: str) -> None:
+    wide = {"parameters": Limits(max=5000.0)}  # of 1,250 to 10,000: widths up to a half
+    ledger = Ledger(storage, "study", OBJECTIVES, "tpe", 0, SPACE, wide)
+    late = asked(ledger, 45)[25:]
+    alone = asked(Ledger(storage, "other", OBJECTIVES, "random", 0, SPACE), 45)[25:]
+    kept, by_chance = (sum(recipe.student.width <= 0.5 for recipe in recipes) for recipes in (late, alone))
+    assert kept > by_chance
+    assert kept >= 15
 
 
 def test_what_was_drawn_is_in_the_database_under_its_name(opened: Callable[..., Ledger], storage: str) -> None:
@@ -262,3 +355,164 @@ def test_two_studies_of_one_storage_do_not_see_each_other(storage: str) -> None:
     trials = [ledger.ask() for ledger in ledgers]
     assert trials[0] == trials[1]  # the same seed, and numbers of their own
     assert [ledger.reconcile() for ledger in ledgers] == [1, 1]
+
+
+def test_a_grid_asks_for_every_recipe_once_whatever_is_killed_and_tried_again(storage: str) -> None:
+    def grid(seed: int = 0) -> Ledger:
+        return Ledger(storage, "grid", OBJECTIVES, "grid", seed, GRID)
+
+    ledger = grid()
+    ledger.try_first([{"transfer": "kd", "kd.temperature": 8}])
+    finished = []
+    for number in range(3):
+        trial, recipe = ledger.ask()
+        finished.append(recipe)
+        ledger.complete(trial, score(recipe), 1.0)
+        if number == 0:
+            assert (recipe.transfer, dict(recipe.options)) == ("kd", {"temperature": 8})
+    trial, retried = ledger.ask()
+    ledger.retry(trial, "died")
+    ledger.ask()  # the same once more, and killed, and another one with it
+    ledger.ask()
+    ledger = grid()
+    assert ledger.reconcile() == 2
+    for _ in range(GRID.size - 3):
+        trial, recipe = ledger.ask()
+        finished.append(recipe)
+        ledger.complete(trial, score(recipe), 1.0)
+    assert retried in finished
+    expected = {
+        Recipe.from_flat({"transfer": "kd", "student.width": width, "kd.temperature": t})
+        for width in (0.25, 0.5)
+        for t in (2, 5, 8)
+    } | {Recipe.from_flat({"student.width": width}) for width in (0.25, 0.5)}
+    assert len(finished) == GRID.size == 8
+    assert set(finished) == expected
+
+
+def test_a_grid_comes_in_an_order_of_its_seed(tmp_path: Path) -> None:
+    def order(name: str, seed: int) -> list[Recipe]:
+        ledger = Ledger(f"sqlite:///{tmp_path / name}.db", "study", OBJECTIVES, "grid", seed, GRID)
+        return asked(ledger, GRID.size)
+
+    assert order("a", 1) == order("b", 1) != order("c", 2)
+
+
+def test_a_sampler_of_the_users_own_is_asked(
+    tmp_path: Path, opened: Callable[..., Ledger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_samplers.py").write_text(SAMPLER)
+    monkeypatch.syspath_prepend(tmp_path)
+    ledger = opened("own_samplers:Backwards")
+    _, recipe = ledger.ask()
+    assert (recipe.transfer, recipe.student.width, recipe.pruning.fraction) == ("factor", 1.0, 0.9)
+    _, recipe = opened("own_samplers:Seedless").ask()
+    assert (recipe.transfer, recipe.student.width) == ("none", 0.125)
+    with pytest.raises(BadInput, match=r"`search.sampler: own_samplers:Missing` must be a class that can be made"):
+        opened("own_samplers:Missing").ask()
+    assert len(opened("own_samplers:Missing").lines()) == 2  # looking needs no sampler
+
+
+def test_a_trial_tried_again_is_one_recipe_and_one_result(opened: Callable[..., Ledger]) -> None:
+    ledger = opened()
+    first, recipe = ledger.ask()
+    assert ledger.tries(first) == 0
+    ledger.retry(first, "the worker process died")
+    assert outcomes(opened()) == {first: "interrupted"}
+    assert opened().lines()[0].reason == "the worker process died"
+    assert opened().done() == 0
+    second, again = ledger.ask()
+    assert (again, ledger.tries(second)) == (recipe, 1)
+    ledger = opened()  # the driver was killed, which is nobody's try
+    assert ledger.reconcile() == 1
+    third, again = ledger.ask()
+    assert (again, ledger.tries(third)) == (recipe, 1)
+    ledger.retry(third, "took too long")
+    fourth, again = ledger.ask()
+    assert (again, ledger.tries(fourth)) == (recipe, 2)
+    ledger.fail(fourth, "took too long")
+    assert opened().done() == 1
+    assert ledger.ask()[1] != recipe
+
+
+def test_a_kill_between_the_reason_and_queueing_again_queues_once(opened: Callable[..., Ledger], storage: str) -> None:
+    trial, recipe = opened().ask()
+    study = optuna.load_study(study_name="study", storage=storage)
+    optuna.Trial(study, study.trials[trial]._trial_id).set_user_attr("again", "died")
+    ledger = opened()
+    assert ledger.reconcile({trial: {"measurements": MEASURED, "seconds": 1.0}}.get) == 1
+    assert opened().reconcile() == 0
+    second, again = ledger.ask()
+    assert (again, ledger.tries(second)) == (recipe, 1)
+    assert ledger.ask()[1] != recipe
+
+
+def test_recipes_to_try_first_come_first_and_once(opened: Callable[..., Ledger]) -> None:
+    first = [{"student.width": 0.5, "transfer": "kd"}, {}, {"pruning.fraction": 0, "student.depth": 14}]
+    ledger = opened()
+    ledger.try_first(first)
+    opened().try_first(first)  # another session
+    recipes = [ledger.ask()[1] for _ in range(4)]
+    assert (recipes[0].student.width, recipes[0].transfer) == (0.5, "kd")
+    assert 1.0 <= dict(recipes[0].options)["temperature"] <= 8.0
+    assert (recipes[2].pruning.fraction, recipes[2].student.depth) == (0.0, 14)
+    assert len(set(recipes)) == 4
+    opened().try_first(first)
+    assert ledger.ask()[1].student.width != 0.5
+
+
+def test_a_study_learns_from_another_whose_trials_are_not_its_own(storage: str, opened: Callable[..., Ledger]) -> None:
+    wide = Space.from_mapping({"student.width": {"low": 0.125, "high": 2.0}})
+    earlier = Ledger(storage, "earlier", OBJECTIVES, "random", 3, wide)
+    asked(earlier, 40)
+    trial, _ = earlier.ask()
+    earlier.fail(trial, "why")
+    trial, _ = earlier.ask()
+    earlier.stop(trial, 3, 1.0)
+    narrow = Space.from_mapping({"student.width": {"low": 0.125, "high": 1.0}})
+    inside = [line for line in earlier.lines() if line.outcome == "complete" and line.recipe.student.width <= 1.0]  # type: ignore[union-attr]
+    assert 10 < len(inside) < 40
+
+    def later() -> Ledger:
+        return Ledger(storage, "later", OBJECTIVES, "tpe", 0, narrow, {"parameters": Limits(max=5000.0)})
+
+    ledger = later()
+    assert not ledger.has_learned
+    assert ledger.learn_from("earlier", earlier.lines()) == len(inside)
+    assert later().has_learned
+    assert later().learn_from("earlier", earlier.lines()) == len(inside)  # nothing twice
+    study = optuna.load_study(study_name="later", storage=storage)
+    assert [trial.values for trial in study.trials] == [
+        [line.measurements["accuracy"], line.measurements["parameters"]] for line in inside
+    ]
+    assert all(tuple(trial.constraints) == ("parameters <= 5000",) for trial in study.trials)
+    assert (ledger.lines(), ledger.done(), ledger.reconcile()) == ([], 0, 0)
+    recipes = asked(ledger, 15)
+    assert [line.trial for line in later().lines()] == list(range(len(inside), len(inside) + 15))
+    assert later().done() == 15
+    # the best accuracy is at 0.4: TPE knows, after as many trials elsewhere as it wants before it begins
+    assert sum(abs(recipe.student.width - 0.4) < 0.25 for recipe in recipes) >= 10
+
+
+def test_a_study_learns_nothing_from_recipes_that_it_could_not_draw(storage: str) -> None:
+    earlier = Ledger(storage, "earlier", OBJECTIVES, "random", 0, SPACE)
+    asked(earlier, 12)
+    for other in (
+        Space.from_mapping({"student.width": {"low": 0.125, "high": 1.0}}),  # all else at its default
+        Space.from_mapping({**SPACE.to_mapping(), "training.epochs": [5, 6]}),
+        Space.from_mapping({**SPACE.to_mapping(), "student.width": {"low": 2.0, "high": 3.0}}),
+        Space.from_mapping({"transfer": ["attention", "crd"]}),
+    ):
+        ledger = Ledger(storage, str(other), OBJECTIVES, "random", 0, other)
+        assert ledger.learn_from("earlier", earlier.lines()) == 0
+
+
+def test_reasons_that_differ_in_numbers_only_are_one() -> None:
+    reasons = ["nan in epoch 3, rate 1e+30", "other", "nan in epoch 12, rate 0.5", "another", "another"]
+    lines = [Line(trial, "failed", None, {}, reason, 0.0, None, {}) for trial, reason in enumerate(reasons)]
+    assert grouped(lines) == [
+        ("nan in epoch 3, rate 1e+30", [0, 2]),
+        ("another", [3, 4]),
+        ("other", [1]),
+    ]
+    assert grouped([]) == []

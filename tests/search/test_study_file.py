@@ -247,6 +247,30 @@ BAD: dict[str, tuple[str, str]] = {
     "direction's word": ("name: a\nspace: {}\nobjectives: {accuracy: up}", "should be 'min' or 'max', but got 'up'"),
     "objectives a list": ("name: a\nspace: {}\nobjectives: [accuracy]", "`objectives` should be a valid dictionary"),
     "objective a number": ("name: a\nspace: {}\nobjectives: {1: max}", "should be a valid string, but got 1"),
+    # constraints
+    "constraint": (
+        "name: a\nspace: {}\nconstraints: {paramters: {max: 5}}",
+        "`constraints.paramters` must be a measurement; did you mean `parameters`",
+    ),
+    "constraint's end": (
+        "name: a\nspace: {}\nconstraints: {parameters: {maximum: 5}}",
+        "`constraints.parameters.maximum` is not a known key; did you mean `max`",
+    ),
+    "constraint a number": ("name: a\nspace: {}\nconstraints: {parameters: 5}", "`constraints.parameters` .*but got 5"),
+    "constraint of nothing": (
+        "name: a\nspace: {}\nconstraints: {parameters: {}}",
+        "`constraints.parameters` must have a min or a max, but got {}",
+    ),
+    "constraint nobody keeps": (
+        "name: a\nspace: {}\nconstraints: {accuracy: {min: 0.9, max: 0.8}}",
+        "`constraints.accuracy` must have min <= max, but got {'min': 0.9, 'max': 0.8}",
+    ),
+    "constraint a word": (
+        "name: a\nspace: {}\nconstraints: {parameters: {max: few}}",
+        "`constraints.parameters.max` must be a number, as 0.9, 50k, 1.5M or 2G, but got 'few'",
+    ),
+    "constraint NaN": ("name: a\nspace: {}\nconstraints: {nll: {max: .nan}}", "nll.max` should be a finite number"),
+    "constraint true": ("name: a\nspace: {}\nconstraints: {nll: {max: yes}}", "nll.max` .*valid number, but got True"),
     # search
     "search key": (
         "name: a\nspace: {}\nsearch: {trails: 3}",
@@ -259,8 +283,69 @@ BAD: dict[str, tuple[str, str]] = {
     "concurrent 0": ("name: a\nspace: {}\nsearch: {concurrent: 0}", "`search.concurrent` .*equal to 1, but got 0"),
     "sampler": (
         "name: a\nspace: {}\nsearch: {sampler: tpee}",
-        "`search.sampler` must be a known sampler, but got 'tpee'; did you mean `tpe`. known: gp, nsga2, random, tpe",
+        "`search.sampler` must be a known sampler, but got 'tpee'; did you mean `tpe`. known: gp, .*tpe, or `",
     ),
+    "stopping": (
+        "name: a\nspace: {}\nsearch: {stopping: asha}",
+        "`search.stopping` should be 'none' or 'pareto', but got 'asha'; leave it out for 'none'",
+    ),
+    "no reduction": ("name: a\nspace: {}\nsearch: {reduction: 1}", "`search.reduction` .*equal to 2, but got 1"),
+    "no epochs": ("name: a\nspace: {}\nsearch: {min_epochs: 0}", "`search.min_epochs` .*equal to 1, but got 0"),
+    "sampler in capitals": (
+        "name: a\nspace: {}\nsearch: {sampler: TPE}",
+        "must be a known sampler, but got 'TPE'; did you mean `tpe`",
+    ),
+    "number without a point": (
+        "name: a\nspace: {}\ntask: {teacher: {learning_rate: 1e-3}}",
+        r"learning_rate` .*valid number, but got '1e-3' \(which YAML reads as a text: write 1.0e-3\)",
+    ),
+    "choice without a point": (
+        "name: a\nspace: {training.weight_decay: [5E4, 0.1]}",
+        r"weight_decay` .*valid number, but got '5E4' \(which YAML reads as a text: write 5.0e\+4\)",
+    ),
+    "low without a point": (
+        "name: a\nspace: {training.learning_rate: {low: 1e-3, high: 0.1, log: true}}",
+        r"low` must be a finite number, but got '1e-3' \(which YAML reads as a text: write 1.0e-3\)",
+    ),
+    "option without a point": (
+        "name: a\nspace: {transfer: kd, kd.temperature: 25e-1}",
+        r"kd.temperature` .*but got '25e-1' \(which YAML reads as a text: write 25.0e-1\)",
+    ),
+    "sampler of no module": (
+        "name: a\nspace: {}\nsearch: {sampler: 'nowhere:Sampler'}",
+        "`search.sampler: nowhere:Sampler` must be a class that can be made, but ModuleNotFoundError: .*; try it",
+    ),
+    "sampler of no class": (
+        "name: a\nspace: {}\nsearch: {sampler: 'space_functions:good'}",
+        "`search.sampler: space_functions:good` must make an optuna.samplers.BaseSampler, but made {",
+    ),
+    "sampler that raises": (
+        "name: a\nspace: {}\nsearch: {sampler: 'space_functions:raises'}",
+        "must be a class that can be made, but KeyError: 'no such key'; try it in Python",
+    ),
+    "grid without a step": (
+        "name: a\nspace: {student.width: {low: 0.5, high: 1.0}}\nsearch: {sampler: grid}",
+        "`space.student.width` must be a list or have a step to be searched by grid, but is {'low': 0.5, 'high': 1.0}",
+    ),
+    "grid without an end": (
+        "name: a\nspace: {seed: {low: 0, high: 1000000}}\nsearch: {sampler: grid}",
+        "a grid must have at most 100,000 recipes, but this space has 1,000,001; list fewer values",
+    ),
+    "first a mapping": ("name: a\nspace: {}\nsearch: {first: {transfer: kd}}", "`search.first` .*valid list, but got"),
+    "first by a name": (
+        "name: a\nspace: {transfer: [kd, none]}\nsearch: {first: [{}, {transfr: kd}]}",
+        "`search.first.1`: `transfr` must be a parameter of the space; did you mean `transfer`",
+    ),
+    "first elsewhere": (
+        "name: a\nspace: {student.width: [0.5, 1.0]}\nsearch: {first: [{student.width: 0.75}]}",
+        r"`search.first.0`: `student.width` must be in the space, but got 0.75; it has \[0.5, 1.0\]",
+    ),
+    "first of another method": (
+        "name: a\nspace: {transfer: [kd, none], kd.temperature: [2.0, 4.0]}\nsearch: {first: [{kd.temperature: 2.0}]}",
+        "`search.first.0`: `kd.temperature` must stand with `transfer: kd`, but stands with none",
+    ),
+    "no time": ("name: a\nspace: {}\nsearch: {trial_timeout: 0}", "`search.trial_timeout` .*greater than 0, but got 0"),
+    "negative retries": ("name: a\nspace: {}\nsearch: {retries: -1}", "`search.retries` .*equal to 0, but got -1"),
     "negative seed": ("name: a\nspace: {}\nsearch: {seed: -1}", "`search.seed` .*equal to 0, but got -1"),
     "GPUs not a number": ("name: a\nspace: {}\nsearch: {gpus: .nan}", "`search.gpus` should be a finite number"),
 }
@@ -412,7 +497,10 @@ space:
   training.epochs: {low: 2, high: 64, log: true}
   training.learning_rate: {low: 0.01, high: 0.2, log: true}
 objectives: {nll: min, macs: min, size_bytes: min}
-search: {trials: 3, concurrent: 1, sampler: random, seed: 7, cpus: 2, gpus: 0.5}
+constraints: {parameters: {max: 200k}, accuracy: {min: 0.5, max: 1}}
+search:
+  {trials: 3, concurrent: 1, sampler: random, seed: 7, cpus: 2, gpus: 0.5, stopping: pareto, retries: 0,
+   trial_timeout: 60, first: [{transfer: kd, kd.temperature: 2}, {factor.p: 1, transfer: factor}], start_from: a}
 """
     for text in (everything, TINY, "name: least\nspace: {}"):
         study = StudyFile.from_mapping(yaml.safe_load(text))
@@ -441,8 +529,8 @@ def test_a_relative_root_starts_at_the_study_file(folder: Path) -> None:
 
 
 def test_a_bad_mapping_from_python_is_refused_with_the_same_words() -> None:
-    with pytest.raises(BadInput, match=r"`search\.sampler` must be a known sampler, but got 'grid'"):
-        StudyFile.from_mapping({"name": "a", "space": {}, "search": {"sampler": "grid"}})
+    with pytest.raises(BadInput, match=r"`search\.sampler` must be a known sampler, but got 'gird'"):
+        StudyFile.from_mapping({"name": "a", "space": {}, "search": {"sampler": "gird"}})
 
 
 @pytest.mark.parametrize(

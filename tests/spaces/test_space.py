@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 import pytest
 
-from spaces import BadInput, Choice, Float, Int, Recipe, Space
+from spaces import BadInput, Choice, Domain, Float, Int, Recipe, Space
 
 DESIGN = {
     "student.width": {"low": 0.125, "high": 1.0, "step": 0.125},
@@ -205,3 +205,82 @@ def test_the_curve_is_looked_at_where_the_space_may_draw(domain: Any, expected: 
 
 def test_a_space_without_pruning_has_no_curve() -> None:
     assert Space({}).fractions() == ()
+
+
+GRID = Space.from_mapping(
+    {
+        "transfer": ["none", "kd", "factor"],
+        "student.width": {"low": 0.25, "high": 1.0, "step": 0.25},
+        "student.depth": {"low": 8, "high": 20, "step": 6},
+        "kd.temperature": [2.0, 4.0],
+        "factor.rate": [0.5, 1.0],
+        "factor.p": 1,
+        "training.epochs": 3,
+    }
+)
+
+
+def test_a_grid_has_every_recipe_once_and_no_parameter_of_another_method() -> None:
+    found = [GRID.combination(index) for index in range(GRID.size)]
+    assert GRID.size == 12 * (1 + 2 + 2)
+    assert len({tuple(sorted(recipe.items())) for recipe in found}) == GRID.size
+    expected = {
+        (method, width, depth, *own)
+        for method, owns in (("none", [()]), ("kd", [(2.0,), (4.0,)]), ("factor", [(0.5,), (1.0,)]))
+        for width in (0.25, 0.5, 0.75, 1.0)
+        for depth in (8, 14, 20)
+        for own in owns
+    }
+    named = ("transfer", "student.width", "student.depth", "kd.temperature", "factor.rate")
+    assert {tuple(recipe[name] for name in named if name in recipe) for recipe in found} == expected
+    for recipe in found:
+        assert not {"training.epochs", "factor.p"} & {*recipe}  # never asked for: they have one value
+        assert GRID.partial(recipe) == recipe
+    with pytest.raises(IndexError):
+        GRID.combination(GRID.size)
+
+
+def test_a_space_of_single_values_is_a_grid_of_one() -> None:
+    ends = {"pruning.fraction": {"low": 0.3, "high": 0.3}, "student.depth": {"low": 8, "high": 8}}
+    space = Space.from_mapping({"student.width": 0.5, **ends})
+    assert space.size == 1
+    asked = optuna.trial.FixedTrial(space.combination(0))
+    space.draw(asked)
+    assert space.combination(0) == asked.params == {"pruning.fraction": 0.3, "student.depth": 8}
+    assert Space({}).size == 1
+
+
+def test_an_interval_without_a_step_has_no_grid() -> None:
+    space = Space.from_mapping({"pruning.fraction": {"low": 0.0, "high": 0.5}})
+    with pytest.raises(BadInput, match=r"`space\.pruning\.fraction` must be a list or have a step"):
+        print(space.size)
+
+
+@pytest.mark.parametrize(
+    ("domain", "inside", "outside"),
+    [
+        (Choice(("none", 1, True)), ["none", 1, True], ["kd", 1.0, False, None, ["none"]]),
+        (Float(0.5, 1.0), [0.5, 1, 0.7], [0.4, 1.1, "0.7", True, None, float("nan")]),
+        (Float(0.1, 1.0, step=0.1), [0.1, 0.1 + 0.2, 0.7, 1], [0.15, 0.0]),
+        (Int(8, 20, step=6), [8, 14, 20], [9, 26, 2, 14.0, True, "8"]),
+    ],
+)
+def test_a_domain_holds_what_it_may_draw(domain: Domain, inside: list[object], outside: list[object]) -> None:
+    assert [value for value in inside if not domain.holds(value)] == []
+    assert [value for value in outside if domain.holds(value)] == []
+
+
+def test_a_recipe_to_try_first_is_what_is_asked_for() -> None:
+    assert GRID.partial({"transfer": "kd", "kd.temperature": 2.0, "training.epochs": 3}) == {
+        "transfer": "kd",
+        "kd.temperature": 2.0,
+    }
+    whole = GRID.partial({"student.width": 1})
+    assert whole == {"student.width": 1.0}
+    assert isinstance(whole["student.width"], float)
+    only = Space.from_mapping({"transfer": "kd", "kd.temperature": {"low": 1.0, "high": 8.0}})
+    assert only.partial({"kd.temperature": 2}) == {"kd.temperature": 2.0}
+    with pytest.raises(BadInput, match=r"`training.epochs` must be in the space, but got 4; it has"):
+        GRID.partial({"training.epochs": 4})
+    with pytest.raises(BadInput, match=r"`factor.rate` must stand with `transfer: factor`, but stands with kd"):
+        GRID.partial({"transfer": "kd", "factor.rate": 0.5})

@@ -258,6 +258,27 @@ def test_the_last_report_is_of_the_network_that_is_measured(task: Task) -> None:
     assert found[1].metrics["nll"] == pytest.approx(result.before_cut["nll"], rel=1e-5)
 
 
+def test_what_a_student_will_cost_is_known_roughly_from_the_start_and_exactly_once_it_is_cut(task: Task) -> None:
+    names = {"parameters", "macs", "size_bytes"}
+    found: list[Report] = []
+    result = run_trial(PRUNED_KD, task, Knowledge(task), found.append)
+    exact = {name: result.measurements[name] for name in names}
+    first, second, last = (report.cost for report in found)
+    assert first == second
+    assert last == exact
+    assert set(first) == names
+    assert all(0.7 * exact[name] < first[name] < 1.4 * exact[name] for name in names)
+    # the uncut student is far outside of that
+    assert all(result.before_cut[name] > 1.4 * first[name] for name in names)
+
+
+def test_what_a_student_that_is_not_cut_will_cost_is_exact_from_the_start(task: Task) -> None:
+    found: list[Report] = []
+    result = run_trial(RECIPES["labels alone"], task, Knowledge(task), found.append)
+    for report in found:
+        assert report.cost == {name: result.measurements[name] for name in report.cost}
+
+
 def test_what_a_report_raises_ends_the_trial(task: Task) -> None:
     seen: list[int] = []
 
