@@ -195,6 +195,13 @@ def document(setting: Setting, home: Path, path: Path) -> str:
         for other in MAIN
         if other != "factor" and other in accuracies and "factor" in accuracies
     ]
+    shown_by: dict[bool, list[str]] = {True: [], False: []}
+    for row in claim:
+        shown_by[row.endswith("better |")].append(row.split(" |")[0].removeprefix("| "))
+    conclusion = (
+        f"So at this scale the claim is reproduced against {', '.join(shown_by[True]) or 'none of them'}, and not "
+        f"against {', '.join(shown_by[False]) or 'any'}."
+    )
     depth, width, epochs = setting.teacher
     return "\n".join(
         [
@@ -231,6 +238,8 @@ def document(setting: Setting, home: Path, path: Path) -> str:
             "| factor against | difference |",
             "| --- | --- |",
             *claim,
+            "",
+            conclusion,
             "",
             f"After {LONGER[0]} epochs instead of {setting.epochs}, {setting.seeds} seeds:",
             "",

@@ -352,7 +352,7 @@ def _state(study: Any) -> tuple[tuple[str, str, str, str, str, str], int]:
     """A row of the table, and how many students break a constraint."""
     lines = study.lines()
     failed, stopped = (sum(line.outcome == outcome for line in lines) for outcome in ("failed", "stopped"))
-    done = sum(line.ended for line in lines)
+    done = sum(line.counts for line in lines)
     asked = study.file.trials
     state = "running" if study.at_work else "finished" if done >= asked else "interrupted"
     try:

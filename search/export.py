@@ -138,7 +138,8 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = ("
         if name not in FORMATS:
             raise BadInput(f"`--format` must be a known format, but got {name!r}; {known(FORMATS, name)}")
     data = study.file.task.load_data()
-    source = study.trial_folder(entry.trial)
+    assert entry.folder is not None
+    source = entry.folder
     try:
         network = load_student(source)
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
@@ -175,6 +176,7 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = ("
         card = {
             "study": study.name,
             "trial": entry.trial,
+            "curve_of": entry.curve_of,
             "mlflow_run_id": entry.run_id,
             "recipe": dict(entry.recipe),
             "input": {"name": "images", "shape": ["batch", *data.image_shape], "type": "float32", "range": [0.0, 1.0]},

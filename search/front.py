@@ -25,6 +25,8 @@ from spaces.errors import BadInput
 Direction = Literal["min", "max"]
 Bounds = Mapping[str, tuple[Direction, float]]
 
+_IN_THE_TABLE = ("accuracy", "nll", "parameters", "macs", "size_bytes")
+"""Measurements that the terminal has room for beside the objectives."""
 _SUFFIXES = {"k": 1e3, "M": 1e6, "G": 1e9}
 
 
@@ -121,6 +123,8 @@ class Entry:
     run_id: str | None = None
     """Of the trial's run in MLflow; None where it is not there (yet)."""
     folder: Path | None = None
+    curve_of: int | None = None
+    """The trial on whose pruning curve it is: its student, cut otherwise and not fine-tuned."""
 
     def value(self, name: str) -> float:
         """The measurement, NaN where the student has none of that name; "trial" is the trial's number."""
@@ -232,7 +236,8 @@ class Front:
         ends = Counter(name.rpartition(".")[2] for name in entry.recipe)
         short = {name: end if ends[end := name.rpartition(".")[2]] == 1 else name for name in varied or entry.recipe}
         values = {name: f"{v:.3g}" if isinstance(v := entry.recipe[name], float) else str(v) for name in short}
-        return " ".join(f"{short[name]}={values[name]}" for name in short)
+        origin = "" if entry.curve_of is None else f" (trial {entry.curve_of} cut, not fine-tuned)"
+        return " ".join(f"{short[name]}={values[name]}" for name in short) + origin
 
     def to_json(self, study: str) -> dict[str, object]:
         """The front as what `json.dumps` takes; counts are whole numbers, a value that is no finite number is None."""
@@ -258,14 +263,15 @@ class Front:
                     "objectives": finite(entry, [*self.objectives]),
                     "measurements": finite(entry, [n for n in entry.measurements if n not in self.objectives]),
                     "mlflow_run_id": entry.run_id,
+                    "curve_of": entry.curve_of,
                 }
                 for entry in self.members
             ],
         }
 
     def table(self) -> Table:
-        """The members for the terminal: trial, objectives, other measurements to three digits, the recipe in brief."""
-        others = [name for name in self.known() if name not in self.objectives]
+        """The members for the terminal: trial, objectives, a few more to three digits, the recipe in brief."""
+        others = [name for name in _IN_THE_TABLE if name in self.known() and name not in self.objectives]
         table = Table(title=self.summary(), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for name in ("trial", *self.objectives, *others):
             table.add_column(name.replace("_", " "), justify="right")

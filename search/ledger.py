@@ -55,11 +55,18 @@ class Line:
     """Epochs after which it was stopped early."""
     rungs: Mapping[int, Mapping[str, float]]
     """Epochs -> the objectives then, where early stopping compared it with others; NaN where one was no number."""
+    point: tuple[int, int] | None
+    """Of a student on a trial's pruning curve: the trial, and the place on its curve."""
 
     @property
     def ended(self) -> bool:
-        """Whether it counts among the trials asked for: well or badly, it is done."""
+        """Whether it is done, well or badly."""
         return self.outcome in _ENDED
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is one of the trials asked for, and done."""
+        return self.ended and self.point is None
 
 
 class Ledger:
@@ -125,17 +132,63 @@ class Ledger:
         self._asked[trial.number] = trial
         return trial.number, recipe
 
-    def complete(self, number: int, measurements: Mapping[str, float], seconds: float) -> None:
-        """Record a finished trial; one whose objectives are not all finite is recorded as failed."""
+    def complete(
+        self,
+        number: int,
+        measurements: Mapping[str, float],
+        seconds: float,
+        curve: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Record a finished trial; one whose objectives are not all finite is recorded as failed.
+
+        Args:
+            number: of the trial.
+            measurements: of its student.
+            seconds: that it took.
+            curve: what `TrialResult.points` says; each becomes a line of its own, and the sampler learns of it.
+        """
         values = [measurements.get(name, math.nan) for name in self._objectives]
         if not all(math.isfinite(value) for value in values):
             named = ", ".join(f"{name} {value}" for name, value in zip(self._objectives, values, strict=True))
             self.fail(number, f"objectives must be finite, but are {named}")
             return
-        self._set(number, measurements=json.dumps(dict(measurements)), seconds=seconds)
+        self._set(number, curve=json.dumps(list(curve)), measurements=json.dumps(dict(measurements)), seconds=seconds)
         for limit, over in violations(self._constraints, measurements).items():
             self._asked[number].set_constraint(limit, over)
         self._study.tell(self._asked.pop(number), values)
+        self._add_curves()
+
+    def _add_curves(self) -> None:
+        """Add the points of finished trials' curves that are not there yet; a kill may have come before."""
+        trials = self._study.get_trials(deepcopy=False)
+        there = {tuple(trial.user_attrs["point"]) for trial in trials if "point" in trial.user_attrs}
+        for trial in trials:
+            if trial.state != TrialState.COMPLETE:
+                continue
+            for place, point in enumerate(json.loads(trial.user_attrs.get("curve", "[]"))):
+                values = [point["measurements"].get(name, math.nan) for name in self._objectives]
+                if (trial.number, place) in there or not all(map(math.isfinite, values)):
+                    continue
+                # what of the trial's parameters the point has otherwise, as far as the space knows the value
+                params = {
+                    name: value if point["recipe"].get(name, value) == value else point["recipe"][name]
+                    for name, value in trial.params.items()
+                    if self._space.parameters[name].holds(point["recipe"].get(name, value))
+                }
+                self._study.add_trial(
+                    optuna.trial.create_trial(
+                        values=values,
+                        params=params,
+                        distributions={name: trial.distributions[name] for name in params},
+                        user_attrs={
+                            "point": [trial.number, place],
+                            "recipe": json.dumps(point["recipe"], sort_keys=True),
+                            "measurements": json.dumps(point["measurements"]),
+                            "seconds": point["seconds"],
+                        },
+                        constraints=violations(self._constraints, point["measurements"]),
+                    )
+                )
 
     def fail(self, number: int, reason: str) -> None:
         """Record a trial that ended badly; the sampler learns nothing from it, and it is not tried again."""
@@ -215,8 +268,8 @@ class Ledger:
         To be called only by the process that holds the study's lock.
 
         Args:
-            finished: `measurements` and `seconds` of a trial that had come to its end when the process was killed, from
-                the trial's files; None for others.
+            finished: `measurements`, `seconds` and `curve` of a trial that had come to its end when the process was
+                killed, from the trial's files; None for others.
         """
         trials = self._study.get_trials(deepcopy=False)
         queued = {
@@ -232,7 +285,11 @@ class Ledger:
             attributes = trial.user_attrs  # with an outcome in them the kill came between record and telling
             told = {"reason", "again", "stopped_at", "measurements"} & {*attributes}
             if not told and (result := finished(trial.number)):
-                attributes = {"measurements": json.dumps(result["measurements"]), "seconds": result["seconds"]}
+                attributes = {
+                    "curve": json.dumps(result["curve"]),
+                    "measurements": json.dumps(result["measurements"]),
+                    "seconds": result["seconds"],
+                }
                 for key, value in attributes.items():
                     self._storage.set_trial_user_attr(self._id(trial.number), key, value)
             if "measurements" in attributes:
@@ -251,6 +308,7 @@ class Ledger:
                     self._queue_again(trial.number, trial.params, attributes)
                 again += 1
             self._study.tell(trial.number, state=TrialState.FAIL)
+        self._add_curves()
         return again
 
     def lines(self) -> list[Line]:
@@ -261,7 +319,7 @@ class Ledger:
     def done(self) -> int:
         """How many trials have ended, well or badly."""
         trials = self._study.get_trials(deepcopy=False)
-        return sum(_is_own(trial) and _outcome(trial) in _ENDED for trial in trials)
+        return sum(_is_own(trial) and "point" not in trial.user_attrs and _outcome(trial) in _ENDED for trial in trials)
 
     def _queue_again(self, number: int, params: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
         tries = attributes.get("tries", 0) + ("again" in attributes)
@@ -273,7 +331,7 @@ class Ledger:
         trials = self._study.get_trials(deepcopy=False)
         if any(trial.state == TrialState.WAITING for trial in trials):
             return
-        had = [trial.params for trial in trials if "from" not in trial.user_attrs]
+        had = [trial.params for trial in trials if not {"from", "point"} & {*trial.user_attrs}]
         for index in grid:
             recipe = self._space.combination(index)
             if recipe not in had:
@@ -377,4 +435,5 @@ def _line(trial: FrozenTrial) -> Line:
             for key, values in attributes.items()
             if key.startswith(_RUNG)
         },
+        (attributes["point"][0], attributes["point"][1]) if "point" in attributes else None,
     )

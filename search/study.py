@@ -36,6 +36,7 @@ from trainers.measure import METRICS, ends
 from trainers.store import write_whole
 from trainers.task import Task
 from trainers.transfer import Needs, StageFailed, method_named
+from trainers.trial import curve_folder
 
 FLUSH_S = 60.0
 """How long a finished study waits for MLflow; what is not sent by then goes out with `dux resume`."""
@@ -257,6 +258,13 @@ class Study:
         """Where a trial's files are."""
         return self.folder / "trials" / str(trial)
 
+    def line_folder(self, line: Line) -> Path:
+        """Where the files of a line of the ledger are: a trial's, or of a point of its curve."""
+        if line.point is None:
+            return self.trial_folder(line.trial)
+        trial, place = line.point
+        return self.trial_folder(trial) / curve_folder(place)
+
     def lines(self) -> list[Line]:
         """Every trial of the ledger."""
         return self.ledger().lines()
@@ -295,7 +303,8 @@ class Study:
                 line.recipe.flat(),
                 line.measurements,
                 run_ids.get(line.trial),
-                self.trial_folder(line.trial),
+                self.line_folder(line),
+                None if line.point is None else line.point[0],
             )
             for line in lines
             if line.recipe is not None
@@ -469,6 +478,7 @@ class _Session:
                 driver_node=workers.this_node(),
                 threads=search.cpus,
                 device="cuda" if search.gpus else "cpu",
+                curve=file.space.fractions() if search.curve else (),
                 import_folders=tuple(sys.path),
             )
             self._began = time.monotonic()
@@ -514,21 +524,32 @@ class _Session:
     def trial_ended(self, trial: int) -> None:
         """The ledger has the trial's outcome: pass it on."""
         self._running.pop(trial, None)
-        line = next(line for line in self._count() if line.trial == trial)
+        lines = self._count()
+        line = next(line for line in lines if line.trial == trial)
         self._tell(line)
+        for point in lines:
+            if point.point is not None and point.point[0] == trial:
+                self._tell_point(point)
         if self._front is not None and line.ended:
             self._tracker.front_changed(self._done, self._front.hypervolume, len(self._front.members))
 
     def _start_telling(self) -> None:
         file = self._study.file
         self._tracker.study_started(_flattened(file), _versions(), file.objectives, file.space)
+        self._tracker.teacher_measured(self._study.task_record()["teacher"])
+
+    def _tell_point(self, line: Line) -> None:
+        assert line.recipe is not None
+        self._tracker.trial_started(line.trial, line.recipe.flat())
+        self._tell(line)
 
     def _tell(self, line: Line) -> None:
-        trial, folder = line.trial, self._study.trial_folder(line.trial)
+        trial, folder = line.trial, self._study.line_folder(line)
         files = folder if folder.is_dir() else None
         if line.outcome == "complete":
             limits = broken(self._study.file.constraints, line.measurements)
             tags = {"dux.broken_constraints": ", ".join(limits)} if limits else {}
+            tags |= {} if line.point is None else {"dux.curve_of": str(line.point[0])}
             self._tracker.trial_finished(trial, "FINISHED", {**line.measurements, "seconds": line.seconds}, tags, files)
         elif line.outcome == "stopped":
             tags = {"dux.stopped_at": str(line.stopped_at)}
@@ -581,7 +602,7 @@ class _Session:
         lines = self._ledger.lines()
         self._failed = sum(line.outcome == "failed" for line in lines)
         self._stopped = sum(line.outcome == "stopped" for line in lines)
-        self._done = sum(line.ended for line in lines)
+        self._done = sum(line.counts for line in lines)
         if (self._study.folder / "task.json").exists():
             self._front = self._study.front(lines=lines)
         return lines

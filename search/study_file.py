@@ -37,6 +37,8 @@ class SearchSpec(Part):
     sampler: str = "tpe"
     """A name in `search.ledger.SAMPLERS`, or `package.module:Class` of an Optuna sampler."""
     seed: int = Field(default=0, ge=0, lt=2**31)
+    curve: bool = True
+    """Whether every trained student is also measured at the other fractions of `pruning.fraction`, not fine-tuned."""
     first: list[dict[str, Scalar]] = Field(default_factory=list)
     """Recipes to try first, each by some of its parameters; the sampler draws the others."""
     start_from: str | None = None

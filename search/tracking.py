@@ -190,6 +190,10 @@ class Tracker:
         drawn = [name for name, domain in space.parameters.items() if len(domain.extremes()) > 1]
         self._append("study_started", parameters=parameters, tags=tags, objectives=objectives, drawn=drawn)
 
+    def teacher_measured(self, measurements: Mapping[str, float]) -> None:
+        """What students are compared with, as metrics of the parent run: `teacher.accuracy` and so on."""
+        self._append("teacher_measured", metrics={f"teacher.{name}": value for name, value in measurements.items()})
+
     def trial_started(self, trial: int, recipe: Mapping[str, object]) -> None:
         """Opens a trial's run; `recipe` in its flat form."""
         self._append("trial_started", trial=trial, parameters=self._fillers | dict(recipe))
@@ -335,6 +339,9 @@ class _Mirror:
         self._log(run_id, time, tags=tags)
         self._log(run_id, time, parameters=parameters)
 
+    def teacher_measured(self, time: int, metrics: Mapping[str, float]) -> None:
+        self._log(self._parent(time), time, 0, metrics)
+
     def trial_started(self, time: int, trial: int, parameters: Mapping[str, object]) -> None:
         self._log(self._trial(trial, time), time, parameters=parameters)
 
@@ -355,7 +362,9 @@ class _Mirror:
         self._log(run_id, time, step, metrics, tags=tags)
         self._client.set_terminated(run_id, status, end_time=time)
         if files is not None:
-            self._client.log_artifacts(run_id, _existing(files), "student")
+            for file in sorted(Path(_existing(files)).iterdir()):
+                if file.is_file():  # the students of a pruning curve have runs of their own
+                    self._client.log_artifact(run_id, str(file), "student")
 
     def front_changed(self, time: int, trials_finished: int, hypervolume: float, size: int) -> None:
         course = {"hypervolume": hypervolume, "front_size": size}

@@ -75,6 +75,8 @@ class Job:
     driver_node: str
     threads: int
     device: str
+    curve: tuple[float, ...]
+    """Fractions at which every trained student is looked at."""
     import_folders: tuple[str, ...]
     """Where the driver finds modules, such as a user's own transfer method."""
 
@@ -241,7 +243,8 @@ class _Searcher(Searcher):  # type: ignore[misc]
         result = result or {}
         number = self.numbers[trial_id]
         if "measurements" in result:
-            self._ledger.complete(number, json.loads(result["measurements"]), result["seconds"])
+            curve = json.loads(result["curve"])
+            self._ledger.complete(number, json.loads(result["measurements"]), result["seconds"], curve)
         elif trial_id in self.stopped_at:
             self._ledger.stop(number, self.stopped_at[trial_id], result["time_total_s"])
         elif "reason" in result:
@@ -377,10 +380,11 @@ def _carry_out(config: Mapping[str, Any], job: Job, arrays: Mapping[str, np.ndar
             tune.report(vars(report))
 
         recipe = Recipe.from_json(config["recipe"])
-        result = run_trial(recipe, task, knowledge, report, threads=job.threads, device=job.device)
+        result = run_trial(recipe, task, knowledge, report, curve=job.curve, threads=job.threads, device=job.device)
         _save(Path(job.trials_folder) / str(config["trial"]), result.files(task), job.driver_node)
         # as text: Tune flattens nested results for its searchers
-        tune.report({"measurements": json.dumps(result.measurements), "seconds": result.seconds})
+        told = {"measurements": json.dumps(result.measurements), "curve": json.dumps(result.points())}
+        tune.report({**told, "seconds": result.seconds})
     except Exception as error:
         _save(
             Path(job.trials_folder) / str(config["trial"]),

@@ -91,6 +91,8 @@ class Pruning(Part):
 
     fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of the network's units (coupled channels count once) that is cut; 0 turns pruning off."""
+    scope: Literal["network", "layer"] = "network"
+    """Whether the lowest units of the whole network go, or of every group of coupled layers the same share."""
     floor: float = Field(default=0.1, ge=0.0, le=1.0)
     """Share of each layer's units that stays whatever their rank; at least one always does."""
     round_to: int = Field(default=1, ge=1)

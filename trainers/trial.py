@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +61,13 @@ class TrialResult:
     curve: tuple["TrialResult", ...] = ()
     """The same trained student cut at other fractions and not fine-tuned: what their own recipes make, to the bit."""
 
+    def points(self) -> list[dict[str, Any]]:
+        """The curve without its networks, for JSON: recipe (flat), measurements and seconds of each point."""
+        return [
+            {"recipe": point.recipe.flat(), "measurements": point.measurements, "seconds": point.seconds}
+            for point in self.curve
+        ]
+
     def files(self, task: Task) -> dict[str, bytes]:
         """The trial's files by name: the recipe, the student (description and weights), the result; and its curve's."""
         description = network_description(self.recipe.student, task.data.image_shape, task.data.classes)
@@ -70,6 +78,7 @@ class TrialResult:
             "units_cut": self.units_cut,
             "seconds": self.seconds,
             "task": task.key,
+            "curve": self.points(),
         }
         files = {
             "recipe.json": self.recipe.to_json().encode(),
@@ -205,7 +214,15 @@ def run_trial(
         before_cut = measure(whole, task.data.validation, curve=task.curve)
 
         def smaller(network: Network, share: float, earlier: Plan | None, own: torch.Generator) -> tuple[Network, Plan]:
-            cuts = plan(network, share, floor=p.floor, round_to=p.round_to, image_shape=shape, earlier=earlier)
+            cuts = plan(
+                network,
+                share,
+                floor=p.floor,
+                image_shape=shape,
+                scope=p.scope,
+                round_to=p.round_to,
+                earlier=earlier,
+            )
             network = cut(network, cuts, image_shape=shape)
             if cuts.removed:
                 seen = batches(task.data.train, t.batch_size, task.spec.policy, own, torch.device(device))

@@ -37,7 +37,7 @@ space:
   pruning.fine_tune_epochs: 1
   training.epochs: 2
   training.batch_size: 16
-search: {{trials: 6, concurrent: 2, sampler: tpe, seed: 0}}
+search: {{trials: 6, concurrent: 2, sampler: tpe, seed: 0, curve: false}}
 """
 
 Ended = subprocess.CompletedProcess[str]

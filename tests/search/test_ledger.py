@@ -2,8 +2,9 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -227,7 +228,7 @@ def test_a_kill_between_the_record_and_the_telling_loses_nothing(opened: Callabl
 def test_a_trial_whose_files_are_whole_is_not_carried_out_again(opened: Callable[..., Ledger]) -> None:
     killed = opened()
     recipes = dict(killed.ask() for _ in range(3))
-    files = {1: {"measurements": MEASURED, "seconds": 3.5, "units": 12}}
+    files = {1: {"measurements": MEASURED, "seconds": 3.5, "units": 12, "curve": []}}
     ledger = opened()
     assert ledger.reconcile(files.get) == 2
     assert outcomes(ledger) == {0: "interrupted", 1: "complete", 2: "interrupted"}
@@ -440,7 +441,7 @@ def test_a_kill_between_the_reason_and_queueing_again_queues_once(opened: Callab
     study = optuna.load_study(study_name="study", storage=storage)
     optuna.Trial(study, study.trials[trial]._trial_id).set_user_attr("again", "died")
     ledger = opened()
-    assert ledger.reconcile({trial: {"measurements": MEASURED, "seconds": 1.0}}.get) == 1
+    assert ledger.reconcile({trial: {"measurements": MEASURED, "seconds": 1.0, "curve": []}}.get) == 1
     assert opened().reconcile() == 0
     second, again = ledger.ask()
     assert (again, ledger.tries(second)) == (recipe, 1)
@@ -509,10 +510,112 @@ def test_a_study_learns_nothing_from_recipes_that_it_could_not_draw(storage: str
 
 def test_reasons_that_differ_in_numbers_only_are_one() -> None:
     reasons = ["nan in epoch 3, rate 1e+30", "other", "nan in epoch 12, rate 0.5", "another", "another"]
-    lines = [Line(trial, "failed", None, {}, reason, 0.0, None, {}) for trial, reason in enumerate(reasons)]
+    lines = [Line(trial, "failed", None, {}, reason, 0.0, None, {}, None) for trial, reason in enumerate(reasons)]
     assert grouped(lines) == [
         ("nan in epoch 3, rate 1e+30", [0, 2]),
         ("another", [3, 4]),
         ("other", [1]),
     ]
     assert grouped([]) == []
+
+
+def curve(recipe: Recipe, fractions: Sequence[float]) -> list[dict[str, Any]]:
+    """What a trial says of its pruning curve."""
+    return [
+        {
+            "recipe": {**recipe.flat(), "pruning.fraction": fraction, "pruning.fine_tune_epochs": 0},
+            "measurements": {"accuracy": 0.9 - fraction / 2, "parameters": 1000 * (1 - fraction), "nll": 0.3},
+            "seconds": 0.1,
+        }
+        for fraction in fractions
+    ]
+
+
+def test_points_of_a_curve_are_lines_that_the_sampler_learns_from_and_that_count_as_no_trials(
+    opened: Callable[..., Ledger], storage: str
+) -> None:
+    ledger = opened()
+    trial, recipe = ledger.ask()
+    ledger.complete(trial, MEASURED, 1.0, curve(recipe, (0.0, 0.3, 0.6)))
+    lines = ledger.lines()
+    assert [line.point for line in lines] == [None, (trial, 0), (trial, 1), (trial, 2)]
+    assert [line.counts for line in lines] == [True, False, False, False]
+    assert (ledger.done(), {line.outcome for line in lines}) == (1, {"complete"})
+    for line, fraction in zip(lines[1:], (0.0, 0.3, 0.6), strict=True):
+        assert line.recipe is not None
+        assert (line.recipe.pruning.fraction, line.recipe.pruning.fine_tune_epochs) == (fraction, 0)
+        assert line.measurements["parameters"] == 1000 * (1 - fraction)
+    kept = optuna.load_study(study_name="study", storage=storage).trials
+    assert [t.params["pruning.fraction"] for t in kept[1:]] == [0.0, 0.3, 0.6]
+    assert all({**t.params, "pruning.fraction": 0} == {**kept[0].params, "pruning.fraction": 0} for t in kept)
+    assert [t.values for t in kept] == [[0.9, 1000.0], [0.9, 1000.0], [0.75, 700.0], [pytest.approx(0.6), 400.0]]
+
+
+def test_a_point_keeps_of_its_trials_parameters_what_the_space_can_draw(storage: str) -> None:
+    parameters = {"pruning.fraction": {"low": 0.1, "high": 0.5}, "pruning.fine_tune_epochs": {"low": 2, "high": 5}}
+    ledger = Ledger(storage, "study", OBJECTIVES, "random", 0, Space.from_mapping(parameters))
+    trial, recipe = ledger.ask()
+    ledger.complete(trial, MEASURED, 1.0, curve(recipe, (0.1, 0.3)))
+    kept = optuna.load_study(study_name="study", storage=storage).trials
+    assert [set(t.params) for t in kept] == [set(parameters), {"pruning.fraction"}, {"pruning.fraction"}]
+
+
+def test_a_kill_before_the_curve_was_told_loses_nothing_and_doubles_nothing(opened: Callable[..., Ledger]) -> None:
+    killed = opened()
+    trial, recipe = killed.ask()
+    points = curve(recipe, (0.0, 0.3, 0.6))
+    add, count = killed._study.add_trial, 0
+
+    def dies(added: optuna.trial.FrozenTrial) -> None:
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise KeyboardInterrupt
+        add(added)
+
+    killed._study.add_trial = dies  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        killed.complete(trial, MEASURED, 1.0, points)
+    for _ in range(2):
+        again = opened()
+        assert again.reconcile() == 0
+        assert [line.point for line in again.lines()] == [None, (trial, 0), (trial, 1), (trial, 2)]
+
+
+def test_a_trial_that_had_come_to_its_end_when_the_driver_was_killed_has_its_curve(
+    opened: Callable[..., Ledger],
+) -> None:
+    trial, recipe = opened().ask()
+    found = {"measurements": MEASURED, "seconds": 2.0, "curve": curve(recipe, (0.2,))}
+    again = opened()
+    assert again.reconcile(lambda number: found) == 0
+    assert [(line.trial, line.point) for line in again.lines()] == [(trial, None), (trial + 1, (trial, 0))]
+
+
+def test_points_that_are_no_numbers_are_left_out(opened: Callable[..., Ledger]) -> None:
+    ledger = opened()
+    trial, recipe = ledger.ask()
+    points = curve(recipe, (0.2, 0.4))
+    points[0]["measurements"]["accuracy"] = math.nan
+    ledger.complete(trial, MEASURED, 1.0, points)
+    assert [line.point for line in ledger.lines()] == [None, (trial, 1)]
+
+
+def test_a_grid_is_gone_through_whatever_the_curves_have_shown(storage: str) -> None:
+    space = Space.from_mapping({"pruning.fraction": [0.0, 0.3, 0.6]})
+    ledger = Ledger(storage, "study", OBJECTIVES, "grid", 0, space)
+    drawn = []
+    for _ in range(3):
+        trial, recipe = ledger.ask()
+        drawn.append(recipe.pruning.fraction)
+        ledger.complete(trial, MEASURED, 1.0, curve(recipe, (0.0, 0.3, 0.6)))
+    assert sorted(drawn) == [0.0, 0.3, 0.6]
+
+
+def test_points_are_held_to_the_constraints(storage: str) -> None:
+    limits = {"parameters": Limits(max=800)}
+    ledger = Ledger(storage, "study", OBJECTIVES, "random", 0, SPACE, limits)
+    trial, recipe = ledger.ask()
+    ledger.complete(trial, MEASURED, 1.0, curve(recipe, (0.0, 0.5)))
+    kept = optuna.load_study(study_name="study", storage=storage).trials
+    assert [max(t.constraints.values()) <= 0 for t in kept] == [False, False, True]

@@ -271,7 +271,7 @@ space:
   training.epochs: 30
   training.batch_size: 16
   training.learning_rate: [0.1, 0.05, 1.0e+30]  # a third diverges, and the others go on
-search: {{trials: 14, concurrent: 2}}
+search: {{trials: 14, concurrent: 2, curve: false}}
 """
 
 

@@ -262,3 +262,27 @@ def test_a_later_cut_goes_on_to_shares_of_what_was_there_at_first(student: Stude
         ]
         assert all(count >= math.ceil(floor * c.units) for count, c in zip(stays, first.cuts, strict=True))
         assert sum(stays) == at_once.units - at_once.removed
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.29, 0.5, 0.9])
+def test_within_layers_every_group_loses_the_same_share_of_its_own_lowest_units(fraction: float) -> None:
+    network = spectral(Student(depth=14, width=0.5))
+    planned = plan(network, fraction, floor=0.0, image_shape=GREY, scope="layer")
+    for step in planned.cuts:
+        assert len(step.removed) == min(step.units - 1, math.floor(Decimal(str(fraction)) * step.units))
+    assert_masked_is_cut(network, planned)
+    relevance = relevances(network, image_shape=GREY)
+    for step in planned.cuts:
+        if step.root.endswith("conv1"):  # coupled with nothing: its rank is its own
+            order = relevance[step.root].argsort().tolist()
+            assert set(step.removed) == set(order[: len(step.removed)])
+
+
+def test_within_layers_the_second_round_counts_from_the_first_ones_sizes() -> None:
+    network = spectral(Student(depth=8, width=1.0))
+    first = plan(network, 0.5, floor=0.1, image_shape=GREY, scope="layer")
+    smaller = spectralize(cut(network, first, image_shape=GREY), keep=[network.head])
+    second = plan(smaller, 0.75, floor=0.1, image_shape=GREY, scope="layer", earlier=first)
+    sizes = {step.root: step.units for step in first.cuts}
+    for step in second.cuts:
+        assert step.units - len(step.removed) == sizes[step.root] // 4

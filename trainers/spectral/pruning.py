@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch_pruning as tp
@@ -157,6 +157,7 @@ def plan(
     *,
     floor: float,
     image_shape: tuple[int, ...],
+    scope: Literal["network", "layer"] = "network",
     round_to: int = 1,
     keep: Iterable[str] = (),
     earlier: Plan | None = None,
@@ -168,6 +169,7 @@ def plan(
         fraction: share of all units to cut, rounded down; fewer where the floor or the rounding forbids it.
         floor: share of each group's units that stays, rounded up; in each layer at least one always does.
         image_shape: (C, H, W) of its input.
+        scope: whether the lowest units of the whole network go, or of every group the same share, rounded down.
         round_to: the units that stay in a group are rounded up to a multiple of it, at most to what the group has.
         keep: names of layers, or of modules that hold them, that stay whole and do not count.
         earlier: the plan of the cut before, where the network has been cut already; `fraction` and `floor` are then
@@ -186,6 +188,11 @@ def plan(
     )
     total = earlier.units if earlier else sum(len(group.units) for group in groups)
     budget = math.floor(fraction * total + ROUNDING) - (earlier.removed if earlier else 0)
+    most = [len(group.units) for group in groups]
+    if scope == "layer":
+        first = [sizes.get(group.root, len(group.units)) for group in groups]
+        most = [n - math.ceil((1 - fraction) * size - ROUNDING) for n, size in zip(most, first, strict=True)]
+        budget = total
     left: dict[str, int] = {}
     for group in groups:
         for makers in group.layers:
@@ -196,7 +203,8 @@ def plan(
         if budget <= 0:
             break
         makers = groups[index].layers[number]
-        if len(groups[index].units) - len(removed[index]) > stay[index] and all(left[name] > 1 for name in makers):
+        spare = min(most[index], len(groups[index].units) - stay[index])
+        if len(removed[index]) < spare and all(left[name] > 1 for name in makers):
             removed[index].append(number)
             budget -= 1
             for name in makers:

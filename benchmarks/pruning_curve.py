@@ -1,0 +1,173 @@
+"""What looking along the pruning curve of every trained student is worth to a study; writes docs/pruning_curve.md.
+
+    python benchmarks/pruning_curve.py             # about 20 minutes on two cores; goes on where it was interrupted
+    python benchmarks/pruning_curve.py --quick     # minutes: is everything sound? writes no document
+    python benchmarks/pruning_curve.py --table     # the document again, from what has been run
+
+The study of examples/digits.yaml, one trial after the other, with the ledger and the sampler of a real study and
+without Ray. With the curve, every trial is also measured at nine fractions without fine-tuning; the sampler learns of
+these, and the front has them.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from common import ROOT, Line, arguments, hardware, mean, read, run_all, spread
+
+from search.front import Axis, hypervolume
+from search.ledger import Ledger
+from search.study_file import StudyFile
+from trainers import METRICS, Knowledge, Task, run_trial
+from trainers.measure import ends
+from trainers.store import digest
+
+DOCUMENT = ROOT / "docs" / "pruning_curve.md"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How many studies, and how long."""
+
+    trials: int = 24
+    """Of a study without the curve."""
+    share: float = 1 / 3
+    """Of them, a study with the curve has."""
+    seeds: int = 3
+    epochs: int = 30
+    teacher_epochs: int = 30
+
+    @property
+    def file(self) -> StudyFile:
+        """The study; the seed is its caller's."""
+        file = StudyFile.read(ROOT / "examples" / "digits.yaml")
+        teacher = file.task.teacher.model_copy(update={"epochs": self.teacher_epochs})
+        return file.model_copy(update={"task": file.task.model_copy(update={"teacher": teacher})})
+
+
+QUICK = Setting(trials=3, seeds=1, epochs=2, teacher_epochs=8)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One study."""
+
+    name: str
+    curve: bool
+    seed: int
+
+
+def jobs(setting: Setting) -> Iterator[Job]:
+    """All studies, the long ones of a seed first."""
+    for seed in range(setting.seeds):
+        for curve in (False, True):
+            yield Job(f"{'with' if curve else 'without'} the curve, seed {seed}", curve, seed)
+
+
+_loaded: tuple[Setting, Task, Knowledge] | None = None
+
+
+def load(setting: Setting, home: Path) -> None:
+    """In each process, once."""
+    global _loaded
+    torch.set_num_threads(1)
+    task = Task.load(setting.file.task, home)
+    _loaded = (setting, task, Knowledge(task, home / "knowledge"))
+
+
+def carry_out(job: Job) -> Line:
+    """A line of the results: the hypervolume and the seconds after each trial."""
+    assert _loaded is not None
+    setting, task, knowledge = _loaded
+    file = setting.file
+    axes = [
+        Axis(name, direction, METRICS[name].scale, *ends(name, direction, task.teacher_measurements, task.data.classes))
+        for name, direction in file.objectives.items()
+    ]
+    trials = round(setting.trials * setting.share) if job.curve else setting.trials
+    began, reached, seconds = time.monotonic(), [], []
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Ledger(f"sqlite:///{folder}/ledger.db", "study", file.objectives, "tpe", job.seed, file.space)
+        for _ in range(trials):
+            number, recipe = ledger.ask()
+            training = recipe.training.model_copy(update={"epochs": setting.epochs})
+            recipe = recipe.model_copy(update={"training": training})
+            result = run_trial(recipe, task, knowledge, curve=file.space.fractions() if job.curve else ())
+            ledger.complete(number, result.measurements, result.seconds, result.points())
+            points = [[line.measurements[axis.name] for axis in axes] for line in ledger.lines()]
+            reached.append(hypervolume(points, axes))
+            seconds.append(time.monotonic() - began)
+    return {**asdict(job), "reached": reached, "spent": seconds, "seconds": seconds[-1]}
+
+
+def document(setting: Setting, results: Mapping[str, Line]) -> str:
+    """The table, in Markdown."""
+    rows, needed, gains = [], [], []
+    for seed in range(setting.seeds):
+        pair = [results.get(job.name) for job in jobs(setting) if job.seed == seed]
+        if None in pair:
+            continue
+        without, curved = pair
+        assert without is not None
+        assert curved is not None
+        goal = without["reached"][-1]
+        first = next((n for n, volume in enumerate(curved["reached"], start=1) if volume >= goal), None)
+        gains.append(curved["reached"][-1] - goal)
+        needed.append(first)
+        rows.append(
+            f"| {seed} | {goal:.4f} after {len(without['reached'])} | {curved['reached'][-1]:.4f} after "
+            f"{len(curved['reached'])} | {'not reached' if first is None else first} | "
+            f"{'' if first is None else format(first / len(without['reached']), '.2f')} | "
+            f"{without['spent'][-1]:.0f} | {'' if first is None else format(curved['spent'][first - 1], '.0f')} |"
+        )
+    found = [n for n in needed if n is not None]
+    shares = [n / setting.trials for n in found]
+    return "\n".join(
+        [
+            "# What the pruning curve is worth to a study",
+            "",
+            "Written by `python benchmarks/pruning_curve.py`: the study of `examples/digits.yaml`, one trial at a "
+            f"time, TPE, {setting.epochs} epochs; {setting.trials} trials without the curve, "
+            f"{round(setting.trials * setting.share)} with it. Hypervolume as `dux front` reckons it; the same seed "
+            "draws the same first recipe on both sides, and others once the sampler has learned.",
+            "",
+            f"- {hardware(results.values())}; one thread a study; seconds include training and looking, on a machine "
+            "that did other things, too.",
+            "",
+            "| seed | hypervolume without | with the curve | trials with it to reach the first | share | s without | "
+            "s with, until then |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+            *rows,
+            "",
+            f"Reached in {len(found)} of {len(needed)} studies; share of the trials: {spread(shares)} "
+            f"(n = {len(shares)}). Hypervolume gained in {setting.share:.0%} of the trials: {spread(gains, 4)}, mean "
+            f"{mean(gains):+.4f}.",
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    """The command."""
+    given = arguments("A study with and without the pruning curve.")
+    setting = QUICK if given.quick else Setting()
+    path = given.home / f"pruning_curve_{digest(asdict(setting))}.jsonl"
+    done = read(path, "name")
+    if not given.table and (left := [job for job in jobs(setting) if job.name not in done]):
+        load(setting, given.home)  # so that no two processes train the teacher
+
+        def shown(line: Line) -> str:
+            return f"{line['name']}: {line['reached'][-1]:.4f} after {len(line['reached'])}"
+
+        run_all(left, carry_out, path, given.processes, shown=shown, load=load, load_with=(setting, given.home))
+    text = document(setting, read(path, "name"))
+    if not given.quick:
+        DOCUMENT.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""A study whose trained students are looked at along their pruning curves, by the real command."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from running import TASK, Said, run
+
+from search.study import Study
+from trainers import Knowledge, Task, load_student, measure, run_trial
+
+# MLflow maps its tables with an option that SQLAlchemy 2.1 calls deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
+
+TRIALS, FRACTIONS = 2, [0.0, 0.3, 0.6]
+CURVED = f"""
+name: curved
+{TASK}
+space:
+  student.width: {{low: 0.25, high: 0.5}}
+  pruning.fraction: {FRACTIONS}
+  pruning.fine_tune_epochs: 1
+  training.epochs: 3
+  training.batch_size: 16
+search: {{trials: {TRIALS}, concurrent: 2}}
+"""
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    folder = tmp_path_factory.mktemp("curved")
+    (folder / "study.yaml").write_text(CURVED)
+    done = run("search", "study.yaml", "--home", "home", folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Study.open("curved", folder / "home")
+
+
+def test_every_trial_has_its_whole_curve_in_ledger_files_and_mlflow_exactly_once(study: Study) -> None:
+    lines = study.lines()
+    trials = [line.trial for line in lines if line.point is None]
+    assert len(trials) == sum(line.counts for line in lines) == TRIALS
+    assert len(lines) == TRIALS * (1 + len(FRACTIONS))
+    client = MlflowClient(tracking_uri=study.tracking_uri)
+    run_ids = study.run_ids()
+    assert set(run_ids) == {line.trial for line in lines}
+    for line in lines:
+        assert line.recipe is not None
+        folder = study.line_folder(line)
+        assert json.loads((folder / "recipe.json").read_text()) == line.recipe.flat()
+        assert json.loads((folder / "result.json").read_text())["measurements"] == line.measurements
+        found = client.get_run(run_ids[line.trial])
+        assert {name: found.data.metrics[name] for name in line.measurements} == line.measurements
+        assert found.data.tags.get("dux.curve_of") == (None if line.point is None else str(line.point[0]))
+        stored = {file.path for file in client.list_artifacts(found.info.run_id, "student")}
+        assert stored == {
+            f"student/{name}" for name in ("recipe.json", "student.json", "student.safetensors", "result.json")
+        }
+    for trial in trials:
+        points = sorted(line.recipe.pruning.fraction for line in lines if line.point and line.point[0] == trial)
+        assert points == FRACTIONS
+
+
+def test_a_point_is_the_student_that_its_recipe_makes(study: Study) -> None:
+    task = Task.load(study.file.task, study.home)
+    line = next(line for line in study.lines() if line.point is not None and line.recipe.pruning.fraction == 0.6)
+    assert line.recipe is not None
+    assert line.recipe.pruning.fine_tune_epochs == 0
+    assert run_trial(line.recipe, task, Knowledge(task)).measurements == line.measurements
+    loaded = load_student(study.line_folder(line))
+    assert measure(loaded, task.data.validation, curve=task.curve) == line.measurements
+
+
+def test_the_front_is_of_trials_and_points_alike_and_says_which_is_which(
+    study: Study, dux: Callable[..., Said]
+) -> None:
+    front = study.front()
+    assert len(front.entries) == TRIALS * (1 + len(FRACTIONS))
+    points = {line.trial: line.point[0] for line in study.lines() if line.point is not None}
+    code, out, _ = dux("front", "curved", "--home", study.home, "--json")
+    assert code == 0
+    members = json.loads(out)["members"]
+    assert [member["curve_of"] for member in members] == [points.get(member["trial"]) for member in members]
+    on_curves = [entry for entry in front.members if entry.curve_of is not None]
+    assert on_curves  # the untouched student at the least: it is larger and better than most
+    assert "cut, not fine-tuned)" in front.brief(on_curves[0])
+
+
+def test_a_student_on_a_curve_is_exported_as_it_was_measured(
+    study: Study, dux: Callable[..., Said], tmp_path: Path
+) -> None:
+    member = next(entry for entry in study.front().members if entry.curve_of is not None)
+    parameters = int(member.measurements["parameters"])
+    bounds = ("--max", f"parameters={parameters}", "--min", f"accuracy={member.measurements['accuracy']}")
+    code, _, err = dux("export", "curved", "--home", study.home, *bounds, "--out", tmp_path)
+    assert (code, err) == (0, "")
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert (card["trial"], card["curve_of"]) == (member.trial, member.curve_of)
+    assert card["validation"] == dict(member.measurements)
+
+
+def test_status_counts_trials_and_not_their_points(study: Study, dux: Callable[..., Said]) -> None:
+    code, out, _ = dux("status", "curved", "--home", study.home)
+    assert code == 0
+    assert f"{TRIALS} trials done" in out
+
+
+def test_resuming_a_finished_study_adds_nothing(study: Study, dux: Callable[..., Said]) -> None:
+    before = study.lines()
+    code, _, _ = dux("resume", "curved", "--home", study.home)
+    assert (code, study.lines()) == (0, before)
