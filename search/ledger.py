@@ -125,17 +125,18 @@ class Ledger:
         self._asked[trial.number] = trial
         return trial.number, recipe
 
-    def complete(self, number: int, measurements: Mapping[str, float], seconds: float) -> None:
-        """Record a finished trial; one whose objectives are not all finite is recorded as failed."""
+    def complete(self, number: int, measurements: Mapping[str, float], seconds: float) -> bool:
+        """Record a finished trial; one whose objectives are not all finite is recorded as failed: False."""
         values = [measurements.get(name, math.nan) for name in self._objectives]
         if not all(math.isfinite(value) for value in values):
             named = ", ".join(f"{name} {value}" for name, value in zip(self._objectives, values, strict=True))
             self.fail(number, f"objectives must be finite, but are {named}")
-            return
+            return False
         self._set(number, measurements=json.dumps(dict(measurements)), seconds=seconds)
         for limit, over in violations(self._constraints, measurements).items():
             self._asked[number].set_constraint(limit, over)
         self._study.tell(self._asked.pop(number), values)
+        return True
 
     def fail(self, number: int, reason: str) -> None:
         """Record a trial that ended badly; the sampler learns nothing from it, and it is not tried again."""
@@ -201,8 +202,8 @@ class Ledger:
     def rung(self, number: int, epoch: int, measured: Mapping[str, float]) -> None:
         """Record what a running trial had come to when early stopping looked at it."""
         values = {name: measured.get(name, math.nan) for name in self._objectives}
-        known = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._asked[number].set_user_attr(f"{_RUNG}{epoch}", known)
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._asked[number].set_user_attr(f"{_RUNG}{epoch}", finite)
 
     def stop(self, number: int, epoch: int, seconds: float) -> None:
         """Record a trial that was stopped early; it has no measurements, and the sampler learns that it was poor."""
