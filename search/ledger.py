@@ -138,8 +138,8 @@ class Ledger:
         measurements: Mapping[str, float],
         seconds: float,
         curve: Sequence[Mapping[str, Any]] = (),
-    ) -> None:
-        """Record a finished trial; one whose objectives are not all finite is recorded as failed.
+    ) -> bool:
+        """Record a finished trial; one whose objectives are not all finite is recorded as failed: False.
 
         Args:
             number: of the trial.
@@ -151,12 +151,13 @@ class Ledger:
         if not all(math.isfinite(value) for value in values):
             named = ", ".join(f"{name} {value}" for name, value in zip(self._objectives, values, strict=True))
             self.fail(number, f"objectives must be finite, but are {named}")
-            return
+            return False
         self._set(number, curve=json.dumps(list(curve)), measurements=json.dumps(dict(measurements)), seconds=seconds)
         for limit, over in violations(self._constraints, measurements).items():
             self._asked[number].set_constraint(limit, over)
         self._study.tell(self._asked.pop(number), values)
         self._add_curves()
+        return True
 
     def _add_curves(self) -> None:
         """Add the points of finished trials' curves that are not there yet; a kill may have come before."""
@@ -254,8 +255,8 @@ class Ledger:
     def rung(self, number: int, epoch: int, measured: Mapping[str, float]) -> None:
         """Record what a running trial had come to when early stopping looked at it."""
         values = {name: measured.get(name, math.nan) for name in self._objectives}
-        known = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._asked[number].set_user_attr(f"{_RUNG}{epoch}", known)
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._asked[number].set_user_attr(f"{_RUNG}{epoch}", finite)
 
     def stop(self, number: int, epoch: int, seconds: float) -> None:
         """Record a trial that was stopped early; it has no measurements, and the sampler learns that it was poor."""

@@ -244,7 +244,8 @@ class _Searcher(Searcher):  # type: ignore[misc]
         number = self.numbers[trial_id]
         if "measurements" in result:
             curve = json.loads(result["curve"])
-            self._ledger.complete(number, json.loads(result["measurements"]), result["seconds"], curve)
+            if not self._ledger.complete(number, json.loads(result["measurements"]), result["seconds"], curve):
+                self._forget(number)
         elif trial_id in self.stopped_at:
             self._ledger.stop(number, self.stopped_at[trial_id], result["time_total_s"])
         elif "reason" in result:
@@ -264,6 +265,9 @@ class _Searcher(Searcher):  # type: ignore[misc]
             self._ledger.retry(number, reason)
         else:
             self._ledger.fail(number, reason)
+        self._forget(number)
+
+    def _forget(self, number: int) -> None:
         if self._halving is not None:
             self._halving.forget(number)
 

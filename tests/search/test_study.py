@@ -675,7 +675,7 @@ space:
   tricks:Tricks.trick: [{", ".join(TRIED)}]
   tricks:Tricks.folder: {tries}
   training.epochs: 1
-search: {{sampler: grid, concurrent: 2, retries: 1, trial_timeout: 30}}
+search: {{sampler: grid, concurrent: 2, retries: 1, trial_timeout: 45}}
 """
     )
     home = tmp_path / "home"
@@ -700,7 +700,7 @@ search: {{sampler: grid, concurrent: 2, retries: 1, trial_timeout: 30}}
     assert reasons["none"] == ""
     assert reasons["wrong"] == "KeyError: 'a mistake'"
     assert reasons["nan"] == "Diverged: nan"
-    assert reasons["sleep"].startswith("took longer than search.trial_timeout, 30 s")
+    assert reasons["sleep"].startswith("took longer than search.trial_timeout, 45 s")
     assert reasons["die"].startswith("the worker process died")
     assert reasons["no memory"] == "MemoryError: none left"
     for trick in ("sleep", "die", "no memory"):
