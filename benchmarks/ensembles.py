@@ -236,8 +236,8 @@ def document(setting: Setting, home: Path, results: Mapping[str, Line]) -> str:
         f"- Teacher: 4 networks, mlp {setting.depth}, width {setting.width:g}, {setting.teacher_epochs} epochs; "
         f"{100 * train['accuracy']:.1f} % of the training images right. One ensemble for all students: spreads "
         "are over students' seeds.",
-        f"- Student: BatchEnsemble of 4, mlp {setting.depth}, width {setting.width:g}; {setting.epochs} epochs, batches of "
-        f"{setting.batch_size}, SGD {setting.learning_rate:g} with Nesterov momentum 0.9, warm-up and cosine; weight "
+        f"- Student: BatchEnsemble of 4, mlp {setting.depth}, width {setting.width:g}; {setting.epochs} epochs, batches "
+        f"of {setting.batch_size}, SGD {setting.learning_rate:g} with Nesterov momentum 0.9, warm-up and cosine; weight "
         f"0.9, fast weights begin as N(1, 0.5), nothing pruned. Steps of {setting.step_size:g}/255 (the paper's 1/255 "
         "is below).",
         f"- {hardware(results.values())}; one thread a trial.",
