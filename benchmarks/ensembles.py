@@ -236,10 +236,10 @@ def document(setting: Setting, home: Path, results: Mapping[str, Line]) -> str:
         f"- Teacher: 4 networks, mlp {setting.depth}, width {setting.width:g}, {setting.teacher_epochs} epochs; "
         f"{100 * train['accuracy']:.1f} % of the training images right. One ensemble for all students: spreads "
         "are over students' seeds.",
-        f"- Student: BatchEnsemble of 4, mlp {setting.depth}, width {setting.width:g}; {setting.epochs} epochs, batches "
-        f"of {setting.batch_size}, SGD {setting.learning_rate:g} with Nesterov momentum 0.9, warm-up and cosine; weight "
-        f"0.9, fast weights begin as N(1, 0.5), nothing pruned. Steps of {setting.step_size:g}/255 (the paper's 1/255 "
-        "is below).",
+        f"- Student: BatchEnsemble of 4, mlp {setting.depth}, width {setting.width:g}; {setting.epochs} epochs, "
+        f"batches of {setting.batch_size}, SGD {setting.learning_rate:g} with Nesterov momentum 0.9, warm-up and "
+        "cosine; weight 0.9, fast weights begin as N(1, 0.5), nothing pruned. Steps of "
+        f"{setting.step_size:g}/255 (the paper's 1/255 is below).",
         f"- {hardware(results.values())}; one thread a trial.",
         "",
         "Diversity: mean over pairs of members of KL(p_j ‖ p_i). DEE: how many of the four teachers are as good. KL "
