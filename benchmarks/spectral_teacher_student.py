@@ -14,13 +14,14 @@ ours.) Units are ranked and silenced by the project's own layers and relevances;
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import ROOT, Line, arguments, mean, read, run_all
+from common import ROOT, Line, arguments, hardware, mean, read, run_all, spread
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
@@ -250,7 +251,7 @@ def nothing() -> None:
     """There is nothing to load."""
 
 
-def listed(numbers: list[int]) -> str:
+def listed(numbers: Iterable[int]) -> str:
     """Median, smallest and largest: sizes are whole and not normal."""
     ordered = sorted(numbers)
     middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
@@ -267,6 +268,119 @@ def excess(run: Line, units: int) -> float:
     return float((run["errors"][units] - run["errors"][-1]) / run["variance"])
 
 
+def document(setting: Setting, results: dict[str, Line]) -> str:
+    """The tables, in Markdown, of what has been run."""
+    rows, found = [], collected(setting, results)
+    for (name, arm), runs in found.items():
+        h = arm.teacher
+        rows.append(
+            f"| {name} | {h} | {arm.width} | {arm.learning_rate:g}, {arm.batch_size} | {len(runs)} | "
+            f"{spread((run['errors'][-1] / run['variance'] for run in runs), 4)} | {listed(map(effective, runs))} | "
+            f"{listed(map(smallest, runs))} | {spread((ratio(run, h - 1) for run in runs), 1)} | "
+            f"{spread((ratio(run, h + 4) for run in runs), 1)} |"
+        )
+    ours = {arm: runs for (name, arm), runs in found.items() if name == SPECTRAL}
+    every = [(arm.teacher, run) for arm, runs in ours.items() for run in runs]
+    steps = (8, 4, 2, 1, 0, -1, -2, -3, -4, -6, -8, -10)
+    knee = [
+        " | ".join([f"| {20 + step}", *(spread((excess(run, 20 + step) for run in runs), 4) for runs in ours.values())])
+        + " |"
+        for step in steps
+    ]
+    claims = {
+        "effective size from 18 to 30": sum(18 <= effective(run) <= 30 for _, run in every),
+        "smallest set from 18 to 24": sum(18 <= smallest(run) <= 24 for _, run in every),
+        "with 19 units at least twice the error of all": sum(ratio(run, h - 1) >= 2 for h, run in every),
+        "with 24 units at most twice the error of all": sum(ratio(run, h + 4) <= 2 for h, run in every),
+    }
+    missing = sum(len(job.seeds) for _, job in jobs(setting)) - sum(map(len, found.values()))
+    return "\n".join(
+        [
+            "# How a student becomes a teacher",
+            "",
+            "Written by `python benchmarks/spectral_teacher_student.py`: the task of L. Giambagli, L. Buffoni, L. "
+            "Chicchi and D. Fanelli (NeurIPS 2023, [arXiv 2310.12612](https://arxiv.org/abs/2310.12612)) with the settings of "
+            "their published code, through this project's layers.",
+            "",
+            f"- Inputs of {INPUTS} standard normal numbers; {setting.train:,} to train on, {setting.test:,} fresh ones "
+            "to measure the mean squared error on.",
+            f"- Teacher: {INPUTS} -> 20 -> {SECOND} -> 1, ReLU, no biases, last layer ones, Glorot-uniform. The "
+            f"authors' configuration lacks its second width: {SECOND} is ours. One teacher for all students but where "
+            "the row says so.",
+            f"- Student: {INPUTS} -> width -> {SECOND} -> 1. Its first layer is spectral, or the same with eigenvalues "
+            "fixed at 1 (direct); its second is dense and unregularised, its last is ones.",
+            f"- Adam, {setting.epochs:,} epochs; 0.01 sum phi² + 0.0005 sum lambda² of the first layer added to the "
+            f"loss but where the row says so. Group lasso: {LASSO:.4f} sum ||w_i|| instead, which is what the two "
+            "penalties come to.",
+            "- A unit's relevance is |lambda_i| ||phi_i||. Effective size: units of at least 5 % of the largest. "
+            "Smallest set: the fewest of the most relevant units with at most twice the error of all; the others' "
+            "eigenvalues are 0, nothing is retrained.",
+            "- n: seeds, each with its own data, order and first weights. Sizes: median (smallest to largest); others: "
+            "mean ± standard deviation.",
+            *([f"- {missing} runs of the script's are not in it yet."] if missing else []),
+            f"- {hardware(results.values())}; one thread a process.",
+            "",
+            "![Error against units kept](spectral_teacher_student.png)",
+            "",
+            "| arm | teacher | width | rate, batch | n | error, all units / variance | effective size | smallest set "
+            "| error ratio, one unit fewer than the teacher | four more |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+            *rows,
+            "",
+            "## What the paper has us expect, in the spectral runs at its settings",
+            "",
+            "| of a teacher of 20 | runs |",
+            "| --- | --- |",
+            *(f"| {claim} | {held} of {len(every)} |" for claim, held in claims.items()),
+            "",
+            "## The transition",
+            "",
+            "Error with the n most relevant units minus that with all, in variances of the teacher's output, by "
+            "student width:",
+            "",
+            "| n | " + " | ".join(str(arm.width) for arm in ours) + " |",
+            "| --- |" + " --- |" * len(ours),
+            *knee,
+            "",
+        ]
+    )
+
+
+def collected(setting: Setting, results: dict[str, Line]) -> dict[tuple[str, Arm], list[Line]]:
+    """The runs of each arm; other teachers of one size are one arm."""
+    found: dict[tuple[str, Arm], list[Line]] = {}
+    for name, job in jobs(setting):
+        if job.key in results:
+            found.setdefault((name, replace(job.arm, teacher_seed=0)), []).extend(results[job.key]["runs"])
+    return found
+
+
+def draw(setting: Setting, results: dict[str, Line]) -> None:
+    """The figure."""
+    found = collected(setting, results)
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    for (name, arm), runs in found.items():
+        kept = range(min(arm.width, 60) + 1)
+        errors = [mean(run["errors"][n] / run["variance"] for run in runs) for n in kept]
+        if name == SPECTRAL:
+            left.plot(kept, errors, label=f"width {arm.width}, n = {len(runs)}")
+        if arm.width == 100 and arm.teacher == 20 and "other" not in name:
+            middle.plot(kept, errors, label=name)
+            right.plot([mean(run["relevances"][n] for run in runs) for n in range(arm.width)], label=name)
+    for axes in (left, middle):
+        axes.set(xlabel="units kept, the most relevant", ylabel="error / variance", yscale="log")
+    left.set_title("spectral students of a teacher of 20")
+    middle.set_title("width 100, however trained")
+    right.set(xlabel="unit", ylabel="relevance, share of the largest", title="spectrum at width 100")
+    right.axhline(COUNTED, color="grey", linestyle=":")
+    for axes in (left, middle, right):
+        axes.axvline(20, color="grey", linestyle=":")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+    figure.savefig(FIGURE, dpi=110)
+
+
 def main() -> None:
     """The command."""
     given = arguments("Does a spectral student of any width prune to its teacher's size?")
@@ -276,6 +390,13 @@ def main() -> None:
     if not given.table:
         left = sorted((job for _, job in jobs(setting) if job.key not in done), key=lambda job: job.arm.width)
         run_all(left, carry_out, path, given.processes, shown=shown, load=nothing)
+    wanted = {job.key for _, job in jobs(setting)}
+    results = {key: line for key, line in read(path, "key").items() if key in wanted}
+    text = document(setting, results)
+    if not given.quick:
+        DOCUMENT.write_text(text, encoding="utf-8")
+        draw(setting, results)
+    print(text)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,352 @@
+"""What to cut: the spectral relevance against other criteria, at equal parameters; writes docs/pruning_criteria.md.
+
+    python benchmarks/pruning_criteria.py             # about 40 minutes on two cores; goes on where it was interrupted
+    python benchmarks/pruning_criteria.py --quick     # minutes: is everything sound? writes no document
+    python benchmarks/pruning_criteria.py --table     # the document again, from what has been run
+
+Residual students of Fashion-MNIST are trained once a seed, cut to the same numbers of parameters by each criterion,
+and fine-tuned alike. The other criteria are Torch-Pruning's own, at its defaults. Which units go is in every case
+decided by `trainers.spectral.plan`, with the same floor: across the whole network, the lowest first.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+import torch_pruning as tp
+from common import ROOT, Line, arguments, read, run_all
+from torch import Tensor, nn
+
+from spaces import Student
+from trainers.computing import computing
+from trainers.data import load_dataset
+from trainers.data.dataset import Dataset, Split, pixels
+from trainers.families import Network, build
+from trainers.loop import Batch, Schedule, fit
+from trainers.measure import predictions, quality
+from trainers.seeding import seeded
+from trainers.spectral import cut, fold, plan, spectral_penalty, spectralize
+from trainers.store import digest, weights_bytes, write_whole
+
+DOCUMENT = ROOT / "docs" / "pruning_criteria.md"
+TAYLOR_BATCHES = 16
+"""Batches over which Taylor importances are averaged."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a student is trained before the cut."""
+
+    name: str
+    spectral: bool
+    eigenvector_l2: float = 2.5e-4
+    eigenvalue_l2: float = 2.5e-4
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all runs have in common."""
+
+    images: int = 4000
+    depth: int = 8
+    width: float = 0.5
+    epochs: int = 10
+    batch_size: int = 64
+    learning_rate: float = 0.05
+    weight_decay: float = 5e-4
+    fine_tune_epochs: int = 2
+    fine_tune_learning_rate: float = 0.02
+    floor: float = 0.1
+    removed: tuple[float, ...] = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
+    """Shares of the parameters."""
+    seeds: int = 3
+    tried_seeds: tuple[int, ...] = (100, 101)
+    """Of what was tried on validation data: none of those that are reported on test data."""
+
+
+QUICK = Setting(images=200, width=0.25, epochs=1, fine_tune_epochs=1, removed=(0.5, 0.8), seeds=2, tried_seeds=(100,))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One student, cut one way to one size."""
+
+    training: Training
+    criterion: str
+    removed: float
+    seed: int
+    split: str
+    """What it is measured on."""
+
+    @property
+    def key(self) -> str:
+        """Everything that it depends on, but for the setting."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+SPECTRAL = Training("spectral", spectral=True)
+ORDINARY = Training("ordinary", spectral=False)
+OURS = "spectral"
+OTHERS = ("magnitude", "batch-norm scale", "taylor", "random")
+
+
+def jobs(setting: Setting) -> Iterator[Job]:
+    """Everything that is reported on test data, a seed after the other; then what was tried, on validation data."""
+    for seed in range(setting.seeds):
+        for removed in setting.removed:
+            for training, criteria in ((SPECTRAL, (OURS, *OTHERS)), (ORDINARY, OTHERS)):
+                yield from (Job(training, criterion, removed, seed, "test") for criterion in criteria)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What each process reads once."""
+
+    setting: Setting
+    data: Dataset
+    folder: Path
+    """Where trained students are kept."""
+
+
+_loaded: Loaded | None = None
+
+
+def load(setting: Setting, folder: Path) -> None:
+    """In each process, once."""
+    global _loaded
+    torch.set_num_threads(1)
+    data = load_dataset("fashion_mnist", root=None, download=False, train_limit=setting.images, image_size=None)
+    _loaded = Loaded(setting, data, folder)
+
+
+def loaded() -> Loaded:
+    """What `load` left."""
+    assert _loaded is not None
+    return _loaded
+
+
+def train(job: tuple[Training, int]) -> Line:
+    """Train a student and keep it."""
+    (training, seed), here = job, loaded()
+    setting, began = here.setting, time.monotonic()
+    with computing(1):
+        generator = torch.Generator().manual_seed(seed)
+        student = untrained(training, generator)
+
+        def loss(batch: Batch) -> Tensor:
+            penalty = spectral_penalty(
+                student, eigenvector_l2=training.eigenvector_l2, eigenvalue_l2=training.eigenvalue_l2
+            )
+            return F.cross_entropy(student(batch.images), batch.labels) + penalty
+
+        schedule = Schedule(setting.epochs, setting.batch_size, setting.learning_rate, 0.9, setting.weight_decay)
+        fit(student, loss, here.data.train, schedule, policy="none", generator=generator)
+        write_whole(kept(training, seed), weights_bytes(student))
+        accuracy = correct(student, here.data.validation)
+    return {"training": training.name, "accuracy": accuracy, "seconds": time.monotonic() - began}
+
+
+def untrained(training: Training, generator: torch.Generator) -> Network:
+    """A student as it begins; students of one seed begin with the same weights."""
+    here = loaded()
+    shape = Student(depth=here.setting.depth, width=here.setting.width)
+    student = build(shape, here.data.image_shape, here.data.classes, generator=generator)
+    student.set_normalization(*here.data.mean_std())
+    if training.spectral:
+        student = spectralize(student, keep=[student.head])
+    return student.to(memory_format=torch.channels_last)
+
+
+def kept(training: Training, seed: int) -> Path:
+    """The file of a trained student."""
+    return loaded().folder / f"{digest(asdict(training), seed)}.safetensors"
+
+
+def carry_out(job: Job) -> Line:
+    """Cut, measure, fine-tune, measure."""
+    here, began = loaded(), time.monotonic()
+    setting, data = here.setting, here.data
+    split = data.test if job.split == "test" else data.validation
+    with computing(1):
+        student = untrained(job.training, torch.Generator().manual_seed(0))
+        student.load_state_dict(safetensors.torch.load_file(kept(job.training, job.seed)))
+        student.eval()
+        network = cut_to(student, CRITERIA[job.criterion](student, job.seed), job.removed)
+        network = network.to(memory_format=torch.channels_last)
+        renormalize(network, data.train)
+        before = correct(network, split)
+
+        def loss(batch: Batch) -> Tensor:
+            return F.cross_entropy(network(batch.images), batch.labels)
+
+        schedule = Schedule(
+            setting.fine_tune_epochs, setting.batch_size, setting.fine_tune_learning_rate, 0.9, setting.weight_decay
+        )
+        generator = torch.Generator().manual_seed(job.seed)
+        fit(network, loss, data.train, schedule, policy="none", generator=generator)
+        after = correct(network, split)
+    return {
+        "key": job.key,
+        "uncut": correct(fold(student), split),
+        "before": before,
+        "after": after,
+        "parameters": parameters(network),
+        "share": parameters(network) / parameters(fold(student)),
+        "seconds": time.monotonic() - began,
+    }
+
+
+Relevance = Mapping[str, Tensor] | None
+"""Of the units of layers by name; None: the project's own."""
+
+
+def cut_to(student: Network, relevance: Relevance, removed: float) -> Network:
+    """The student with as few units cut as leave at most a share `1 - removed` of its parameters."""
+    setting, shape = loaded().setting, loaded().data.image_shape
+    units = plan(student, 0.0, floor=setting.floor, image_shape=shape, relevance=relevance).units
+
+    def smaller(count: int) -> Network:
+        planned = plan(student, count / units, floor=setting.floor, image_shape=shape, relevance=relevance)
+        return cut(student, planned, image_shape=shape)
+
+    low, high, allowed = 0, units - 1, (1 - removed) * parameters(fold(student))
+    while low < high:  # more units cut are never more parameters
+        middle = (low + high) // 2
+        if parameters(smaller(middle)) <= allowed:
+            high = middle
+        else:
+            low = middle + 1
+    return smaller(low)
+
+
+def parameters(network: nn.Module) -> int:
+    """Of an ordinary network."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def renormalize(network: nn.Module, split: Split) -> None:
+    """Batch-norm statistics anew: the average over batches of the training images as the cut network sees them."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain average
+    with torch.no_grad():
+        for images in split.images.split(500):
+            network.train()(pixels(images))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    network.eval()
+
+
+def correct(network: nn.Module, split: Split) -> float:
+    """Accuracy in %."""
+    return 100 * quality(predictions(network, split), split.labels)["accuracy"]
+
+
+Importance = Callable[[Any], Tensor]
+"""Torch-Pruning's: of a group of coupled channels, (units of its root,)."""
+
+
+def by_group(network: Network, importance: Importance) -> dict[str, Tensor]:
+    """The importance of each group of an ordinary network, under the name of the group's root."""
+    example = torch.zeros(2, *loaded().data.image_shape)
+    graph = tp.DependencyGraph().build_dependency(network, example_inputs=example, verbose=False)
+    names = {module: name for name, module in network.named_modules()}
+    head = network.get_submodule(network.head)
+    groups = graph.get_all_groups(ignored_layers=[head], root_module_types=[nn.Conv2d, nn.Linear])
+    return {names[group[0].dep.target.module]: importance(group) for group in groups}
+
+
+def ours(student: Network, seed: int) -> Relevance:
+    """The spectral relevance."""
+    return None
+
+
+def magnitude(student: Network, seed: int) -> Relevance:
+    """L2 norms of all weights that a unit has to do with (H. Li et al., ICLR 2017; G. Fang et al., CVPR 2023)."""
+    return by_group(fold(student), tp.importance.GroupMagnitudeImportance())
+
+
+def norm_scale(student: Network, seed: int) -> Relevance:
+    """|gamma| of batch norms (Z. Liu et al., Learning efficient convolutional networks ..., ICCV 2017)."""
+    return by_group(fold(student), tp.importance.BNScaleImportance())
+
+
+def taylor(student: Network, seed: int) -> Relevance:
+    """First-order effect on the loss (P. Molchanov et al., CVPR 2019), averaged over batches of training images."""
+    here, network = loaded(), fold(student).eval()
+    train = here.data.train
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    totals: dict[str, Tensor] = {}
+
+    def importance(group: Any) -> Tensor:
+        score: Tensor = tp.importance.GroupTaylorImportance()(group)
+        return score
+
+    for index in order.split(here.setting.batch_size)[:TAYLOR_BATCHES]:
+        network.zero_grad()
+        F.cross_entropy(network(pixels(train.images[index])), train.labels[index]).backward()
+        for root, score in by_group(network, importance).items():
+            totals[root] = totals.get(root, 0.0) + score / TAYLOR_BATCHES
+    return totals
+
+
+def chance(student: Network, seed: int) -> Relevance:
+    """Drawn."""
+    with seeded(torch.Generator().manual_seed(seed)):
+        return by_group(fold(student), tp.importance.RandomImportance())
+
+
+CRITERIA: Mapping[str, Callable[[Network, int], Relevance]] = {
+    OURS: ours,
+    "magnitude": magnitude,
+    "batch-norm scale": norm_scale,
+    "taylor": taylor,
+    "random": chance,
+}
+
+
+def shown(line: Line) -> str:
+    """A line for the terminal."""
+    if "training" in line:
+        return f"trained {line['training']}: {line['accuracy']:.2f}"
+    job = json.loads(line["key"])
+    return (
+        f"{job['training']['name']:10} {job['criterion']:18} {job['removed']:.2f} removed  "
+        f"{line['before']:.2f} -> {line['after']:.2f}"
+    )
+
+
+def run(setting: Setting, folder: Path, path: Path, processes: int) -> None:
+    """Do what is not done yet."""
+    left = [job for job in jobs(setting) if job.key not in read(path, "key")]
+    if not left:
+        return
+    load(setting, folder)
+    students = dict.fromkeys((job.training, job.seed) for job in left)
+    untrained_yet = [student for student in students if not kept(*student).exists()]
+    log = folder / "trained.jsonl"
+    run_all(untrained_yet, train, log, processes, shown=shown, load=load, load_with=(setting, folder))
+    run_all(left, carry_out, path, processes, shown=shown, load=load, load_with=(setting, folder))
+
+
+def main() -> None:
+    """The command."""
+    given = arguments("What to cut: the spectral relevance against other criteria.")
+    setting = QUICK if given.quick else Setting()
+    name = f"pruning_criteria_{digest(asdict(setting))}"
+    path = given.home / f"{name}.jsonl"
+    if not given.table:
+        (given.home / name).mkdir(exist_ok=True)
+        run(setting, given.home / name, path, given.processes)
+
+
+if __name__ == "__main__":
+    main()
