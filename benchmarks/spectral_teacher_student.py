@@ -299,8 +299,8 @@ def document(setting: Setting, results: dict[str, Line]) -> str:
             "# How a student becomes a teacher",
             "",
             "Written by `python benchmarks/spectral_teacher_student.py`: the task of L. Giambagli, L. Buffoni, L. "
-            "Chicchi and D. Fanelli (NeurIPS 2023, [arXiv 2310.12612](https://arxiv.org/abs/2310.12612)) with the settings of "
-            "their published code, through this project's layers.",
+            "Chicchi and D. Fanelli (NeurIPS 2023, [arXiv 2310.12612](https://arxiv.org/abs/2310.12612)) with the "
+            "settings of their published code, through this project's layers.",
             "",
             f"- Inputs of {INPUTS} standard normal numbers; {setting.train:,} to train on, {setting.test:,} fresh ones "
             "to measure the mean squared error on.",
