@@ -13,7 +13,7 @@ What else was tried is compared beforehand on validation images of another data 
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 import torch_pruning as tp
-from common import ROOT, Line, arguments, read, run_all
+from common import ROOT, Line, against, arguments, hardware, read, run_all, spread
 from torch import Tensor, nn
 
 from spaces import Student
@@ -99,7 +99,7 @@ class Job:
 
 SPECTRAL = Training("spectral", spectral=True)
 ORDINARY = Training("ordinary", spectral=False)
-SPARSE = Training("spectral, 0.03 sum |gamma|", spectral=True, gain_l1=0.03)
+SPARSE = Training("spectral, gains penalised", spectral=True, gain_l1=0.03)
 OURS = "spectral"
 OTHERS = ("magnitude", "batch-norm scale", "taylor", "random")
 VARIANTS = ("by the mean", "gain", "gain x column")
@@ -400,6 +400,128 @@ def run(setting: Setting, folder: Path, path: Path, processes: int) -> None:
     run_all(left, carry_out, path, processes, shown=shown, load=load, load_with=(setting, folder))
 
 
+Found = dict[tuple[str, str, float], dict[int, Line]]
+"""The results by training, criterion and share removed; then by seed."""
+
+
+def collected(setting: Setting, results: Mapping[str, Line]) -> Found:
+    """What has been run of a table."""
+    found: Found = {}
+    for job in jobs(setting):
+        if job.key in results:
+            found.setdefault((job.training.name, job.criterion, job.removed), {})[job.seed] = results[job.key]
+    return found
+
+
+def accuracies(setting: Setting, found: Found) -> list[str]:
+    """Before and after fine-tuning, in rows."""
+    rows = ["| trained | criterion | " + " | ".join(f"{100 * removed:g} %" for removed in setting.removed) + " |"]
+    rows.append("| --- | --- |" + " --- |" * len(setting.removed))
+    for training, criterion in dict.fromkeys((training, criterion) for training, criterion, _ in found):
+        cells = []
+        for removed in setting.removed:
+            lines = found.get((training, criterion, removed), {}).values()
+            before, after = (spread((line[when] for line in lines), 1) for when in ("before", "after"))
+            cells.append(f"{before} → {after} ({len(lines)})" if lines else "not run yet")
+        rows.append(f"| {training} | {criterion} | " + " | ".join(cells) + " |")
+    return rows
+
+
+def differences(setting: Setting, found: Found, ours: str) -> list[str]:
+    """`ours` on the spectral student minus every other criterion, seed by seed, after fine-tuning."""
+    rows = [f"| {ours} against | " + " | ".join(f"{100 * removed:g} %" for removed in setting.removed) + " |"]
+    rows.append("| --- |" + " --- |" * len(setting.removed))
+    for training, criterion in dict.fromkeys((training, criterion) for training, criterion, _ in found):
+        if (training, criterion) == (SPECTRAL.name, ours):
+            continue
+        cells = []
+        for removed in setting.removed:
+            mine, theirs = (
+                {seed: line["after"] for seed, line in found.get(key, {}).items()}
+                for key in ((SPECTRAL.name, ours, removed), (training, criterion, removed))
+            )
+            cells.append(against(mine, theirs) if mine.keys() & theirs.keys() else "not run yet")
+        rows.append(f"| {criterion}, {training} | " + " | ".join(cells) + " |")
+    return rows
+
+
+def section(setting: Setting, results: Mapping[str, Line]) -> list[str]:
+    """What is said of one table, and the table."""
+    found, wanted = collected(setting, results), list(jobs(setting))
+    lines = [line for own in found.values() for line in own.values()]
+    images = "all" if setting.images is None else f"{setting.images:,}"
+    said = [
+        f"- {setting.dataset}: {images} training images, no augmentation, measured on the {setting.split} images. "
+        f"Seeds {', '.join(map(str, setting.seeds))}: those of one seed begin alike and see the same batches.",
+        f"- Student: resnet {setting.depth}, width {setting.width:g}; {setting.epochs} epochs, batches of "
+        f"{setting.batch_size}, SGD {setting.learning_rate:g}. Fine-tuning: {setting.fine_tune_epochs} epochs, "
+        f"{setting.fine_tune_learning_rate:g}, weight decay {setting.weight_decay:g} for all.",
+    ]
+    if not lines:
+        return [*said, "", "Nothing of it has been run yet.", ""]
+    uncut: dict[str, dict[int, float]] = {}
+    for (training, _, _), own in found.items():
+        uncut.setdefault(training, {}).update({seed: line["uncut"] for seed, line in own.items()})
+    missing = len(wanted) - len(lines)
+    off = max(1 - job.removed - results[job.key]["share"] for job in wanted if job.key in results)
+    return [
+        *said,
+        f"- Before the cut: {'; '.join(f'{name}: {spread(own.values())} %' for name, own in uncut.items())}.",
+        f"- Units are whole: up to {100 * off:.1f} % of the parameters more are gone than the column "
+        "says, never fewer.",
+        *([f"- {missing} of {len(wanted)} runs are not in it yet."] if missing else []),
+        f"- {hardware(lines)}; one thread a run.",
+        "",
+        "Accuracy in % before → after fine-tuning: mean ± standard deviation over seeds (their number), by the share "
+        "of parameters removed.",
+        "",
+        *accuracies(setting, found),
+        "",
+    ]
+
+
+def document(tables: Sequence[tuple[Setting, Mapping[str, Line]]]) -> str:
+    """The whole, in Markdown."""
+    (tried, tried_results), (reported, reported_results) = tables
+    return "\n".join(
+        [
+            "# What to cut",
+            "",
+            "Written by `python benchmarks/pruning_criteria.py`. Each student is trained once, cut by every criterion "
+            "to the same share of its parameters, and fine-tuned alike.",
+            "",
+            "- `spectral` is what Dux does. The others are Torch-Pruning's own at its defaults: GroupMagnitude, "
+            f"BNScale, GroupTaylor (averaged over {TAYLOR_BATCHES} batches), Random. All are ranked across the whole "
+            "network by the same plan with the same floor, a tenth of each layer.",
+            "- *Spectral* students are trained in eigenvalues and eigenvectors with their penalties; *ordinary* ones "
+            "with weight decay of the same strength. On the same spectral student, criteria are compared as criteria. "
+            "The fair comparison of methods is with the ordinary student: that is what somebody who uses another "
+            "criterion would train.",
+            "- After a cut, batch-norm statistics are estimated anew on the training images, for every criterion; "
+            "`before` is measured after that.",
+            "",
+            "## On the test split",
+            "",
+            *section(reported, reported_results),
+            "Differences after fine-tuning, in points: mean over seeds and the half-width of its 95 % interval (Student's "
+            "t).",
+            "",
+            *differences(reported, collected(reported, reported_results), OURS),
+            "",
+            *differences(reported, collected(reported, reported_results), "gain x column"),
+            "",
+            "## What was tried, on validation data",
+            "",
+            "- `by the mean`: relevances are taken relative to the mean of coupled channels, not to the layer's "
+            "largest. `gain`: where a batch norm follows, |gamma| alone, since batch norm undoes the eigenvalue and "
+            "the eigenvector's length. `gain x column`: that, times the norm of what the next layers make of the unit.",
+            f"- *{SPARSE.name}*: {SPARSE.gain_l1:g} sum |gamma| is added to the loss, where batch norm does not undo it.",
+            "",
+            *section(tried, tried_results),
+        ]
+    )
+
+
 def main() -> None:
     """The command."""
     given = arguments("What to cut: the spectral relevance against other criteria.")
@@ -415,6 +537,10 @@ def main() -> None:
             (given.home / name).mkdir(exist_ok=True)
             run(setting, given.home / name, path, given.processes)
         found.append((setting, read(path, "key")))
+    text = document(found)
+    if not given.quick:
+        DOCUMENT.write_text(text, encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":
