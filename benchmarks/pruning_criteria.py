@@ -503,8 +503,8 @@ def document(tables: Sequence[tuple[Setting, Mapping[str, Line]]]) -> str:
             "## On the test split",
             "",
             *section(reported, reported_results),
-            "Differences after fine-tuning, in points: mean over seeds and the half-width of its 95 % interval (Student's "
-            "t).",
+            "Differences after fine-tuning, in points: mean over seeds and the half-width of its 95 % interval "
+            "(Student's t).",
             "",
             *differences(reported, collected(reported, reported_results), OURS),
             "",
@@ -515,7 +515,8 @@ def document(tables: Sequence[tuple[Setting, Mapping[str, Line]]]) -> str:
             "- `by the mean`: relevances are taken relative to the mean of coupled channels, not to the layer's "
             "largest. `gain`: where a batch norm follows, |gamma| alone, since batch norm undoes the eigenvalue and "
             "the eigenvector's length. `gain x column`: that, times the norm of what the next layers make of the unit.",
-            f"- *{SPARSE.name}*: {SPARSE.gain_l1:g} sum |gamma| is added to the loss, where batch norm does not undo it.",
+            f"- *{SPARSE.name}*: {SPARSE.gain_l1:g} sum |gamma| is added to the loss, where batch norm does not "
+            "undo it.",
             "",
             *section(tried, tried_results),
         ]
