@@ -190,6 +190,8 @@ def carry_out(job: Job) -> Line:
     with computing(1):
         student = untrained(job.training, torch.Generator().manual_seed(0))
         student.load_state_dict(safetensors.torch.load_file(kept(job.training, job.seed)))
+        if not job.training.spectral:
+            student = spectralize(student, keep=[student.head])  # the same function: only spectral layers are cut
         student.eval()
         network = cut_to(student, CRITERIA[job.criterion](student, job.seed), job.removed)
         network = network.to(memory_format=torch.channels_last)

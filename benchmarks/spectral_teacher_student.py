@@ -215,7 +215,7 @@ def carry_out(job: Job) -> Line:
         students, x, y = trained(job)
         runs = []
         for number, student in enumerate(students):
-            (relevance,) = relevances(student).values()
+            (relevance,) = relevances(student, image_shape=(INPUTS,)).values()
             runs.append(
                 {
                     "errors": curve(student, relevance, x[number], y[number]),

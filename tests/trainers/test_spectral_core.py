@@ -44,7 +44,7 @@ def errors(eigenvector_l2: float, eigenvalue_l2: float) -> list[float]:
             (error(index) + penalty).backward()
             optimizer.step()
     fresh = torch.arange(8000, 10_000)
-    (relevance,) = relevances(student).values()
+    (relevance,) = relevances(student, image_shape=(10,)).values()
     found = []
     with torch.no_grad():
         for unit in relevance.argsort():

@@ -175,8 +175,8 @@ def plan(
         keep: names of layers, or of modules that hold them, that stay whole and do not count.
         earlier: the plan of the cut before, where the network has been cut already; `fraction` and `floor` are then
             shares of what was there at first.
-        relevance: of output units by layer, (outputs,), by another criterion in place of the spectral one; layers that
-            it leaves out do not count.
+        relevance: of output units by layer, (outputs,), by another criterion in place of the spectral one; it names at
+            least one layer of every group.
     """
     graph = _graph(network, image_shape)
     ranking = _relevances(network, graph) if relevance is None else relevance
