@@ -14,13 +14,16 @@ ours.) Units are ranked and silenced by the project's own layers and relevances;
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from common import ROOT, Line, arguments, read, run_all
+import torch.nn.functional as F
+from common import ROOT, Line, arguments, hardware, mean, read, run_all, spread
+from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
 
 from trainers.computing import computing
 from trainers.seeding import seeded
@@ -34,6 +37,8 @@ SECOND = 20
 """Units of the second layer, of teacher and student alike."""
 COUNTED = 0.05
 """A unit counts towards the effective size from this share of the largest relevance on."""
+STACKED = 1000
+"""Units, of all students of a job together, beyond which training them side by side gains nothing."""
 ADAM_EPSILON = 1e-7
 """Keras's."""
 
@@ -94,10 +99,10 @@ def arms(setting: Setting) -> dict[str, list[tuple[Arm, int]]]:
 
 @dataclass(frozen=True)
 class Job:
-    """One student."""
+    """Students of one arm, trained side by side: small layers cost a processor hardly more for several than for one."""
 
     arm: Arm
-    seed: int
+    seeds: tuple[int, ...]
     epochs: int
     train: int
     test: int
@@ -109,12 +114,13 @@ class Job:
 
 
 def jobs(setting: Setting) -> Iterator[tuple[str, Job]]:
-    """Every student with its table's name; a seed of all arms before the next."""
-    for seed in range(max(setting.seeds, setting.fewer)):
-        for name, members in arms(setting).items():
-            for arm, seeds in members:
-                if seed < seeds:
-                    yield name, Job(arm, seed, setting.epochs, setting.train, setting.test)
+    """Every job with the name of its arms."""
+    for name, members in arms(setting).items():
+        for arm, seeds in members:
+            beside = max(1, STACKED // arm.width)
+            for first in range(0, seeds, beside):
+                numbers = tuple(range(first, min(seeds, first + beside)))
+                yield name, Job(arm, numbers, setting.epochs, setting.train, setting.test)
 
 
 class Shallow(nn.Module):
@@ -129,40 +135,62 @@ class Shallow(nn.Module):
             nn.init.xavier_uniform_(layer.weight, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, inputs); returns (B,)."""
-        out: Tensor = self.second(self.first(x).relu()).relu().sum(1)
+        """x: (..., inputs); returns (...)."""
+        out: Tensor = self.second(self.first(x).relu()).relu().sum(-1)
         return out
 
 
-def trained(job: Job) -> tuple[Shallow, Tensor, Tensor]:
-    """The student, and test inputs (test, inputs) and outputs (test,)."""
-    arm = job.arm
+class Objective(nn.Module):
+    """What a student is trained on."""
+
+    def __init__(self, arm: Arm, student: Shallow) -> None:
+        """The student's first layer becomes spectral here."""
+        super().__init__()
+        self.arm, self.student = arm, student
+        student.first = SpectralLinear(student.first, train_outputs=arm.spectral)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x: (B, inputs); y: (B,); returns ()."""
+        arm = self.arm
+        loss = F.mse_loss(self.student(x), y)
+        if arm.eigenvector_l2 or arm.eigenvalue_l2:
+            loss = loss + spectral_penalty(
+                self.student, eigenvector_l2=arm.eigenvector_l2, eigenvalue_l2=arm.eigenvalue_l2
+            )
+        if arm.lasso:
+            loss = loss + arm.lasso * self.student.first.weight.norm(dim=1).sum()
+        return loss
+
+
+def trained(job: Job) -> tuple[list[Shallow], Tensor, Tensor]:
+    """The students, and for each test inputs (S, test, inputs) and outputs (S, test)."""
+    arm, generators = job.arm, [torch.Generator().manual_seed(seed) for seed in job.seeds]
     with seeded(torch.Generator().manual_seed(0)):  # what layers are made with is drawn over at once
         teacher = Shallow(arm.teacher, torch.Generator().manual_seed(1_000_000 + arm.teacher_seed)).requires_grad_(
             False
         )
-        generator = torch.Generator().manual_seed(job.seed)
-        student = Shallow(arm.width, generator)
-    student.first = first = SpectralLinear(student.first, train_outputs=arm.spectral)
-    x = torch.randn(job.train + job.test, INPUTS, generator=generator)
-    y = teacher(x)
-    x, y, x_test, y_test = x[: job.train], y[: job.train], x[job.train :], y[job.train :]
-    parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=arm.learning_rate, eps=ADAM_EPSILON, fused=True)
+        objectives = [Objective(arm, Shallow(arm.width, generator)) for generator in generators]
+    x = torch.stack([torch.randn(job.train + job.test, INPUTS, generator=generator) for generator in generators])
+    y = teacher(x).detach()
+    parameters, _ = stack_module_state(objectives)  # (S, ...) each
+    losses = vmap(lambda own, inputs, outputs: functional_call(objectives[0], own, (inputs, outputs)))
+    # each student's gradient is of its own loss, and Adam goes number by number: nothing passes between them
+    optimizer = torch.optim.Adam(
+        [parameter for parameter in parameters.values() if parameter.requires_grad],
+        lr=arm.learning_rate,
+        eps=ADAM_EPSILON,
+        fused=True,
+    )
+    student = torch.arange(len(job.seeds))[:, None]
     for _ in range(job.epochs):
-        order = torch.randperm(job.train, generator=generator)
-        for inputs, outputs in zip(x[order].split(arm.batch_size), y[order].split(arm.batch_size), strict=True):
+        order = torch.stack([torch.randperm(job.train, generator=generator) for generator in generators])
+        for index in order.split(arm.batch_size, dim=1):
             optimizer.zero_grad()
-            loss = (student(inputs) - outputs).square().mean()
-            if arm.eigenvector_l2 or arm.eigenvalue_l2:
-                loss = loss + spectral_penalty(
-                    student, eigenvector_l2=arm.eigenvector_l2, eigenvalue_l2=arm.eigenvalue_l2
-                )
-            if arm.lasso:
-                loss = loss + arm.lasso * first.weight.norm(dim=1).sum()
-            loss.backward()
+            losses(parameters, x[student, index], y[student, index]).sum().backward()
             optimizer.step()
-    return student, x_test, y_test
+    for number, objective in enumerate(objectives):
+        objective.load_state_dict({name: parameter[number] for name, parameter in parameters.items()})
+    return [objective.student for objective in objectives], x[:, job.train :], y[:, job.train :]
 
 
 def curve(student: Shallow, relevance: Tensor, x: Tensor, y: Tensor) -> list[float]:
@@ -184,35 +212,38 @@ def carry_out(job: Job) -> Line:
     """A line of the results."""
     began = time.monotonic()
     with computing(1):
-        student, x, y = trained(job)
-        (relevance,) = relevances(student).values()
-        errors = curve(student, relevance, x, y)
-    return {
-        "key": job.key,
-        "errors": errors,
-        "relevances": sorted(relevance.tolist(), reverse=True),
-        "variance": float(y.var()),
-        "seconds": time.monotonic() - began,
-    }
+        students, x, y = trained(job)
+        runs = []
+        for number, student in enumerate(students):
+            (relevance,) = relevances(student, image_shape=(INPUTS,)).values()
+            runs.append(
+                {
+                    "errors": curve(student, relevance, x[number], y[number]),
+                    "relevances": sorted(relevance.tolist(), reverse=True),
+                    "variance": float(y[number].var()),
+                }
+            )
+    return {"key": job.key, "runs": runs, "seconds": time.monotonic() - began}
 
 
-def effective(line: Line) -> int:
+def effective(run: Line) -> int:
     """Units at or above COUNTED of the largest."""
-    return sum(relevance >= COUNTED for relevance in line["relevances"])
+    return sum(relevance >= COUNTED for relevance in run["relevances"])
 
 
-def smallest(line: Line) -> int:
+def smallest(run: Line) -> int:
     """Fewest top units whose error is at most twice that of all, here and at every larger number."""
-    errors = line["errors"]
+    errors = run["errors"]
     return 1 + max((n for n, error in enumerate(errors) if error > 2 * errors[-1]), default=-1)
 
 
 def shown(line: Line) -> str:
     """A line for the terminal."""
-    arm = json.loads(line["key"])["arm"]
+    arm, runs = json.loads(line["key"])["arm"], line["runs"]
     return (
-        f"width {arm['width']:3}  {'spectral' if arm['spectral'] else 'direct':8}  error {line['errors'][-1]:.4f}  "
-        f"effective {effective(line)}, smallest {smallest(line)}"
+        f"width {arm['width']:3}  {'spectral' if arm['spectral'] else 'direct':8}  "
+        f"error {mean(run['errors'][-1] for run in runs):.4f}  "
+        f"effective {[effective(run) for run in runs]}, smallest {[smallest(run) for run in runs]}"
     )
 
 
@@ -220,21 +251,134 @@ def nothing() -> None:
     """There is nothing to load."""
 
 
-def listed(numbers: list[int]) -> str:
+def listed(numbers: Iterable[int]) -> str:
     """Median, smallest and largest: sizes are whole and not normal."""
     ordered = sorted(numbers)
     middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
     return f"{middle:g} ({ordered[0]} to {ordered[-1]})"
 
 
-def ratio(line: Line, units: int) -> float:
+def ratio(run: Line, units: int) -> float:
     """Error with so many top units over that with all."""
-    return float(line["errors"][units] / line["errors"][-1])
+    return float(run["errors"][units] / run["errors"][-1])
 
 
-def excess(line: Line, units: int) -> float:
+def excess(run: Line, units: int) -> float:
     """By how much the error is larger with so many top units, in variances of what is to be learned."""
-    return float((line["errors"][units] - line["errors"][-1]) / line["variance"])
+    return float((run["errors"][units] - run["errors"][-1]) / run["variance"])
+
+
+def document(setting: Setting, results: dict[str, Line]) -> str:
+    """The tables, in Markdown, of what has been run."""
+    rows, found = [], collected(setting, results)
+    for (name, arm), runs in found.items():
+        h = arm.teacher
+        rows.append(
+            f"| {name} | {h} | {arm.width} | {arm.learning_rate:g}, {arm.batch_size} | {len(runs)} | "
+            f"{spread((run['errors'][-1] / run['variance'] for run in runs), 4)} | {listed(map(effective, runs))} | "
+            f"{listed(map(smallest, runs))} | {spread((ratio(run, h - 1) for run in runs), 1)} | "
+            f"{spread((ratio(run, h + 4) for run in runs), 1)} |"
+        )
+    ours = {arm: runs for (name, arm), runs in found.items() if name == SPECTRAL}
+    every = [(arm.teacher, run) for arm, runs in ours.items() for run in runs]
+    steps = (8, 4, 2, 1, 0, -1, -2, -3, -4, -6, -8, -10)
+    knee = [
+        " | ".join([f"| {20 + step}", *(spread((excess(run, 20 + step) for run in runs), 4) for runs in ours.values())])
+        + " |"
+        for step in steps
+    ]
+    claims = {
+        "effective size from 18 to 30": sum(18 <= effective(run) <= 30 for _, run in every),
+        "smallest set from 18 to 24": sum(18 <= smallest(run) <= 24 for _, run in every),
+        "with 19 units at least twice the error of all": sum(ratio(run, h - 1) >= 2 for h, run in every),
+        "with 24 units at most twice the error of all": sum(ratio(run, h + 4) <= 2 for h, run in every),
+    }
+    missing = sum(len(job.seeds) for _, job in jobs(setting)) - sum(map(len, found.values()))
+    return "\n".join(
+        [
+            "# How a student becomes a teacher",
+            "",
+            "Written by `python benchmarks/spectral_teacher_student.py`: the task of L. Giambagli, L. Buffoni, L. "
+            "Chicchi and D. Fanelli (NeurIPS 2023, [arXiv 2310.12612](https://arxiv.org/abs/2310.12612)) with the "
+            "settings of their published code, through this project's layers.",
+            "",
+            f"- Inputs of {INPUTS} standard normal numbers; {setting.train:,} to train on, {setting.test:,} fresh ones "
+            "to measure the mean squared error on.",
+            f"- Teacher: {INPUTS} -> 20 -> {SECOND} -> 1, ReLU, no biases, last layer ones, Glorot-uniform. The "
+            f"authors' configuration lacks its second width: {SECOND} is ours. One teacher for all students but where "
+            "the row says so.",
+            f"- Student: {INPUTS} -> width -> {SECOND} -> 1. Its first layer is spectral, or the same with eigenvalues "
+            "fixed at 1 (direct); its second is dense and unregularised, its last is ones.",
+            f"- Adam, {setting.epochs:,} epochs; 0.01 sum phi² + 0.0005 sum lambda² of the first layer added to the "
+            f"loss but where the row says so. Group lasso: {LASSO:.4f} sum ||w_i|| instead, which is what the two "
+            "penalties come to.",
+            "- A unit's relevance is |lambda_i| ||phi_i||. Effective size: units of at least 5 % of the largest. "
+            "Smallest set: the fewest of the most relevant units with at most twice the error of all; the others' "
+            "eigenvalues are 0, nothing is retrained.",
+            "- n: seeds, each with its own data, order and first weights. Sizes: median (smallest to largest); others: "
+            "mean ± standard deviation.",
+            *([f"- {missing} runs of the script's are not in it yet."] if missing else []),
+            f"- {hardware(results.values())}; one thread a process.",
+            "",
+            "![Error against units kept](spectral_teacher_student.png)",
+            "",
+            "| arm | teacher | width | rate, batch | n | error, all units / variance | effective size | smallest set "
+            "| error ratio, one unit fewer than the teacher | four more |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+            *rows,
+            "",
+            "## What the paper has us expect, in the spectral runs at its settings",
+            "",
+            "| of a teacher of 20 | runs |",
+            "| --- | --- |",
+            *(f"| {claim} | {held} of {len(every)} |" for claim, held in claims.items()),
+            "",
+            "## The transition",
+            "",
+            "Error with the n most relevant units minus that with all, in variances of the teacher's output, by "
+            "student width:",
+            "",
+            "| n | " + " | ".join(str(arm.width) for arm in ours) + " |",
+            "| --- |" + " --- |" * len(ours),
+            *knee,
+            "",
+        ]
+    )
+
+
+def collected(setting: Setting, results: dict[str, Line]) -> dict[tuple[str, Arm], list[Line]]:
+    """The runs of each arm; other teachers of one size are one arm."""
+    found: dict[tuple[str, Arm], list[Line]] = {}
+    for name, job in jobs(setting):
+        if job.key in results:
+            found.setdefault((name, replace(job.arm, teacher_seed=0)), []).extend(results[job.key]["runs"])
+    return found
+
+
+def draw(setting: Setting, results: dict[str, Line]) -> None:
+    """The figure."""
+    found = collected(setting, results)
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    for (name, arm), runs in found.items():
+        kept = range(min(arm.width, 60) + 1)
+        errors = [mean(run["errors"][n] / run["variance"] for run in runs) for n in kept]
+        if name == SPECTRAL:
+            left.plot(kept, errors, label=f"width {arm.width}, n = {len(runs)}")
+        if arm.width == 100 and arm.teacher == 20 and "other" not in name:
+            middle.plot(kept, errors, label=name)
+            right.plot([mean(run["relevances"][n] for run in runs) for n in range(arm.width)], label=name)
+    for axes in (left, middle):
+        axes.set(xlabel="units kept, the most relevant", ylabel="error / variance", yscale="log")
+    left.set_title("spectral students of a teacher of 20")
+    middle.set_title("width 100, however trained")
+    right.set(xlabel="unit", ylabel="relevance, share of the largest", title="spectrum at width 100")
+    right.axhline(COUNTED, color="grey", linestyle=":")
+    for axes in (left, middle, right):
+        axes.axvline(20, color="grey", linestyle=":")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+    figure.savefig(FIGURE, dpi=110)
 
 
 def main() -> None:
@@ -244,8 +388,15 @@ def main() -> None:
     path = given.home / f"spectral_teacher_student_{digest(asdict(setting))}.jsonl"
     done = read(path, "key")
     if not given.table:
-        left = [job for _, job in jobs(setting) if job.key not in done]
+        left = sorted((job for _, job in jobs(setting) if job.key not in done), key=lambda job: job.arm.width)
         run_all(left, carry_out, path, given.processes, shown=shown, load=nothing)
+    wanted = {job.key for _, job in jobs(setting)}
+    results = {key: line for key, line in read(path, "key").items() if key in wanted}
+    text = document(setting, results)
+    if not given.quick:
+        DOCUMENT.write_text(text, encoding="utf-8")
+        draw(setting, results)
+    print(text)
 
 
 if __name__ == "__main__":

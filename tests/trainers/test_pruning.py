@@ -286,3 +286,10 @@ def test_within_layers_the_second_round_counts_from_the_first_ones_sizes() -> No
     sizes = {step.root: step.units for step in first.cuts}
     for step in second.cuts:
         assert step.units - len(step.removed) == sizes[step.root] // 4
+
+
+def test_another_criterions_relevances_take_the_place_of_the_spectral_ones() -> None:
+    network = spectral(Student(family="mlp", depth=3, width=4 / 256))
+    relevance = {"hidden.0.0": torch.tensor([0.9, 0.2, 1.0, 0.05]), "hidden.1.0": torch.tensor([0.1, 1.0, 0.15, 0.5])}
+    planned = plan(network, 0.5, floor=0.0, image_shape=GREY, relevance=relevance)
+    assert {c.root: c.removed for c in planned.cuts} == {"hidden.0.0": (1, 3), "hidden.1.0": (0, 2)}

@@ -161,6 +161,7 @@ def plan(
     round_to: int = 1,
     keep: Iterable[str] = (),
     earlier: Plan | None = None,
+    relevance: Mapping[str, Tensor] | None = None,
 ) -> Plan:
     """Which units of a spectral network to cut.
 
@@ -174,15 +175,18 @@ def plan(
         keep: names of layers, or of modules that hold them, that stay whole and do not count.
         earlier: the plan of the cut before, where the network has been cut already; `fraction` and `floor` are then
             shares of what was there at first.
+        relevance: of output units by layer, (outputs,), by another criterion in place of the spectral one; it names at
+            least one layer of every group.
     """
     graph = _graph(network, image_shape)
-    relevance = {name: values.tolist() for name, values in _relevances(network, graph).items()}
+    ranking = _relevances(network, graph) if relevance is None else relevance
+    values = {name: units.tolist() for name, units in ranking.items()}
     keep = tuple(keep)
     groups = _groups(network, graph, keep)
     sizes = {cut.root: cut.units for cut in earlier.first.cuts} if earlier else {}
     stay = [max(1, math.ceil(floor * sizes.get(group.root, len(group.units)) - ROUNDING)) for group in groups]
     ranked = sorted(
-        (_score(unit, relevance), index, number)
+        (_score(unit, values), index, number)
         for index, group in enumerate(groups)
         for number, unit in enumerate(group.units)
     )

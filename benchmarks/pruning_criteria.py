@@ -1,0 +1,550 @@
+"""What to cut: the spectral relevance against other criteria, at equal parameters; writes docs/pruning_criteria.md.
+
+    python benchmarks/pruning_criteria.py             # about 40 minutes on two cores; goes on where it was interrupted
+    python benchmarks/pruning_criteria.py --quick     # minutes: is everything sound? writes no document
+    python benchmarks/pruning_criteria.py --table     # the document again, from what has been run
+
+Residual students of Fashion-MNIST are trained once a seed, cut to the same numbers of parameters by each criterion,
+and fine-tuned alike. The other criteria are Torch-Pruning's own, at its defaults. Which units go is in every case
+decided by `trainers.spectral.plan`, with the same floor: across the whole network, the lowest first.
+
+What else was tried is compared beforehand on validation images of another data set (digits), with other seeds.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+import torch_pruning as tp
+from common import ROOT, Line, against, arguments, hardware, read, run_all, spread
+from torch import Tensor, nn
+
+from spaces import Student
+from trainers.computing import computing
+from trainers.data import load_dataset
+from trainers.data.dataset import Dataset, Split, pixels
+from trainers.families import Network, build
+from trainers.loop import Batch, Schedule, fit
+from trainers.measure import predictions, quality
+from trainers.seeding import seeded
+from trainers.spectral import cut, fold, plan, spectral_penalty, spectralize
+from trainers.store import digest, weights_bytes, write_whole
+
+DOCUMENT = ROOT / "docs" / "pruning_criteria.md"
+TAYLOR_BATCHES = 16
+"""Batches over which Taylor importances are averaged."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a student is trained before the cut."""
+
+    name: str
+    spectral: bool
+    eigenvector_l2: float = 2.5e-4
+    eigenvalue_l2: float = 2.5e-4
+    gain_l1: float = 0.0
+    """On |gamma| of every batch norm."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all runs of one table have in common."""
+
+    dataset: str
+    split: str
+    """What is measured on: `validation` or `test`."""
+    images: int | None
+    """Training images; None: all."""
+    seeds: tuple[int, ...]
+    removed: tuple[float, ...]
+    """Shares of the parameters."""
+    depth: int = 8
+    width: float = 0.5
+    epochs: int = 10
+    batch_size: int = 64
+    learning_rate: float = 0.05
+    weight_decay: float = 5e-4
+    fine_tune_epochs: int = 2
+    fine_tune_learning_rate: float = 0.02
+    floor: float = 0.1
+
+
+REPORTED = Setting("fashion_mnist", "test", 4000, (0, 1, 2), (0.3, 0.5, 0.7, 0.8, 0.9, 0.95))
+TRIED = Setting("digits", "validation", None, (100, 101, 102), (0.5, 0.8, 0.9), epochs=20)
+"""None of its images and seeds are those of the reported table."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One student, cut one way to one size."""
+
+    training: Training
+    criterion: str
+    removed: float
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Everything that it depends on, but for the setting."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+SPECTRAL = Training("spectral", spectral=True)
+ORDINARY = Training("ordinary", spectral=False)
+SPARSE = Training("spectral, gains penalised", spectral=True, gain_l1=0.03)
+OURS = "spectral"
+OTHERS = ("magnitude", "batch-norm scale", "taylor", "random")
+VARIANTS = ("by the mean", "gain", "gain x column")
+
+
+def jobs(setting: Setting) -> Iterator[Job]:
+    """Everything of one table, a seed after the other."""
+    arms = {SPECTRAL: (OURS, "gain x column", *OTHERS), ORDINARY: OTHERS}
+    if setting.split == "validation":
+        arms = {SPECTRAL: (OURS, *VARIANTS, *OTHERS), ORDINARY: OTHERS, SPARSE: (OURS, *VARIANTS, "magnitude")}
+    for seed in setting.seeds:
+        for removed in setting.removed:
+            for training, criteria in arms.items():
+                yield from (Job(training, criterion, removed, seed) for criterion in criteria)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What each process reads once."""
+
+    setting: Setting
+    data: Dataset
+    folder: Path
+    """Where trained students are kept."""
+
+
+_loaded: Loaded | None = None
+
+
+def load(setting: Setting, folder: Path) -> None:
+    """In each process, once."""
+    global _loaded
+    torch.set_num_threads(1)
+    data = load_dataset(setting.dataset, root=None, download=False, train_limit=setting.images, image_size=None)
+    _loaded = Loaded(setting, data, folder)
+
+
+def loaded() -> Loaded:
+    """What `load` left."""
+    assert _loaded is not None
+    return _loaded
+
+
+def train(job: tuple[Training, int]) -> Line:
+    """Train a student and keep it."""
+    (training, seed), here = job, loaded()
+    setting, began = here.setting, time.monotonic()
+    with computing(1):
+        generator = torch.Generator().manual_seed(seed)
+        student = untrained(training, generator)
+        norms = [module for module in student.modules() if isinstance(module, nn.BatchNorm2d)]
+
+        def loss(batch: Batch) -> Tensor:
+            penalty = spectral_penalty(
+                student, eigenvector_l2=training.eigenvector_l2, eigenvalue_l2=training.eigenvalue_l2
+            )
+            gains = sum(norm.weight.abs().sum() for norm in norms) if training.gain_l1 else 0.0
+            return F.cross_entropy(student(batch.images), batch.labels) + penalty + training.gain_l1 * gains
+
+        schedule = Schedule(setting.epochs, setting.batch_size, setting.learning_rate, 0.9, setting.weight_decay)
+        fit(student, loss, here.data.train, schedule, policy="none", generator=generator)
+        write_whole(kept(training, seed), weights_bytes(student))
+        accuracy = correct(student, here.data.validation)
+    return {"training": training.name, "accuracy": accuracy, "seconds": time.monotonic() - began}
+
+
+def untrained(training: Training, generator: torch.Generator) -> Network:
+    """A student as it begins; students of one seed begin with the same weights."""
+    here = loaded()
+    shape = Student(depth=here.setting.depth, width=here.setting.width)
+    student = build(shape, here.data.image_shape, here.data.classes, generator=generator)
+    student.set_normalization(*here.data.mean_std())
+    if training.spectral:
+        student = spectralize(student, keep=[student.head])
+    return student.to(memory_format=torch.channels_last)
+
+
+def kept(training: Training, seed: int) -> Path:
+    """The file of a trained student."""
+    return loaded().folder / f"{digest(asdict(training), seed)}.safetensors"
+
+
+def carry_out(job: Job) -> Line:
+    """Cut, measure, fine-tune, measure."""
+    here, began = loaded(), time.monotonic()
+    setting, data = here.setting, here.data
+    split = data.test if setting.split == "test" else data.validation
+    with computing(1):
+        student = untrained(job.training, torch.Generator().manual_seed(0))
+        student.load_state_dict(safetensors.torch.load_file(kept(job.training, job.seed)))
+        if not job.training.spectral:
+            student = spectralize(student, keep=[student.head])  # the same function: only spectral layers are cut
+        student.eval()
+        network = cut_to(student, CRITERIA[job.criterion](student, job.seed), job.removed)
+        network = network.to(memory_format=torch.channels_last)
+        renormalize(network, data.train)
+        before = correct(network, split)
+
+        def loss(batch: Batch) -> Tensor:
+            return F.cross_entropy(network(batch.images), batch.labels)
+
+        schedule = Schedule(
+            setting.fine_tune_epochs, setting.batch_size, setting.fine_tune_learning_rate, 0.9, setting.weight_decay
+        )
+        generator = torch.Generator().manual_seed(job.seed)
+        fit(network, loss, data.train, schedule, policy="none", generator=generator)
+        after = correct(network, split)
+    return {
+        "key": job.key,
+        "uncut": correct(fold(student), split),
+        "before": before,
+        "after": after,
+        "parameters": parameters(network),
+        "share": parameters(network) / parameters(fold(student)),
+        "seconds": time.monotonic() - began,
+    }
+
+
+Relevance = Mapping[str, Tensor] | None
+"""Of the units of layers by name; None: the project's own."""
+
+
+def cut_to(student: Network, relevance: Relevance, removed: float) -> Network:
+    """The student with as few units cut as leave at most a share `1 - removed` of its parameters."""
+    setting, shape = loaded().setting, loaded().data.image_shape
+    units = plan(student, 0.0, floor=setting.floor, image_shape=shape, relevance=relevance).units
+
+    def smaller(count: int) -> Network:
+        planned = plan(student, count / units, floor=setting.floor, image_shape=shape, relevance=relevance)
+        return cut(student, planned, image_shape=shape)
+
+    low, high, allowed = 0, units - 1, (1 - removed) * parameters(fold(student))
+    while low < high:  # more units cut are never more parameters
+        middle = (low + high) // 2
+        if parameters(smaller(middle)) <= allowed:
+            high = middle
+        else:
+            low = middle + 1
+    return smaller(low)
+
+
+def parameters(network: nn.Module) -> int:
+    """Of an ordinary network."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def renormalize(network: nn.Module, split: Split) -> None:
+    """Batch-norm statistics anew: the average over batches of the training images as the cut network sees them."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain average
+    with torch.no_grad():
+        for images in split.images.split(500):
+            network.train()(pixels(images))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    network.eval()
+
+
+def correct(network: nn.Module, split: Split) -> float:
+    """Accuracy in %."""
+    return 100 * quality(predictions(network, split), split.labels)["accuracy"]
+
+
+Importance = Callable[[Any], Tensor]
+"""Torch-Pruning's: of a group of coupled channels, (units of its root,)."""
+
+
+def by_group(network: Network, importance: Importance) -> dict[str, Tensor]:
+    """The importance of each group of an ordinary network, under the name of the group's root."""
+    example = torch.zeros(2, *loaded().data.image_shape)
+    graph = tp.DependencyGraph().build_dependency(network, example_inputs=example, verbose=False)
+    names = {module: name for name, module in network.named_modules()}
+    head = network.get_submodule(network.head)
+    groups = graph.get_all_groups(ignored_layers=[head], root_module_types=[nn.Conv2d, nn.Linear])
+    return {names[group[0].dep.target.module]: importance(group) for group in groups}
+
+
+def ours(student: Network, seed: int) -> Relevance:
+    """The spectral relevance."""
+    return None
+
+
+def spectral_importance(network: Network, *, lengths: bool, columns: bool) -> Importance:
+    """Other readings of the spectral relevance, each relative to the group's mean.
+
+    Args:
+        network: folded.
+        lengths: whether |lambda_i| ||phi_i|| / sigma_i counts beside |gamma_i| where a batch norm follows.
+        columns: whether what the next layers do with the unit counts: the norm of their weights from it, their own
+            batch norms' gamma / sigma included.
+    """
+    leaves = [module for module in network.modules() if not list(module.children())]
+    norms = {layer: norm for layer, norm in pairwise(leaves) if isinstance(norm, nn.BatchNorm2d)}
+
+    def importance(group: Any) -> Tensor:
+        made, used = torch.zeros(len(group[0].idxs)), torch.zeros(len(group[0].idxs))
+        for item in group:
+            layer = item.dep.target.module
+            if not isinstance(layer, nn.Conv2d | nn.Linear):
+                continue
+            weight, norm = layer.weight.detach().flatten(1), norms.get(layer)
+            weight = weight.unflatten(1, (layer.weight.shape[1], -1))
+            if norm is not None:
+                assert norm.running_var is not None
+                gain = norm.weight.detach().abs()
+                weight = weight * (gain / (norm.running_var + norm.eps).sqrt())[:, None, None]
+            if item.dep.handler in (tp.prune_conv_out_channels, tp.prune_linear_out_channels):
+                rows = weight.flatten(1).norm(dim=1) if lengths or norm is None else gain
+                made.index_add_(0, torch.tensor(item.root_idxs), rows[item.idxs].square())
+            else:
+                column = weight.transpose(0, 1).flatten(1).norm(dim=1)
+                used.index_add_(0, torch.tensor(item.root_idxs), column[item.idxs].square())
+        score = (made * used if columns else made).sqrt()
+        return score / score.mean()
+
+    return importance
+
+
+def reading(*, lengths: bool, columns: bool) -> Callable[[Network, int], Relevance]:
+    """A criterion of it."""
+
+    def criterion(student: Network, seed: int) -> Relevance:
+        network = fold(student)
+        return by_group(network, spectral_importance(network, lengths=lengths, columns=columns))
+
+    return criterion
+
+
+def magnitude(student: Network, seed: int) -> Relevance:
+    """L2 norms of all weights that a unit has to do with (H. Li et al., ICLR 2017; G. Fang et al., CVPR 2023)."""
+    return by_group(fold(student), tp.importance.GroupMagnitudeImportance())
+
+
+def norm_scale(student: Network, seed: int) -> Relevance:
+    """|gamma| of batch norms (Z. Liu et al., Learning efficient convolutional networks ..., ICCV 2017)."""
+    return by_group(fold(student), tp.importance.BNScaleImportance())
+
+
+def taylor(student: Network, seed: int) -> Relevance:
+    """First-order effect on the loss (P. Molchanov et al., CVPR 2019), averaged over batches of training images."""
+    here, network = loaded(), fold(student).eval()
+    train = here.data.train
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    totals: dict[str, Tensor] = {}
+
+    def importance(group: Any) -> Tensor:
+        score: Tensor = tp.importance.GroupTaylorImportance()(group)
+        return score
+
+    for index in order.split(here.setting.batch_size)[:TAYLOR_BATCHES]:
+        network.zero_grad()
+        F.cross_entropy(network(pixels(train.images[index])), train.labels[index]).backward()
+        for root, score in by_group(network, importance).items():
+            totals[root] = totals.get(root, 0.0) + score / TAYLOR_BATCHES
+    return totals
+
+
+def chance(student: Network, seed: int) -> Relevance:
+    """Drawn."""
+    with seeded(torch.Generator().manual_seed(seed)):
+        return by_group(fold(student), tp.importance.RandomImportance())
+
+
+CRITERIA: Mapping[str, Callable[[Network, int], Relevance]] = {
+    OURS: ours,
+    "by the mean": reading(lengths=True, columns=False),
+    "gain": reading(lengths=False, columns=False),
+    "gain x column": reading(lengths=False, columns=True),
+    "magnitude": magnitude,
+    "batch-norm scale": norm_scale,
+    "taylor": taylor,
+    "random": chance,
+}
+
+
+def shown(line: Line) -> str:
+    """A line for the terminal."""
+    if "training" in line:
+        return f"trained {line['training']}: {line['accuracy']:.2f}"
+    job = json.loads(line["key"])
+    return (
+        f"{job['training']['name']:10} {job['criterion']:18} {job['removed']:.2f} removed  "
+        f"{line['before']:.2f} -> {line['after']:.2f}"
+    )
+
+
+def run(setting: Setting, folder: Path, path: Path, processes: int) -> None:
+    """Do what is not done yet."""
+    left = [job for job in jobs(setting) if job.key not in read(path, "key")]
+    if not left:
+        return
+    load(setting, folder)
+    students = dict.fromkeys((job.training, job.seed) for job in left)
+    untrained_yet = [student for student in students if not kept(*student).exists()]
+    log = folder / "trained.jsonl"
+    run_all(untrained_yet, train, log, processes, shown=shown, load=load, load_with=(setting, folder))
+    run_all(left, carry_out, path, processes, shown=shown, load=load, load_with=(setting, folder))
+
+
+Found = dict[tuple[str, str, float], dict[int, Line]]
+"""The results by training, criterion and share removed; then by seed."""
+
+
+def collected(setting: Setting, results: Mapping[str, Line]) -> Found:
+    """What has been run of a table."""
+    found: Found = {}
+    for job in jobs(setting):
+        if job.key in results:
+            found.setdefault((job.training.name, job.criterion, job.removed), {})[job.seed] = results[job.key]
+    return found
+
+
+def accuracies(setting: Setting, found: Found) -> list[str]:
+    """Before and after fine-tuning, in rows."""
+    rows = ["| trained | criterion | " + " | ".join(f"{100 * removed:g} %" for removed in setting.removed) + " |"]
+    rows.append("| --- | --- |" + " --- |" * len(setting.removed))
+    for training, criterion in dict.fromkeys((training, criterion) for training, criterion, _ in found):
+        cells = []
+        for removed in setting.removed:
+            lines = found.get((training, criterion, removed), {}).values()
+            before, after = (spread((line[when] for line in lines), 1) for when in ("before", "after"))
+            cells.append(f"{before} → {after} ({len(lines)})" if lines else "not run yet")
+        rows.append(f"| {training} | {criterion} | " + " | ".join(cells) + " |")
+    return rows
+
+
+def differences(setting: Setting, found: Found, ours: str) -> list[str]:
+    """`ours` on the spectral student minus every other criterion, seed by seed, after fine-tuning."""
+    rows = [f"| {ours} against | " + " | ".join(f"{100 * removed:g} %" for removed in setting.removed) + " |"]
+    rows.append("| --- |" + " --- |" * len(setting.removed))
+    for training, criterion in dict.fromkeys((training, criterion) for training, criterion, _ in found):
+        if (training, criterion) == (SPECTRAL.name, ours):
+            continue
+        cells = []
+        for removed in setting.removed:
+            mine, theirs = (
+                {seed: line["after"] for seed, line in found.get(key, {}).items()}
+                for key in ((SPECTRAL.name, ours, removed), (training, criterion, removed))
+            )
+            cells.append(against(mine, theirs) if mine.keys() & theirs.keys() else "not run yet")
+        rows.append(f"| {criterion}, {training} | " + " | ".join(cells) + " |")
+    return rows
+
+
+def section(setting: Setting, results: Mapping[str, Line]) -> list[str]:
+    """What is said of one table, and the table."""
+    found, wanted = collected(setting, results), list(jobs(setting))
+    lines = [line for own in found.values() for line in own.values()]
+    images = "all" if setting.images is None else f"{setting.images:,}"
+    said = [
+        f"- {setting.dataset}: {images} training images, no augmentation, measured on the {setting.split} images. "
+        f"Seeds {', '.join(map(str, setting.seeds))}: those of one seed begin alike and see the same batches.",
+        f"- Student: resnet {setting.depth}, width {setting.width:g}; {setting.epochs} epochs, batches of "
+        f"{setting.batch_size}, SGD {setting.learning_rate:g}. Fine-tuning: {setting.fine_tune_epochs} epochs, "
+        f"{setting.fine_tune_learning_rate:g}, weight decay {setting.weight_decay:g} for all.",
+    ]
+    if not lines:
+        return [*said, "", "Nothing of it has been run yet.", ""]
+    uncut: dict[str, dict[int, float]] = {}
+    for (training, _, _), own in found.items():
+        uncut.setdefault(training, {}).update({seed: line["uncut"] for seed, line in own.items()})
+    missing = len(wanted) - len(lines)
+    off = max(1 - job.removed - results[job.key]["share"] for job in wanted if job.key in results)
+    return [
+        *said,
+        f"- Before the cut: {'; '.join(f'{name}: {spread(own.values())} %' for name, own in uncut.items())}.",
+        f"- Units are whole: up to {100 * off:.1f} % of the parameters more are gone than the column "
+        "says, never fewer.",
+        *([f"- {missing} of {len(wanted)} runs are not in it yet."] if missing else []),
+        f"- {hardware(lines)}; one thread a run.",
+        "",
+        "Accuracy in % before → after fine-tuning: mean ± standard deviation over seeds (their number), by the share "
+        "of parameters removed.",
+        "",
+        *accuracies(setting, found),
+        "",
+    ]
+
+
+def document(tables: Sequence[tuple[Setting, Mapping[str, Line]]]) -> str:
+    """The whole, in Markdown."""
+    (tried, tried_results), (reported, reported_results) = tables
+    return "\n".join(
+        [
+            "# What to cut",
+            "",
+            "Written by `python benchmarks/pruning_criteria.py`. Each student is trained once, cut by every criterion "
+            "to the same share of its parameters, and fine-tuned alike.",
+            "",
+            "- `spectral` is what Dux does. The others are Torch-Pruning's own at its defaults: GroupMagnitude, "
+            f"BNScale, GroupTaylor (averaged over {TAYLOR_BATCHES} batches), Random. All are ranked across the whole "
+            "network by the same plan with the same floor, a tenth of each layer.",
+            "- *Spectral* students are trained in eigenvalues and eigenvectors with their penalties; *ordinary* ones "
+            "with weight decay of the same strength. On the same spectral student, criteria are compared as criteria. "
+            "The fair comparison of methods is with the ordinary student: that is what somebody who uses another "
+            "criterion would train.",
+            "- After a cut, batch-norm statistics are estimated anew on the training images, for every criterion; "
+            "`before` is measured after that.",
+            "",
+            "## On the test split",
+            "",
+            *section(reported, reported_results),
+            "Differences after fine-tuning, in points: mean over seeds and the half-width of its 95 % interval "
+            "(Student's t).",
+            "",
+            *differences(reported, collected(reported, reported_results), OURS),
+            "",
+            *differences(reported, collected(reported, reported_results), "gain x column"),
+            "",
+            "## What was tried, on validation data",
+            "",
+            "- `by the mean`: relevances are taken relative to the mean of coupled channels, not to the layer's "
+            "largest. `gain`: where a batch norm follows, |gamma| alone, since batch norm undoes the eigenvalue and "
+            "the eigenvector's length. `gain x column`: that, times the norm of what the next layers make of the unit.",
+            f"- *{SPARSE.name}*: {SPARSE.gain_l1:g} sum |gamma| is added to the loss, where batch norm does not "
+            "undo it.",
+            "",
+            *section(tried, tried_results),
+        ]
+    )
+
+
+def main() -> None:
+    """The command."""
+    given = arguments("What to cut: the spectral relevance against other criteria.")
+    settings = [TRIED, REPORTED]
+    if given.quick:
+        tiny = {"images": 200, "epochs": 1, "fine_tune_epochs": 1, "removed": (0.6,), "width": 0.25}
+        settings = [replace(setting, **tiny, seeds=setting.seeds[:2]) for setting in settings]
+    found = []
+    for setting in settings:
+        name = f"pruning_criteria_{digest(asdict(setting))}"
+        path = given.home / f"{name}.jsonl"
+        if not given.table:
+            (given.home / name).mkdir(exist_ok=True)
+            run(setting, given.home / name, path, given.processes)
+        found.append((setting, read(path, "key")))
+    text = document(found)
+    if not given.quick:
+        DOCUMENT.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
