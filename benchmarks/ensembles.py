@@ -207,6 +207,20 @@ def verdicts(setting: Setting, results: Mapping[str, Line], temperature: float, 
     return found
 
 
+def ordering(setting: Setting, results: Mapping[str, Line]) -> list[str]:
+    """What of the paper's ordering is seen: conf_ods before every other way, by more than the spread."""
+    found = []
+    for tau, seeds in zip(setting.temperatures, setting.seeds, strict=True):
+        for name in ("nll", "diversity", "fidelity", "accuracy"):
+            heading = SHOWN[name][0].removesuffix(", %")
+            cells = [row.split(" | ")[1 + [*SHOWN].index(name)] for row in verdicts(setting, results, tau, seeds)]
+            said = [cell.removesuffix(" |").rpartition(", ")[2] for cell in cells]
+            pairs = ", ".join(f"{word} ({kind})" for kind, word in zip(KINDS[:-1], said, strict=True))
+            whole = "reproduced" if set(said) == {"better"} else "not reproduced"
+            found.append(f"- temperature {tau:g}, {heading}: {pairs}; the paper's ordering is {whole}")
+    return found
+
+
 def document(setting: Setting, home: Path, results: Mapping[str, Line]) -> str:
     """The tables, in Markdown."""
     with computing(1):
@@ -269,6 +283,7 @@ def document(setting: Setting, home: Path, results: Mapping[str, Line]) -> str:
             f"|{' --- |' * (len(SHOWN) + 1)}",
             *verdicts(setting, results, tau, seeds),
         ]
+    parts += ["", "## The paper's ordering", "", "`conf_ods` against each other way:", "", *ordering(setting, results)]
     return "\n".join([*parts, ""])
 
 
