@@ -163,7 +163,8 @@ def test_coupled_layers_share_the_mean_of_their_relevances() -> None:
         ["groups.2.0.conv1"],
     ]
     found = relevances(network, image_shape=GREY)
-    score = {names[0]: torch.stack([found[name] for name in names]).mean(0).tolist() for names in coupled}
+    shares = {name: values / values.mean() for name, values in found.items()}  # of their layer's mean
+    score = {names[0]: torch.stack([shares[name] for name in names]).mean(0).tolist() for names in coupled}
     root = {name: names[0] for names in coupled for name in names}
     ranked = sorted((value, name, unit) for name, values in score.items() for unit, value in enumerate(values))
     for count in (3, 10, 20, 30):  # so few that every layer keeps a unit

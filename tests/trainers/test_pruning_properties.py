@@ -283,10 +283,10 @@ def test_the_batch_norm_of_a_layer_is_the_one_that_it_goes_through() -> None:
                 assert norm.running_var is not None
                 norm.weight.copy_(torch.randn(6, generator=generator))
                 norm.running_var.copy_(torch.rand(6, generator=generator))
-        # the paper's |lambda_i| ||phi_i||, times |gamma_i| / sigma_i
+        # the paper's |lambda_i| ||phi_i||; behind a batch norm, which undoes that, |gamma_i|
         relevance = layer.eigenvalues_out.abs() * layer.eigenvectors.flatten(1).norm(dim=1)
-        if norm is not None and norm.running_var is not None:
-            relevance = relevance * norm.weight.abs() / (norm.running_var + norm.eps).sqrt()
+        if norm is not None:
+            relevance = norm.weight.abs()
         expected[name] = relevance.detach() / relevance.max().item()
     found = relevances(network, image_shape=(3, 8, 8))
     for name, relevance in expected.items():

@@ -3,11 +3,14 @@
 Giambagli et al. 2023 rank unit i of a layer by |lambda_i| ||phi_i||_2 relative to the layer's largest, and silence the
 lowest. Here the same number ranks units across the network and through the layers that depend on each other:
 
-- A batch norm right behind a layer multiplies unit i by gamma_i / sigma_i: that factor belongs to the eigenvalue (a
-  network with batch norm computes the same whatever lambda_i is), so the rank is of the two together.
+- |lambda_i| ||phi_i||_2 is the standard deviation of what unit i puts out before its activation, on inputs of unit
+  variance as the paper's are. Behind a batch norm that deviation is |gamma_i|, whatever lambda_i and phi_i are (the
+  norm undoes them), so there the rank is |gamma_i|.
 - A BatchEnsemble's members have the same channels; a unit counts with the mean norm of the weights that each has.
 - Channels that are added, that share a depthwise kernel, or that otherwise exist only together are one unit; its
-  relevance is the mean over the spectral layers that make it, each relative to its layer's largest.
+  relevance is the mean over the spectral layers that make it.
+- Across layers, relevances are compared as shares of their layer's mean. Shares of the largest, by which the paper
+  counts units within a layer, leave a layer with one strong unit too little (benchmarks/pruning_criteria.py).
 
 Which channels depend on which is read off Torch-Pruning's graph of a forward pass, channel by channel, so that any
 module that takes images can be cut, its class unchanged. What cannot be followed is left whole: channels that make the
@@ -129,11 +132,14 @@ class _Sets:
 def relevances(network: nn.Module, *, image_shape: tuple[int, ...]) -> dict[str, Tensor]:
     """Relevance of every output unit of every spectral layer, (outputs,), as a share of its largest: in [0, 1].
 
+    The paper's effective size of a layer is the number of units at 0.05 and above.
+
     Args:
         network: with spectral layers.
         image_shape: of one input, (C, H, W).
     """
-    return _relevances(network, _graph(network, image_shape))
+    found = _strengths(network, _graph(network, image_shape))
+    return {name: strength / _positive(strength.max()) for name, strength in found.items()}
 
 
 def heads(network: nn.Module, *, image_shape: tuple[int, ...]) -> list[str]:
@@ -179,8 +185,10 @@ def plan(
             least one layer of every group.
     """
     graph = _graph(network, image_shape)
-    ranking = _relevances(network, graph) if relevance is None else relevance
-    values = {name: units.tolist() for name, units in ranking.items()}
+    if relevance is None:
+        found = _strengths(network, graph)
+        relevance = {name: strength / _positive(strength.mean()) for name, strength in found.items()}
+    values = {name: units.tolist() for name, units in relevance.items()}
     keep = tuple(keep)
     groups = _groups(network, graph, keep)
     sizes = {cut.root: cut.units for cut in earlier.first.cuts} if earlier else {}
@@ -356,17 +364,22 @@ def _reshaped(given: Sequence[int], made: Sequence[int]) -> Sequence[_Route] | N
     return [(several, one) if long is given else (one, several)]
 
 
-def _relevances(network: nn.Module, graph: _Graph) -> dict[str, Tensor]:
+def _positive(value: Tensor) -> Tensor:
+    return value.clamp_min(torch.finfo(value.dtype).tiny)
+
+
+def _strengths(network: nn.Module, graph: _Graph) -> dict[str, Tensor]:
+    """How strong the units of every spectral layer are, (outputs,): ||w_i||_2, or |gamma_i| behind a batch norm."""
     nodes = {name: graph.dependencies.module2node.get(module) for name, module in graph.model.named_modules()}
     found = {}
     for name, layer in spectral_layers(network):
         ensemble = network.get_submodule(name.rpartition(".")[0])
-        relevance = _member_norms(ensemble, layer) if isinstance(ensemble, BatchEnsemble) else layer.unit_norms()
         following = [node.module for node in nodes[name].outputs] if nodes[name] else []
-        if following and all(isinstance(norm, _BatchNorm) and norm.running_var is not None for norm in following):
+        if following and all(isinstance(norm, _BatchNorm) and norm.affine for norm in following):
             # more than one where a layer is used more than once
-            relevance = relevance * torch.stack([_scale(norm) for norm in following]).mean(0)
-        found[name] = relevance / relevance.max().clamp_min(torch.finfo(relevance.dtype).tiny)
+            found[name] = torch.stack([norm.weight.detach().abs() for norm in following]).mean(0)
+        else:
+            found[name] = _member_norms(ensemble, layer) if isinstance(ensemble, BatchEnsemble) else layer.unit_norms()
     return found
 
 
@@ -380,13 +393,6 @@ def _member_norms(ensemble: BatchEnsemble, layer: SpectralLinear | SpectralConv2
     of_each = torch.einsum("gui,mgi->mgu", squares.view(groups, outputs // groups, inputs), alpha).flatten(1).sqrt()
     norms: Tensor = (of_each * ensemble.gamma.detach().abs()).mean(0)
     return norms
-
-
-def _scale(norm: _BatchNorm) -> Tensor:
-    """gamma / sigma, (features,)."""
-    assert norm.running_var is not None
-    gamma = norm.weight.detach().abs() if norm.affine else torch.ones_like(norm.running_var)
-    return gamma / (norm.running_var + norm.eps).sqrt()
 
 
 def _score(unit: _Unit, relevance: Mapping[str, list[float]]) -> float:
