@@ -514,9 +514,10 @@ def document(tables: Sequence[tuple[Setting, Mapping[str, Line]]]) -> str:
             "",
             "## What was tried, on validation data",
             "",
-            "- `by the mean`: relevances are taken relative to the mean of coupled channels, not to the layer's "
-            "largest. `gain`: where a batch norm follows, |gamma| alone, since batch norm undoes the eigenvalue and "
-            "the eigenvector's length. `gain x column`: that, times the norm of what the next layers make of the unit.",
+            "- `by the mean`: |lambda| ‖phi‖ times gamma / sigma where a batch norm follows, as shares of the mean of "
+            "the coupled channels. `gain`: |gamma| alone there, coupled channels by the root of the sum of squares. "
+            "`gain x column`: that, times the norm of what the next layers make of the unit. (`spectral` is |gamma| "
+            "as shares of the layer's mean, coupled channels by their mean.)",
             f"- *{SPARSE.name}*: {SPARSE.gain_l1:g} sum |gamma| is added to the loss, where batch norm does not "
             "undo it.",
             "",
