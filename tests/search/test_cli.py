@@ -152,7 +152,7 @@ def test_front_json_is_the_front_and_nothing_else(finished: Finished, dux: Calla
     assert found == json.loads((finished.study.folder / "front.json").read_text())
     assert [member["trial"] for member in found["members"]] == [e.trial for e in finished.study.front().members]
     for member in found["members"]:
-        assert set(member) == {"trial", "recipe", "objectives", "measurements", "mlflow_run_id"}
+        assert set(member) == {"trial", "recipe", "objectives", "measurements", "mlflow_run_id", "curve_of"}
         assert member["mlflow_run_id"] == finished.study.run_ids()[member["trial"]]
 
 

@@ -103,7 +103,7 @@ def test_a_student_on_a_curve_is_exported_as_it_was_measured(
 def test_status_counts_trials_and_not_their_points(study: Study, dux: Callable[..., Said]) -> None:
     code, out, _ = dux("status", "curved", "--home", study.home)
     assert code == 0
-    assert f"{TRIALS} trials done" in out
+    assert f"{TRIALS}/{TRIALS} trials done" in out
 
 
 def test_resuming_a_finished_study_adds_nothing(study: Study, dux: Callable[..., Said]) -> None:
