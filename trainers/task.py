@@ -175,8 +175,8 @@ class Task:
                 for _ in range(spec.teacher.members)
             ]
         )
-        filled(teacher, {name: shared_tensor(array) for name, array in under("teacher/").items()})
-        return cls(spec, data, teacher, measurements, tuple(curve), key)
+        teacher = filled(teacher, {name: shared_tensor(array) for name, array in under("teacher/").items()})
+        return cls(spec, data, teacher.eval().requires_grad_(False), measurements, tuple(curve), key)
 
 
 def _teacher(members: Sequence[Network]) -> Network:

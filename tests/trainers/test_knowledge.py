@@ -161,7 +161,7 @@ def test_stages_do_not_depend_on_the_global_generator_nor_disturb_it(task: Task)
 
 def test_stages_that_differ_are_kept_apart(task: Task, tmp_path: Path) -> None:
     learned, batch = Knowledge(task, tmp_path), batch_of(task, 0, 1)
-    one, other = (learned.signals(Needs(stage=Mixer(steps)), batch).staged for steps in (1, 2))
+    one, other = (learned.signals(Needs(stage=Mixer(steps)), batch, seeded()).staged for steps in (1, 2))
     assert one is not None
     assert other is not None
     assert not torch.equal(one, other)
