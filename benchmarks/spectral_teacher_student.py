@@ -19,8 +19,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from common import ROOT, Line, arguments, read, run_all
+import torch.nn.functional as F
+from common import ROOT, Line, arguments, mean, read, run_all
 from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
 
 from trainers.computing import computing
 from trainers.seeding import seeded
@@ -34,6 +36,8 @@ SECOND = 20
 """Units of the second layer, of teacher and student alike."""
 COUNTED = 0.05
 """A unit counts towards the effective size from this share of the largest relevance on."""
+STACKED = 1000
+"""Units, of all students of a job together, beyond which training them side by side gains nothing."""
 ADAM_EPSILON = 1e-7
 """Keras's."""
 
@@ -94,10 +98,10 @@ def arms(setting: Setting) -> dict[str, list[tuple[Arm, int]]]:
 
 @dataclass(frozen=True)
 class Job:
-    """One student."""
+    """Students of one arm, trained side by side: small layers cost a processor hardly more for several than for one."""
 
     arm: Arm
-    seed: int
+    seeds: tuple[int, ...]
     epochs: int
     train: int
     test: int
@@ -109,12 +113,13 @@ class Job:
 
 
 def jobs(setting: Setting) -> Iterator[tuple[str, Job]]:
-    """Every student with its table's name; a seed of all arms before the next."""
-    for seed in range(max(setting.seeds, setting.fewer)):
-        for name, members in arms(setting).items():
-            for arm, seeds in members:
-                if seed < seeds:
-                    yield name, Job(arm, seed, setting.epochs, setting.train, setting.test)
+    """Every job with the name of its arms."""
+    for name, members in arms(setting).items():
+        for arm, seeds in members:
+            beside = max(1, STACKED // arm.width)
+            for first in range(0, seeds, beside):
+                numbers = tuple(range(first, min(seeds, first + beside)))
+                yield name, Job(arm, numbers, setting.epochs, setting.train, setting.test)
 
 
 class Shallow(nn.Module):
@@ -129,40 +134,62 @@ class Shallow(nn.Module):
             nn.init.xavier_uniform_(layer.weight, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, inputs); returns (B,)."""
-        out: Tensor = self.second(self.first(x).relu()).relu().sum(1)
+        """x: (..., inputs); returns (...)."""
+        out: Tensor = self.second(self.first(x).relu()).relu().sum(-1)
         return out
 
 
-def trained(job: Job) -> tuple[Shallow, Tensor, Tensor]:
-    """The student, and test inputs (test, inputs) and outputs (test,)."""
-    arm = job.arm
+class Objective(nn.Module):
+    """What a student is trained on."""
+
+    def __init__(self, arm: Arm, student: Shallow) -> None:
+        """The student's first layer becomes spectral here."""
+        super().__init__()
+        self.arm, self.student = arm, student
+        student.first = SpectralLinear(student.first, train_outputs=arm.spectral)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x: (B, inputs); y: (B,); returns ()."""
+        arm = self.arm
+        loss = F.mse_loss(self.student(x), y)
+        if arm.eigenvector_l2 or arm.eigenvalue_l2:
+            loss = loss + spectral_penalty(
+                self.student, eigenvector_l2=arm.eigenvector_l2, eigenvalue_l2=arm.eigenvalue_l2
+            )
+        if arm.lasso:
+            loss = loss + arm.lasso * self.student.first.weight.norm(dim=1).sum()
+        return loss
+
+
+def trained(job: Job) -> tuple[list[Shallow], Tensor, Tensor]:
+    """The students, and for each test inputs (S, test, inputs) and outputs (S, test)."""
+    arm, generators = job.arm, [torch.Generator().manual_seed(seed) for seed in job.seeds]
     with seeded(torch.Generator().manual_seed(0)):  # what layers are made with is drawn over at once
         teacher = Shallow(arm.teacher, torch.Generator().manual_seed(1_000_000 + arm.teacher_seed)).requires_grad_(
             False
         )
-        generator = torch.Generator().manual_seed(job.seed)
-        student = Shallow(arm.width, generator)
-    student.first = first = SpectralLinear(student.first, train_outputs=arm.spectral)
-    x = torch.randn(job.train + job.test, INPUTS, generator=generator)
-    y = teacher(x)
-    x, y, x_test, y_test = x[: job.train], y[: job.train], x[job.train :], y[job.train :]
-    parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=arm.learning_rate, eps=ADAM_EPSILON, fused=True)
+        objectives = [Objective(arm, Shallow(arm.width, generator)) for generator in generators]
+    x = torch.stack([torch.randn(job.train + job.test, INPUTS, generator=generator) for generator in generators])
+    y = teacher(x).detach()
+    parameters, _ = stack_module_state(objectives)  # (S, ...) each
+    losses = vmap(lambda own, inputs, outputs: functional_call(objectives[0], own, (inputs, outputs)))
+    # each student's gradient is of its own loss, and Adam goes number by number: nothing passes between them
+    optimizer = torch.optim.Adam(
+        [parameter for parameter in parameters.values() if parameter.requires_grad],
+        lr=arm.learning_rate,
+        eps=ADAM_EPSILON,
+        fused=True,
+    )
+    student = torch.arange(len(job.seeds))[:, None]
     for _ in range(job.epochs):
-        order = torch.randperm(job.train, generator=generator)
-        for inputs, outputs in zip(x[order].split(arm.batch_size), y[order].split(arm.batch_size), strict=True):
+        order = torch.stack([torch.randperm(job.train, generator=generator) for generator in generators])
+        for index in order.split(arm.batch_size, dim=1):
             optimizer.zero_grad()
-            loss = (student(inputs) - outputs).square().mean()
-            if arm.eigenvector_l2 or arm.eigenvalue_l2:
-                loss = loss + spectral_penalty(
-                    student, eigenvector_l2=arm.eigenvector_l2, eigenvalue_l2=arm.eigenvalue_l2
-                )
-            if arm.lasso:
-                loss = loss + arm.lasso * first.weight.norm(dim=1).sum()
-            loss.backward()
+            losses(parameters, x[student, index], y[student, index]).sum().backward()
             optimizer.step()
-    return student, x_test, y_test
+    for number, objective in enumerate(objectives):
+        objective.load_state_dict({name: parameter[number] for name, parameter in parameters.items()})
+    return [objective.student for objective in objectives], x[:, job.train :], y[:, job.train :]
 
 
 def curve(student: Shallow, relevance: Tensor, x: Tensor, y: Tensor) -> list[float]:
@@ -184,35 +211,38 @@ def carry_out(job: Job) -> Line:
     """A line of the results."""
     began = time.monotonic()
     with computing(1):
-        student, x, y = trained(job)
-        (relevance,) = relevances(student).values()
-        errors = curve(student, relevance, x, y)
-    return {
-        "key": job.key,
-        "errors": errors,
-        "relevances": sorted(relevance.tolist(), reverse=True),
-        "variance": float(y.var()),
-        "seconds": time.monotonic() - began,
-    }
+        students, x, y = trained(job)
+        runs = []
+        for number, student in enumerate(students):
+            (relevance,) = relevances(student).values()
+            runs.append(
+                {
+                    "errors": curve(student, relevance, x[number], y[number]),
+                    "relevances": sorted(relevance.tolist(), reverse=True),
+                    "variance": float(y[number].var()),
+                }
+            )
+    return {"key": job.key, "runs": runs, "seconds": time.monotonic() - began}
 
 
-def effective(line: Line) -> int:
+def effective(run: Line) -> int:
     """Units at or above COUNTED of the largest."""
-    return sum(relevance >= COUNTED for relevance in line["relevances"])
+    return sum(relevance >= COUNTED for relevance in run["relevances"])
 
 
-def smallest(line: Line) -> int:
+def smallest(run: Line) -> int:
     """Fewest top units whose error is at most twice that of all, here and at every larger number."""
-    errors = line["errors"]
+    errors = run["errors"]
     return 1 + max((n for n, error in enumerate(errors) if error > 2 * errors[-1]), default=-1)
 
 
 def shown(line: Line) -> str:
     """A line for the terminal."""
-    arm = json.loads(line["key"])["arm"]
+    arm, runs = json.loads(line["key"])["arm"], line["runs"]
     return (
-        f"width {arm['width']:3}  {'spectral' if arm['spectral'] else 'direct':8}  error {line['errors'][-1]:.4f}  "
-        f"effective {effective(line)}, smallest {smallest(line)}"
+        f"width {arm['width']:3}  {'spectral' if arm['spectral'] else 'direct':8}  "
+        f"error {mean(run['errors'][-1] for run in runs):.4f}  "
+        f"effective {[effective(run) for run in runs]}, smallest {[smallest(run) for run in runs]}"
     )
 
 
@@ -227,14 +257,14 @@ def listed(numbers: list[int]) -> str:
     return f"{middle:g} ({ordered[0]} to {ordered[-1]})"
 
 
-def ratio(line: Line, units: int) -> float:
+def ratio(run: Line, units: int) -> float:
     """Error with so many top units over that with all."""
-    return float(line["errors"][units] / line["errors"][-1])
+    return float(run["errors"][units] / run["errors"][-1])
 
 
-def excess(line: Line, units: int) -> float:
+def excess(run: Line, units: int) -> float:
     """By how much the error is larger with so many top units, in variances of what is to be learned."""
-    return float((line["errors"][units] - line["errors"][-1]) / line["variance"])
+    return float((run["errors"][units] - run["errors"][-1]) / run["variance"])
 
 
 def main() -> None:
@@ -244,7 +274,7 @@ def main() -> None:
     path = given.home / f"spectral_teacher_student_{digest(asdict(setting))}.jsonl"
     done = read(path, "key")
     if not given.table:
-        left = [job for _, job in jobs(setting) if job.key not in done]
+        left = sorted((job for _, job in jobs(setting) if job.key not in done), key=lambda job: job.arm.width)
         run_all(left, carry_out, path, given.processes, shown=shown, load=nothing)
 
 

@@ -42,15 +42,13 @@ class _Spectral(nn.Module):
     def weight(self) -> Tensor:
         """The ordinary layer's weight: (outputs, inputs, ...)."""
         phi = self.eigenvectors
-        outputs, inputs = phi.shape[:2]
-        ones = (1,) * (phi.dim() - 2)
-        out = self.eigenvalues_out.view(outputs, 1, *ones)
-        if not self.eigenvalues_in.requires_grad and not bool(self.eigenvalues_in.any()):
-            return -out * phi
+        outputs, inputs, *kernel = phi.shape
+        ones = (1,) * len(kernel)
         # a grouped convolution's kernel i sees the inputs of its own group only
-        groups = self.eigenvalues_in.numel() // inputs
-        lambda_in = self.eigenvalues_in.view(groups, 1, inputs).expand(groups, outputs // groups, inputs)
-        return (lambda_in.reshape(outputs, inputs, *ones) - out) * phi
+        lambda_in = self.eigenvalues_in.view(-1, 1, inputs, *ones)
+        groups = len(lambda_in)
+        difference = lambda_in - self.eigenvalues_out.view(groups, outputs // groups, 1, *ones)
+        return (difference * phi.view(groups, outputs // groups, inputs, *kernel)).view_as(phi)
 
     def unit_norms(self) -> Tensor:
         """||w_i||_2 of each output unit, (outputs,); with lambda_in = 0 the paper's |lambda_i| ||phi_i||_2."""
