@@ -46,7 +46,8 @@ Ended = subprocess.CompletedProcess[str]
 def environment() -> dict[str, str]:
     """Of a subprocess: one thread, as the tests have, and no store but the home it is given."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("DUX_", "MLFLOW_"))}
-    return {**kept, "OMP_NUM_THREADS": "1"}
+    # Ray's workers are nice to others by default, and starve beside the tests' own processes on two cores
+    return {**kept, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
 
 
 def descendants(pid: int) -> set[int]:
