@@ -224,5 +224,10 @@ class Method(nn.Module, ABC):
         """
 
     def pretraining_loss(self, student: Features, teacher: TeacherSignals, labels: Tensor) -> Tensor:
-        """What the student learns in the `pretraining_epochs`; the same arguments as `forward`, returns ()."""
-        raise NotImplementedError
+        """What the student learns in the `pretraining_epochs`; the same arguments as `forward`, returns ().
+
+        A method without such epochs is never asked.
+        """
+        raise NotImplementedError(
+            f"`{type(self).__name__}` has pretraining epochs, and so must have a pretraining_loss"
+        )
