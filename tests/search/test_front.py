@@ -240,6 +240,7 @@ def test_json_says_everything_about_the_members_and_is_json() -> None:
                 "objectives": {"accuracy": 0.8, "parameters": 100.0},
                 "measurements": {"nll": None, "macs": 7.0},
                 "mlflow_run_id": "run3",
+                "curve_of": None,
             },
             {
                 "trial": 0,
@@ -247,6 +248,7 @@ def test_json_says_everything_about_the_members_and_is_json() -> None:
                 "objectives": {"accuracy": 0.85, "parameters": 2000.0},
                 "measurements": {},
                 "mlflow_run_id": "run0",
+                "curve_of": None,
             },
         ],
     }

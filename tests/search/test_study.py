@@ -723,7 +723,7 @@ def test_sigterm_while_ray_starts_ends_in_one_line_and_can_be_resumed(
 
     def ray_starts() -> bool:
         mine = {str(pid) for pid in descendants(command.process.pid)}
-        listed = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True).stdout
+        listed = subprocess.run(["ps", "-wweo", "pid=,args="], capture_output=True, text=True, check=True).stdout
         return any(line.split()[0] in mine and "gcs_server" in line for line in listed.splitlines())
 
     wait_for(lambda: ray_starts() or not command.running, "Ray's start")
