@@ -19,6 +19,8 @@ sys.path.insert(0, str(ROOT))  # so that a benchmark measures the checkout it li
 
 import torch  # noqa: E402
 
+from trainers import Knowledge, Task, TaskSpec  # noqa: E402
+
 Job = TypeVar("Job")
 Line = dict[str, Any]
 
@@ -64,6 +66,24 @@ def run_all(
             minutes = (time.monotonic() - began) / 60
             ahead = minutes / count * (len(left) - count)
             print(f"{count}/{len(left)}  {shown(line)}  {line['seconds']:.0f} s; {ahead:.0f} min left", flush=True)
+
+
+_tasks: dict[TaskSpec, tuple[Task, Knowledge]] = {}
+
+
+def load_task(spec: TaskSpec, home: Path) -> None:
+    """In each process, once; kept in `home`, where no second process trains the teacher."""
+    torch.set_num_threads(1)
+    task = Task.load(spec, home)
+    _tasks[spec] = (task, Knowledge(task, home / "knowledge"))
+
+
+def loaded_task(spec: TaskSpec | None = None) -> tuple[Task, Knowledge]:
+    """What `load_task` left; None: the one there is."""
+    if spec is not None:
+        return _tasks[spec]
+    (found,) = _tasks.values()
+    return found
 
 
 def arguments(description: str) -> argparse.Namespace:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from common import ROOT, Line, against, arguments, hardware, mean, read, run_all, spread
+from common import ROOT, Line, against, arguments, hardware, load_task, loaded_task, mean, read, run_all, spread
 
 from spaces import Recipe
-from trainers import Knowledge, Task, TaskSpec, TeacherSpec, measure, run_trial
+from trainers import Task, TaskSpec, TeacherSpec, measure, run_trial
 from trainers.computing import computing
 from trainers.data.dataset import Split, pixels
 from trainers.families import combined
@@ -116,17 +116,6 @@ def jobs(setting: Setting) -> Iterator[Job]:
                 yield Job(kind, temperature, seed, setting.recipe(kind, temperature, seed).to_json())
 
 
-_loaded: tuple[Task, Knowledge] | None = None
-
-
-def load(spec: TaskSpec, home: Path) -> None:
-    """In each process, once."""
-    global _loaded
-    torch.set_num_threads(1)
-    task = Task.load(spec, home)
-    _loaded = (task, Knowledge(task, home / "knowledge"))
-
-
 def fidelity(student: torch.Tensor, teacher: torch.Tensor) -> float:
     """Mean over members and images of KL(teacher_i || student_i) of logits (M, N, classes)."""
     log_p, log_q = teacher.double().log_softmax(2), student.double().log_softmax(2)
@@ -135,8 +124,7 @@ def fidelity(student: torch.Tensor, teacher: torch.Tensor) -> float:
 
 def carry_out(job: Job) -> Line:
     """A line of the results."""
-    assert _loaded is not None
-    task, knowledge = _loaded
+    task, knowledge = loaded_task()
     began = time.monotonic()
     unmoved: list[float] = []
     try:
@@ -294,13 +282,15 @@ def main() -> None:
     path = given.home / f"ensembles_{digest(asdict(setting))}.jsonl"
     done = read(path, "recipe")
     if not given.table and (left := [job for job in jobs(setting) if job.recipe not in done]):
-        load(setting.spec, given.home)  # so that no two processes train the teacher
+        load_task(setting.spec, given.home)  # so that no two processes train the teacher
 
         def shown(line: Line) -> str:
             said = f"{line['accuracy']:.4f}  nll {line['nll']:.4f}" if "accuracy" in line else line["failed"]
             return f"{line['kind']:9} tau {line['temperature']:g}  {said}"
 
-        run_all(left, carry_out, path, given.processes, shown=shown, load=load, load_with=(setting.spec, given.home))
+        run_all(
+            left, carry_out, path, given.processes, shown=shown, load=load_task, load_with=(setting.spec, given.home)
+        )
     text = document(setting, given.home, read(path, "recipe"))
     if not given.quick:
         DOCUMENT.write_text(text, encoding="utf-8")

@@ -13,15 +13,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-import torch
-from common import ROOT, Line, arguments, hardware, mean, read, run_all, spread
+from common import ROOT, Line, arguments, hardware, load_task, loaded_task, mean, read, run_all, spread
 
 from search.front import Axis, hypervolume
 from search.ledger import Ledger
 from search.study_file import StudyFile
-from trainers import METRICS, Knowledge, Task, run_trial
+from trainers import METRICS, run_trial
 from trainers.measure import ends
 from trainers.store import digest
 
@@ -58,31 +56,20 @@ class Job:
     name: str
     curve: bool
     seed: int
+    setting: Setting
 
 
 def jobs(setting: Setting) -> Iterator[Job]:
     """All studies, the long ones of a seed first."""
     for seed in range(setting.seeds):
         for curve in (False, True):
-            yield Job(f"{'with' if curve else 'without'} the curve, seed {seed}", curve, seed)
-
-
-_loaded: tuple[Setting, Task, Knowledge] | None = None
-
-
-def load(setting: Setting, home: Path) -> None:
-    """In each process, once."""
-    global _loaded
-    torch.set_num_threads(1)
-    task = Task.load(setting.file.task, home)
-    _loaded = (setting, task, Knowledge(task, home / "knowledge"))
+            yield Job(f"{'with' if curve else 'without'} the curve, seed {seed}", curve, seed, setting)
 
 
 def carry_out(job: Job) -> Line:
     """A line of the results: the hypervolume and the seconds after each trial."""
-    assert _loaded is not None
-    setting, task, knowledge = _loaded
-    file = setting.file
+    task, knowledge = loaded_task()
+    setting, file = job.setting, job.setting.file
     axes = [
         Axis(name, direction, METRICS[name].scale, *ends(name, direction, task.teacher_measurements, task.data.classes))
         for name, direction in file.objectives.items()
@@ -157,12 +144,20 @@ def main() -> None:
     path = given.home / f"pruning_curve_{digest(asdict(setting))}.jsonl"
     done = read(path, "name")
     if not given.table and (left := [job for job in jobs(setting) if job.name not in done]):
-        load(setting, given.home)  # so that no two processes train the teacher
+        load_task(setting.file.task, given.home)  # so that no two processes train the teacher
 
         def shown(line: Line) -> str:
             return f"{line['name']}: {line['reached'][-1]:.4f} after {len(line['reached'])}"
 
-        run_all(left, carry_out, path, given.processes, shown=shown, load=load, load_with=(setting, given.home))
+        run_all(
+            left,
+            carry_out,
+            path,
+            given.processes,
+            shown=shown,
+            load=load_task,
+            load_with=(setting.file.task, given.home),
+        )
     text = document(setting, read(path, "name"))
     if not given.quick:
         DOCUMENT.write_text(text, encoding="utf-8")

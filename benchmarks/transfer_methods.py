@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from common import ROOT, Line, against, arguments, hardware, mean, read, run_all, spread
+from common import ROOT, Line, against, arguments, hardware, load_task, loaded_task, mean, read, run_all, spread
 
 from spaces import Recipe, Scalar
-from trainers import Knowledge, Task, TaskSpec, TeacherSpec, measure, run_trial
+from trainers import Task, TaskSpec, TeacherSpec, measure, run_trial
 from trainers.loop import Diverged
 from trainers.store import digest
 from trainers.transfer import METHODS, StageFailed, method_of
@@ -119,21 +119,9 @@ def longer(name: str) -> str:
     return f"{name}, {LONGER[0]} epochs"
 
 
-_loaded: tuple[Task, Knowledge] | None = None
-
-
-def load(spec: TaskSpec, home: Path) -> None:
-    """In each process, once."""
-    global _loaded
-    torch.set_num_threads(1)
-    task = Task.load(spec, home)
-    _loaded = (task, Knowledge(task, home / "knowledge"))
-
-
 def carry_out(job: Job) -> Line:
     """A line of the results."""
-    assert _loaded is not None
-    task, knowledge = _loaded
+    task, knowledge = loaded_task()
     began = time.monotonic()
     try:
         result = run_trial(Recipe.from_json(job.recipe), task, knowledge)
@@ -152,12 +140,12 @@ def run(setting: Setting, home: Path, path: Path, processes: int) -> None:
     left = [job for job in jobs(setting) if job.recipe not in done]
     if not left:
         return
-    load(setting.spec, home)
-    assert _loaded is not None
+    load_task(setting.spec, home)
+    _, knowledge = loaded_task()
     for recipe in {job.recipe for job in left}:  # so that no two processes wait for each other
         method, options = method_of(Recipe.from_json(recipe))
-        _loaded[1].prepare(method.needs(options))
-    run_all(left, carry_out, path, processes, shown=shown, load=load, load_with=(setting.spec, home))
+        knowledge.prepare(method.needs(options))
+    run_all(left, carry_out, path, processes, shown=shown, load=load_task, load_with=(setting.spec, home))
 
 
 def shown(line: Line) -> str:

@@ -1,0 +1,401 @@
+"""What early stopping saves a study, and what it costs; writes docs/early_stopping.md and .png.
+
+    python benchmarks/early_stopping.py             # about 40 minutes on two cores; goes on where it was interrupted
+    python benchmarks/early_stopping.py --quick     # a minute: is everything sound? writes no document
+    python benchmarks/early_stopping.py --table     # the document again, from what has been run
+
+A sampler that learns nothing draws the same recipes whatever is stopped, and a trial's course depends on its recipe
+alone. So every recipe is carried out once, to its end, with its course written down; then each policy is replayed over
+the same courses with two workers: which trials it would have stopped, when, and what the rest come to. Policies are the
+objects that a study uses: `search.stopping.Halving`, and Ray Tune's `AsyncHyperBandScheduler` on accuracy.
+"""
+
+import heapq
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from common import ROOT, Line, against, arguments, hardware, load_task, loaded_task, mean, read, run_all, spread
+from matplotlib.figure import Figure
+
+from search.front import Axis, hypervolume
+from search.ledger import Ledger
+from search.stopping import Halving
+from search.study_file import StudyFile
+from spaces import Recipe
+from trainers import METRICS, Report, run_trial
+from trainers.loop import Diverged
+from trainers.measure import ends
+from trainers.store import digest
+
+DOCUMENT = ROOT / "docs" / "early_stopping.md"
+FIGURE = DOCUMENT.with_suffix(".png")
+MIN_EPOCHS, REDUCTION = 3, 3
+"""The defaults of `search.min_epochs` and `search.reduction`, for both policies."""
+WORKERS = 2
+
+STUDIES: dict[str, dict[str, Any]] = {
+    "digits": {
+        "task": {"dataset": "digits", "augment": "none", "teacher": {"depth": 20, "width": 1.0, "epochs": 30}},
+        "space": {
+            "student.width": {"low": 0.125, "high": 1.0, "step": 0.125},
+            "transfer": ["none", "kd", "factor"],
+            "kd.temperature": {"low": 1.0, "high": 8.0},
+            "factor.rate": [0.5, 1.0],
+            "factor.paraphraser_steps": 800,
+            "pruning.fraction": {"low": 0.0, "high": 0.9},
+            "training.learning_rate": {"low": 0.003, "high": 1.0, "log": True},
+        },
+    },
+    "fashion_mnist": {
+        "task": {
+            "dataset": "fashion_mnist",
+            "augment": "none",
+            "train_limit": 4000,
+            "teacher": {"depth": 8, "width": 0.5, "epochs": 10, "batch_size": 64},
+        },
+        "space": {
+            "student.width": {"low": 0.125, "high": 0.5, "step": 0.125},
+            "transfer": ["none", "kd", "factor"],
+            "kd.temperature": {"low": 1.0, "high": 8.0},
+            "factor.rate": 0.5,
+            "factor.paraphraser_steps": 1000,
+            "pruning.fraction": {"low": 0.0, "high": 0.9},
+            "training.learning_rate": {"low": 0.003, "high": 1.0, "log": True},
+            "training.epochs": 12,
+            "training.batch_size": 64,
+            "pruning.fine_tune_epochs": 3,
+        },
+    },
+}
+"""The digits study with a learning rate to be found, as users search it; and a smaller task of the larger images."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How many studies, and how long."""
+
+    trials: int = 32
+    """Of one study; the recipes are the same for every policy."""
+    seeds: int = 5
+    quick: bool = False
+
+    def file(self, name: str) -> StudyFile:
+        """A study of STUDIES."""
+        raw = json.loads(json.dumps({"name": name, **STUDIES[name]}))
+        if self.quick:
+            raw["task"] |= {"train_limit": 200, "teacher": {"depth": 8, "width": 0.25, "epochs": 2, "batch_size": 16}}
+            raw["space"] |= {"transfer": ["none", "kd"], "training.epochs": 10, "pruning.fine_tune_epochs": 1}
+            for key in [key for key in raw["space"] if key.startswith("factor.")]:
+                del raw["space"][key]
+        return StudyFile.from_mapping(raw)
+
+
+QUICK = Setting(trials=6, seeds=2, quick=True)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trial, carried out to its end."""
+
+    study: str
+    seed: int
+    place: int
+    quick: bool
+    recipe: str
+
+    @property
+    def key(self) -> str:
+        """Everything that it depends on."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+def jobs(setting: Setting) -> Iterator[Job]:
+    """All trials, a seed of each study after the other."""
+    for seed in range(setting.seeds):
+        for study in STUDIES:
+            file = setting.file(study)
+            with tempfile.TemporaryDirectory() as folder:
+                ledger = Ledger(f"sqlite:///{folder}/l.db", study, file.objectives, "random", seed, file.space)
+                for place in range(setting.trials):
+                    yield Job(study, seed, place, setting.quick, ledger.ask()[1].to_json())
+
+
+def load(setting: Setting, home: Path) -> None:
+    """In each process, once."""
+    for name in STUDIES:
+        load_task(setting.file(name).task, home)
+
+
+def carry_out(job: Job) -> Line:
+    """A line of the results: the course of a trial, and what it comes to."""
+    file = Setting(quick=job.quick).file(job.study)
+    task, knowledge = loaded_task(file.task)
+    course: list[dict[str, Any]] = []
+    began = time.monotonic()
+
+    def report(report: Report) -> None:
+        measured = {**report.metrics, **report.cost}
+        course.append({"measured": measured, "seconds": time.monotonic() - began})
+
+    found: list[dict[str, float]] = []
+    failed = ""
+    try:
+        result = run_trial(Recipe.from_json(job.recipe), task, knowledge, report, curve=file.space.fractions())
+        found = [result.measurements, *(point["measurements"] for point in result.points())]
+    except Diverged as error:
+        failed = str(error)
+    kept = [{name: values[name] for name in file.objectives} for values in found]
+    axes = [
+        [name, direction, METRICS[name].scale, *ends(name, direction, task.teacher_measurements, task.data.classes)]
+        for name, direction in file.objectives.items()
+    ]
+    seconds = time.monotonic() - began
+    return {"key": job.key, **asdict(job), "course": course, "found": kept, "failed": failed, "axes": axes} | {
+        "seconds": seconds
+    }
+
+
+Policy = Callable[[int, int, Mapping[str, float], int], bool]
+"""Of a trial, its epoch, what was measured and how many epochs there are: whether it goes on."""
+
+
+def everything(axes: Sequence[Axis]) -> Policy:
+    """Every trial to its end, as Ray Tune's FIFO scheduler has it."""
+    return lambda trial, epoch, measured, steps: True
+
+
+def pareto(axes: Sequence[Axis]) -> Policy:
+    """`search.stopping: pareto`."""
+    halving = Halving(axes, MIN_EPOCHS, REDUCTION)
+
+    def policy(trial: int, epoch: int, measured: Mapping[str, float], steps: int) -> bool:
+        if not halving.is_rung(epoch):
+            return True
+        halving.add(trial, epoch, measured)
+        return epoch == steps or halving.goes_on(trial, epoch)
+
+    return policy
+
+
+def asha(axes: Sequence[Axis]) -> Policy:
+    """Ray Tune's asynchronous successive halving on the first objective alone."""
+    from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
+
+    first = axes[0]
+    scheduler = AsyncHyperBandScheduler(
+        time_attr="epoch",
+        metric=first.name,
+        mode=first.direction,
+        grace_period=MIN_EPOCHS,
+        reduction_factor=REDUCTION,
+        max_t=1000,
+    )
+    known: dict[int, Any] = {}
+
+    def policy(trial: int, epoch: int, measured: Mapping[str, float], steps: int) -> bool:
+        if trial not in known:
+            known[trial] = SimpleNamespace(trial_id=str(trial), config={})
+            scheduler.on_trial_add(None, known[trial])
+        result = {"epoch": epoch, first.name: measured[first.name]}
+        said = scheduler.on_trial_result(None, known[trial], result)
+        return epoch == steps or bool(said == TrialScheduler.CONTINUE)
+
+    return policy
+
+
+POLICIES: dict[str, Callable[[Sequence[Axis]], Policy]] = {
+    "none (FIFO)": everything,
+    "pareto": pareto,
+    "ASHA on accuracy": asha,
+}
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What a study comes to under a policy."""
+
+    epochs: int
+    seconds: float
+    finished: int
+    volumes: tuple[tuple[int, float], ...]
+    """(epochs spent until then, hypervolume), from each trial that came to its end."""
+
+    @property
+    def volume(self) -> float:
+        """At the end."""
+        return self.volumes[-1][1] if self.volumes else 0.0
+
+    def at(self, epochs: float) -> float:
+        """The hypervolume when so many epochs were spent."""
+        return max((volume for spent, volume in self.volumes if spent <= epochs), default=0.0)
+
+
+def replay(lines: Sequence[Line], make: Callable[[Sequence[Axis]], Policy], curve: bool) -> Replayed:
+    """The trials in their order on WORKERS workers, each as fast as it was, under a policy.
+
+    Args:
+        lines: the trials of one study.
+        make: of POLICIES.
+        curve: whether the points of the pruning curve count, of trials that came to their end.
+    """
+    axes = [Axis(*axis) for axis in lines[0]["axes"]]
+    policy = make(axes)
+    waiting = iter(range(len(lines)))
+    events: list[tuple[float, int, int]] = []  # when, trial, epoch that is over then
+
+    def begin(now: float) -> None:
+        if (trial := next(waiting, None)) is not None:
+            follow(now, trial, 1)
+
+    def follow(began: float, trial: int, epoch: int) -> None:
+        starts[trial] = began if epoch == 1 else starts[trial]
+        course = lines[trial]["course"]
+        ends_at = course[epoch - 1]["seconds"] if epoch <= len(course) else lines[trial]["seconds"]
+        heapq.heappush(events, (starts[trial] + ends_at, trial, epoch))
+
+    starts: dict[int, float] = {}
+    for _ in range(WORKERS):
+        begin(0.0)
+    epochs, busy, finished = 0, 0.0, 0
+    points: list[list[float]] = []
+    volumes: list[tuple[int, float]] = []
+    while events:
+        now, trial, epoch = heapq.heappop(events)
+        line = lines[trial]
+        course = line["course"]
+        if epoch <= len(course):
+            epochs += 1
+            if policy(trial, epoch, course[epoch - 1]["measured"], len(course)):
+                follow(starts[trial], trial, epoch + 1)
+                continue
+        else:
+            finished += 1
+            found = line["found"] if curve else line["found"][:1]
+            points += [[values[axis.name] for axis in axes] for values in found]
+            volumes.append((epochs, hypervolume(points, axes)))
+        busy += now - starts[trial]
+        begin(now)
+    return Replayed(epochs, busy, finished, tuple(volumes))
+
+
+def tables(setting: Setting, results: Mapping[str, Line]) -> tuple[list[str], dict[str, dict[str, list[Replayed]]]]:
+    """The rows of the document, and the replays of the studies without the curve for its figure."""
+    text: list[str] = []
+    drawn: dict[str, dict[str, list[Replayed]]] = {}
+    for study in STUDIES:
+        whole = {}
+        for seed in range(setting.seeds):
+            lines = [line for line in results.values() if (line["study"], line["seed"]) == (study, seed)]
+            if len(lines) == setting.trials:
+                whole[seed] = sorted(lines, key=lambda line: int(line["place"]))
+        if not whole:
+            continue
+        bad = sum(bool(line["failed"]) for lines in whole.values() for line in lines)
+        for curve in (False, True):
+            found = {
+                name: {seed: replay(lines, make, curve) for seed, lines in whole.items()}
+                for name, make in POLICIES.items()
+            }
+            base = found["none (FIFO)"]
+            if not curve:
+                drawn[study] = {name: list(by_seed.values()) for name, by_seed in found.items()}
+            text += [
+                "",
+                f"## {study}, {'with' if curve else 'without'} the pruning curve",
+                "",
+                f"{len(whole)} studies of {setting.trials} trials; {bad} of all trials diverged.",
+                "",
+                "| stopping | trials that ended | epochs | of FIFO's | seconds | of FIFO's | hypervolume "
+                "| against FIFO on the same trials | against FIFO at the same epochs |",
+                "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+            ]
+            for name, by_seed in found.items():
+                same = {seed: base[seed].at(r.epochs) for seed, r in by_seed.items()}
+                volumes = {seed: r.volume for seed, r in by_seed.items()}
+                is_base = by_seed is base
+                text.append(
+                    f"| {name} | {spread((r.finished for r in by_seed.values()), 1)} "
+                    f"| {spread((r.epochs for r in by_seed.values()), 0)} "
+                    f"| {mean(r.epochs / base[seed].epochs for seed, r in by_seed.items()):.0%} "
+                    f"| {spread((r.seconds for r in by_seed.values()), 0)} "
+                    f"| {mean(r.seconds / base[seed].seconds for seed, r in by_seed.items()):.0%} "
+                    f"| {spread(volumes.values(), 4)} "
+                    f"| {'' if is_base else against(volumes, {seed: r.volume for seed, r in base.items()}, 4)} "
+                    f"| {'' if is_base else against(volumes, same, 4)} |"
+                )
+    return text, drawn
+
+
+def document(setting: Setting, results: Mapping[str, Line], rows: Sequence[str]) -> str:
+    """The page, in Markdown."""
+    return "\n".join(
+        [
+            "# What early stopping saves, and what it costs",
+            "",
+            "Written by `python benchmarks/early_stopping.py`. Every recipe was carried out once, to its end; each "
+            f"policy is then replayed over the same courses with {WORKERS} workers, from the first trial on. Recipes "
+            "are drawn at random, so that all policies have the same; a sampler that learns is not in these figures. "
+            f"Rungs at {MIN_EPOCHS}, {MIN_EPOCHS * REDUCTION}, ... epochs for both. Hypervolume as `dux front` "
+            "reckons it. ± is the standard deviation over seeds; of differences, the half width of a 95 % interval of "
+            "the mean of the paired differences.",
+            "",
+            f"- {hardware(results.values())}; one thread a trial; seconds are those of the trials as they were "
+            "measured in full, on a machine that may have done other things, too.",
+            *rows,
+            "",
+            f"![Hypervolume against epochs]({FIGURE.name})",
+            "",
+        ]
+    )
+
+
+def draw(drawn: Mapping[str, Mapping[str, Sequence[Replayed]]]) -> None:
+    """The mean hypervolume against epochs spent, as a share of what FIFO spends on all trials."""
+    figure = Figure(figsize=(5 * len(drawn), 3.8), layout="constrained")
+    for axes, (study, policies) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items(), strict=True):
+        total = [r.epochs for r in policies["none (FIFO)"]]
+        shares = [place / 100 for place in range(101)]
+        for name, replays in policies.items():
+            means = [
+                statistics.fmean(r.at(share * all_epochs) for r, all_epochs in zip(replays, total, strict=True))
+                for share in shares
+            ]
+            end = mean(r.epochs / all_epochs for r, all_epochs in zip(replays, total, strict=True))
+            shown = [place for place, share in enumerate(shares) if share <= end + 0.01]
+            axes.plot([shares[place] for place in shown], [means[place] for place in shown], label=name)
+        axes.set(title=study, xlabel="epochs, as a share of FIFO's", ylabel="hypervolume")
+        axes.legend()
+    figure.savefig(FIGURE, dpi=150)
+
+
+def main() -> None:
+    """The command."""
+    given = arguments("A study's trials under three ways to stop them.")
+    setting = QUICK if given.quick else Setting()
+    path = given.home / f"early_stopping_{digest(asdict(setting), STUDIES)}.jsonl"
+    done = read(path, "key")
+    if not given.table and (left := [job for job in jobs(setting) if job.key not in done]):
+        load(setting, given.home)  # so that no two processes train the teacher
+
+        def shown(line: Line) -> str:
+            return f"{line['study']} {line['seed']}/{line['place']}: {line['failed'] or line['found'][0]['accuracy']}"
+
+        run_all(left, carry_out, path, given.processes, shown=shown, load=load, load_with=(setting, given.home))
+    results = read(path, "key")
+    rows, drawn = tables(setting, results)
+    text = document(setting, results, rows)
+    if not given.quick:
+        DOCUMENT.write_text(text, encoding="utf-8")
+        draw(drawn)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
