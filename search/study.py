@@ -30,9 +30,10 @@ from search.study_file import StudyFile
 from search.tracking import Tracker, find_runs
 from spaces import BadInput, Choice, Recipe, Space
 from spaces.errors import known
+from trainers.computing import computing
 from trainers.knowledge import Knowledge
 from trainers.loop import Diverged
-from trainers.measure import METRICS, ends
+from trainers.measure import METRICS, ends, latency_ms
 from trainers.store import write_whole
 from trainers.task import Task
 from trainers.transfer import Needs, StageFailed, method_named
@@ -437,7 +438,7 @@ class _Session:
             "key": task.key,
             "classes": task.data.classes,
             "image_shape": list(task.data.image_shape),
-            "teacher": dict(task.teacher_measurements),
+            "teacher": {**task.teacher_measurements, **self._teacher_latency(task)},
         }
         write_whole(self._study.folder / "task.json", json.dumps(record, indent=1))
         knowledge = Knowledge(task, self._study.home / "knowledge")
@@ -479,6 +480,7 @@ class _Session:
                 threads=search.cpus,
                 device="cuda" if search.gpus else "cpu",
                 curve=file.space.fractions() if search.curve else (),
+                timed=self._study.file.timed,
                 import_folders=tuple(sys.path),
             )
             self._began = time.monotonic()
@@ -497,6 +499,17 @@ class _Session:
                 trial_timeout=search.trial_timeout,
                 scratch=self._study.folder / "ray",
             )
+
+    def _teacher_latency(self, task: Task) -> dict[str, float]:
+        """Measured once a study, if it asks for latency: the front is reckoned from it."""
+        file = self._study.file
+        if not file.timed:
+            return {}
+        try:
+            return {"latency_ms": self._study.task_record()["teacher"]["latency_ms"]}
+        except BadInput:
+            with computing(file.search.cpus):
+                return {"latency_ms": latency_ms(task.teacher, task.data.image_shape)}
 
     def _halving(self) -> Halving | None:
         """Early stopping as it stood when the last session ended."""

@@ -95,6 +95,11 @@ class StudyFile(Part):
     """Measurement -> its limits; students that overstep one are kept, but not on the front."""
     search: SearchSpec = SearchSpec()
 
+    @property
+    def timed(self) -> bool:
+        """Whether latency is asked for, as an objective or a constraint."""
+        return "latency_ms" in {*self.objectives, *self.constraints}
+
     @classmethod
     def read(cls, path: Path) -> Self:
         """The study that a YAML file describes; a relative `task.root` is taken from the file's folder.

@@ -77,6 +77,8 @@ class Job:
     device: str
     curve: tuple[float, ...]
     """Fractions at which every trained student is looked at."""
+    timed: bool
+    """Whether the study asks for students' latency."""
     import_folders: tuple[str, ...]
     """Where the driver finds modules, such as a user's own transfer method."""
 
@@ -384,7 +386,16 @@ def _carry_out(config: Mapping[str, Any], job: Job, arrays: Mapping[str, np.ndar
             tune.report(vars(report))
 
         recipe = Recipe.from_json(config["recipe"])
-        result = run_trial(recipe, task, knowledge, report, curve=job.curve, threads=job.threads, device=job.device)
+        result = run_trial(
+            recipe,
+            task,
+            knowledge,
+            report,
+            curve=job.curve,
+            threads=job.threads,
+            device=job.device,
+            timed=job.timed,
+        )
         _save(Path(job.trials_folder) / str(config["trial"]), result.files(task), job.driver_node)
         # as text: Tune flattens nested results for its searchers
         told = {"measurements": json.dumps(result.measurements), "curve": json.dumps(result.points())}

@@ -1,6 +1,8 @@
 """What is measured of a network, and how each measurement reads as an objective."""
 
 import math
+import statistics
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -47,9 +49,12 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "parameters": Metric("min", "log", "numbers"),
         "macs": Metric("min", "log", "multiply-adds an image"),
         "size_bytes": Metric("min", "log", "bytes"),
+        "latency_ms": Metric("min", "log", "milliseconds for one image"),
     }
 )
-"""`calibrated_*`: after temperature scaling (Guo et al., ICML 2017; arXiv 1706.04599)."""
+"""`calibrated_*`: after temperature scaling (Guo et al., ICML 2017; arXiv 1706.04599).
+`latency_ms` is measured only where it is asked for: it is no property of the student alone, and never twice the same.
+"""
 
 
 def outputs(network: nn.Module, split: Split) -> Tensor:
@@ -210,10 +215,28 @@ def cost(network: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, flo
     }
 
 
+def latency_ms(network: nn.Module, image_shape: tuple[int, int, int]) -> float:
+    """Milliseconds that one image of (C, H, W) takes in eval mode: the median of 30 after 5 to warm up.
+
+    With as many threads as torch has now, on this machine, as busy as it is; the network's mode is restored.
+    """
+    image = torch.zeros(1, *image_shape, device=next(network.parameters()).device)
+    training = network.training
+    network.eval()
+    taken = []
+    with torch.inference_mode():
+        for _ in range(35):
+            began = time.perf_counter()
+            network(image).argmax().item()  # waits for a GPU
+            taken.append(1e3 * (time.perf_counter() - began))
+    network.train(training)
+    return statistics.median(taken[5:])
+
+
 def measure(
     network: nn.Module, split: Split, *, temperature: float | None = None, curve: Sequence[float] | None = None
 ) -> dict[str, float]:
-    """The measurements of METRICS, of an ordinary (folded) network on one split.
+    """The measurements of METRICS but latency, of an ordinary (folded) network on one split.
 
     Args:
         network: in any mode.
@@ -239,7 +262,8 @@ def ends(
     """The values of a measurement between which hypervolume is reckoned: worth nothing, and unbeatable.
 
     Nothing right, guessing, the teacher's own cost on the one side; on the other what cannot be better, or 1 where the
-    scale is logarithmic. Measurements of uncertainty, whose direction the study chooses, have the same two ends.
+    scale is logarithmic (of latency, a microsecond). Measurements of uncertainty, whose direction the study chooses,
+    have the same two ends.
     """
     guessing = math.log(classes)
     known: dict[str, tuple[float, float]] = {
@@ -252,6 +276,7 @@ def ends(
         "calibrated_ece": (1.0, 0.0),
         "entropy": (0.0, guessing) if direction == "max" else (guessing, 0.0),
         "diversity": (0.0, guessing),
+        "latency_ms": (teacher.get("latency_ms", math.nan), 1e-3),
         "deep_ensemble_equivalent": (0.0, max(1.0, teacher.get("deep_ensemble_equivalent", 1.0))),
     }
     return known.get(name, (teacher.get(name, math.nan), 1.0))

@@ -17,7 +17,7 @@ from trainers.data.dataset import Dataset
 from trainers.families import Features, Network, build, capture, check_student
 from trainers.knowledge import Knowledge
 from trainers.loop import Batch, Schedule, batches, fit
-from trainers.measure import cost, measure, predictions, quality
+from trainers.measure import cost, latency_ms, measure, predictions, quality
 from trainers.spectral import Plan, cut, fold, plan, reestimate, spectral_penalty, spectralize
 from trainers.store import network_description, weights_bytes
 from trainers.task import Task, TaskSpec
@@ -105,6 +105,7 @@ def run_trial(
     curve: Sequence[float] = (),
     threads: int = 1,
     device: str = "cpu",
+    timed: bool = False,
 ) -> TrialResult:
     """Train a student by its recipe, cut it, fine-tune it, measure what is left.
 
@@ -119,6 +120,7 @@ def run_trial(
         curve: fractions at which the trained student is also cut and measured, at the price of inference.
         threads: torch threads to compute with; sums are rounded differently with another number.
         device: where to train, as torch names it.
+        timed: whether latency is measured, too: on the CPU, with `threads`, as busy as the machine is.
 
     Raises:
         BadInput: a network or a method that does not exist, an option that it does not take, or a method that cannot
@@ -232,6 +234,8 @@ def run_trial(
         def finished(recipe: Recipe, network: Network, cuts: Plan, began: float) -> TrialResult:
             network = network.to("cpu").to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
             measurements = measure(network, task.data.validation, curve=task.curve)
+            if timed:
+                measurements["latency_ms"] = latency_ms(network, shape)
             seconds = time.monotonic() - began
             return TrialResult(recipe, network, measurements, before_cut, cuts.units, cuts.removed, seconds)
 

@@ -547,6 +547,7 @@ space:
   training.batch_size: 16
   training.learning_rate: [0.1, 0.05, 1.0e-6, 2.0e-6, 3.0e-6]  # the last three learn nothing: others beat them
   seed: {{low: 0, high: 1000}}
+constraints: {{latency_ms: {{max: 10000}}}}
 search: {{trials: 14, concurrent: 2, sampler: random, stopping: pareto, min_epochs: 2, reduction: 2, seed: 1}}
 """
 
@@ -576,6 +577,7 @@ def test_a_killed_study_with_early_stopping_goes_on_and_stops_only_what_others_b
     rungs = (2, 4, 8)
     for line in complete:
         assert set(line.rungs) == set(rungs)
+        assert 0 < line.measurements["latency_ms"] < 10000
         assert line.stopped_at is None
     for line in stopped:
         assert line.stopped_at in rungs

@@ -1,6 +1,7 @@
 """Measurements against counts by hand and sums in NumPy."""
 
 import math
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +23,7 @@ from trainers.measure import (
     ends,
     ensemble_curve,
     fitted_temperature,
+    latency_ms,
     predictions,
     quality,
     uncertainty,
@@ -90,12 +92,25 @@ def test_every_image_of_a_split_is_predicted_in_its_place_whatever_the_batch() -
 
 def test_every_measurement_is_taken_and_described(task: Task) -> None:
     found = measure(task.teacher, task.data.validation, curve=task.curve)
-    assert list(found) == list(METRICS)
+    assert [*found, "latency_ms"] == list(METRICS)  # which is measured where it is asked for
     assert found == task.teacher_measurements
     assert found["deep_ensemble_equivalent"] == 1.0  # a single network is as good as itself
     assert found["diversity"] == 0.0
     assert all(isinstance(value, float) and math.isfinite(value) for value in found.values())
     assert found["parameters"] == sum(p.numel() for p in task.teacher.parameters())
+
+
+def test_latency_is_the_time_of_one_image_in_milliseconds() -> None:
+    class Slow(nn.Linear):
+        def forward(self, images: Tensor) -> Tensor:
+            assert images.shape == (1, 1, 2, 2)
+            assert not self.training
+            time.sleep(0.003)
+            return super().forward(images.flatten(1))
+
+    network = Slow(4, 3).train()
+    assert 3.0 <= latency_ms(network, (1, 2, 2)) < 300.0
+    assert network.training
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -109,7 +124,7 @@ def test_outputs_that_are_no_numbers_are_not_measured(value: float) -> None:
 @pytest.mark.parametrize("direction", ["min", "max"])
 @pytest.mark.parametrize("name", METRICS)
 def test_the_worst_and_the_best_are_on_the_right_sides(name: str, direction: Literal["min", "max"]) -> None:
-    teacher = {"accuracy": 0.9, "nll": 0.3, "parameters": 5000.0, "macs": 1e5, "size_bytes": 20000.0}
+    teacher = {"accuracy": 0.9, "nll": 0.3, "parameters": 5000.0, "macs": 1e5, "size_bytes": 20000.0, "latency_ms": 0.7}
     wanted = METRICS[name].direction or direction
     low, high = ends(name, wanted, teacher, 10)
     assert (low < high) if wanted == "max" else (low > high)

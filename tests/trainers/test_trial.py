@@ -373,7 +373,8 @@ def test_every_point_of_the_curve_is_the_student_that_its_own_recipe_makes(famil
 
 def test_a_point_that_is_the_trial_itself_is_not_told_twice(task: Task) -> None:
     recipe = Recipe.from_flat({**SMALL, "pruning.fraction": 0.3, "pruning.fine_tune_epochs": 0})
-    result = run_trial(recipe, task, Knowledge(task), curve=(0.3, 0.6))
+    result = run_trial(recipe, task, Knowledge(task), curve=(0.3, 0.6), timed=True)
+    assert all(0 < found.measurements["latency_ms"] < 1000 for found in (result, *result.curve))
     assert [point.recipe.pruning.fraction for point in result.curve] == [0.6]
 
 
