@@ -1,8 +1,6 @@
 """The command line. Every command is a call or two of `search.study` and its neighbours."""
 
 import json
-import os
-import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -16,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search.front import Bounds, Front, NoStudent, parse_bound, shortened, show
+from search.signals import sigterm_as_ctrl_c
 from spaces import BadInput
 
 # Typer brings its own click and names only this one of its errors; what we catch is their common base
@@ -293,26 +292,26 @@ def main() -> None:
     0 well, 1 refused or out of reach, 2 bad input, 3 no such student, 4 all trials failed, 130 interrupted.
     """
     warnings.simplefilter("ignore")  # other libraries' notes to their developers
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))  # as Ctrl-C
-    try:
-        app(prog_name="dux", standalone_mode=False)
-    except BadInput as error:
-        _fail(2, str(error))
-    except NoStudent as error:
-        _fail(3, str(error))
-    except _ClickException as error:
-        if type(error).__name__ == "NoArgsIsHelpError":
-            print(error.format_message())
-            sys.exit(2)
-        _fail(
-            2,
-            f"{error.format_message().rstrip('.')}; `dux --help` shows the commands, "
-            "`dux COMMAND --help` their options",
-        )
-    except (KeyboardInterrupt, typer.Abort):
-        _fail(130, "stopped")
-    except OSError as error:  # a folder that cannot be written, a disk that is full, a server that does not answer
-        _fail(1, str(error))
+    with sigterm_as_ctrl_c():
+        try:
+            app(prog_name="dux", standalone_mode=False)
+        except BadInput as error:
+            _fail(2, str(error))
+        except NoStudent as error:
+            _fail(3, str(error))
+        except _ClickException as error:
+            if type(error).__name__ == "NoArgsIsHelpError":
+                print(error.format_message())
+                sys.exit(2)
+            _fail(
+                2,
+                f"{error.format_message().rstrip('.')}; `dux --help` shows the commands, "
+                "`dux COMMAND --help` their options",
+            )
+        except (KeyboardInterrupt, typer.Abort):
+            _fail(130, "stopped")
+        except OSError as error:  # a folder that cannot be written, a disk that is full, a server that does not answer
+            _fail(1, str(error))
 
 
 def _fail(code: int, message: str) -> None:

@@ -6,13 +6,11 @@ import os
 import platform
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +23,7 @@ from search.chart import front_html, front_png
 from search.constraints import broken
 from search.front import Axis, Entry, Front
 from search.ledger import Ledger, Line, delete, grouped, in_ledger
+from search.signals import sigterm_as_ctrl_c
 from search.stopping import Halving
 from search.study_file import StudyFile
 from search.tracking import Tracker, find_runs
@@ -342,7 +341,7 @@ class Study:
                 )
             if new:
                 write_whole(self.folder / "study.json", self.file.to_json())
-            stack.enter_context(_signals())
+            stack.enter_context(sigterm_as_ctrl_c())
             try:
                 return _Session(self, display, verbose).run(address)
             except BadInput:
@@ -467,7 +466,7 @@ class _Session:
                     verbose=self._verbose,
                 )
             )
-            stack.enter_context(_signals())  # anew: Ray's start takes SIGTERM for itself, and crashes on it
+            stack.enter_context(sigterm_as_ctrl_c())  # anew: Ray's start takes SIGTERM for itself, and crashes on it
             job = workers.Job(
                 task=file.task,
                 task_key=task.key,
@@ -714,16 +713,3 @@ def _versions() -> dict[str, str]:
     except (OSError, subprocess.SubprocessError):
         return tags
     return {**tags, "mlflow.source.git.commit": said}
-
-
-@contextmanager
-def _signals() -> Iterator[None]:
-    """SIGTERM, which schedulers send, is taken as Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

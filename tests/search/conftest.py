@@ -26,8 +26,8 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Co
     """Starts a `dux` command in a subprocess; what still runs after the test is ended."""
     started: list[Command] = []
 
-    def begin(*arguments: str) -> Command:
-        started.append(Command(tmp_path_factory.mktemp("command"), *arguments))
+    def begin(*arguments: str, in_background: bool = False) -> Command:
+        started.append(Command(tmp_path_factory.mktemp("command"), *arguments, in_background=in_background))
         return started[-1]
 
     yield begin

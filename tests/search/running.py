@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from search.study import Study
@@ -77,10 +78,11 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = 300.0) -
 class Command:
     """A `dux` command in a process of its own, which Ctrl-C and kills can be sent to.
 
-    It leads a process group, as what a shell starts in the foreground does: Ctrl-C reaches all of the group.
+    It leads a process group, as what a shell starts in the foreground does: Ctrl-C reaches all of the group; or it
+    ignores Ctrl-C, as what a shell's script starts with `&` does.
     """
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, in_background: bool = False) -> None:
         self._out, self._err = folder / "out.txt", folder / "err.txt"
         with self._out.open("w") as out, self._err.open("w") as err:
             self.process = subprocess.Popen(
@@ -91,6 +93,8 @@ class Command:
                 cwd=folder,
                 env=environment(),
                 start_new_session=True,
+                # as a terminal has it; tests that were started in the background would pass on that it is ignored
+                preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_IGN if in_background else signal.SIG_DFL),
             )
 
     @property

@@ -516,18 +516,22 @@ def test_a_study_that_nothing_can_be_learned_from_is_refused_and_leaves_the_name
     assert Study.names(recorded.home) == ["recorded"]
 
 
-def test_ctrl_c_while_the_teacher_is_trained_can_be_resumed_too(
-    tmp_path: Path, start: Callable[..., Command], dux: Callable[..., Said]
+@pytest.mark.parametrize("in_background", [False, True])
+def test_ctrl_c_or_sigterm_while_the_teacher_is_trained_can_be_resumed_too(
+    in_background: bool, tmp_path: Path, start: Callable[..., Command], dux: Callable[..., Said]
 ) -> None:
     (tmp_path / "study.yaml").write_text(f"name: early\n{TASK.replace('epochs: 2', 'epochs: 100000')}\nspace: {{}}")
     home = tmp_path / "home"
-    command = start("search", str(tmp_path / "study.yaml"), "--home", str(home))
+    command = start("search", str(tmp_path / "study.yaml"), "--home", str(home), in_background=in_background)
     wait_for(lambda: (home / "teachers").is_dir() or not command.running, "the teacher's training")
     code, _, err = dux("resume", "early", "--home", home)
     assert (code, "another works on 'early'" in err) == (2, True)
     assert dux("status", "early", "--home", home)[1].startswith("early: running; 0/24 trials done")
-    command.interrupt()
-    wait_for(lambda: not command.running, "the end")
+    if in_background:
+        command.process.terminate()
+    else:
+        command.interrupt()
+    wait_for(lambda: not command.running, "the end", 60)
     assert command.process.returncode == 130
     resume = f"`dux resume early --home {home}`"
     assert (command.out, command.err) == ("", f"dux: stopped before the first trial; {resume} goes on\n")
@@ -677,7 +681,7 @@ space:
   tricks:Tricks.trick: [{", ".join(TRIED)}]
   tricks:Tricks.folder: {tries}
   training.epochs: 1
-search: {{sampler: grid, concurrent: 2, retries: 1, trial_timeout: 45}}
+search: {{sampler: grid, concurrent: 2, retries: 1, trial_timeout: 30}}
 """
     )
     home = tmp_path / "home"
@@ -702,7 +706,7 @@ search: {{sampler: grid, concurrent: 2, retries: 1, trial_timeout: 45}}
     assert reasons["none"] == ""
     assert reasons["wrong"] == "KeyError: 'a mistake'"
     assert reasons["nan"] == "Diverged: nan"
-    assert reasons["sleep"].startswith("took longer than search.trial_timeout, 45 s")
+    assert reasons["sleep"].startswith("took longer than search.trial_timeout, 30 s")
     assert reasons["die"].startswith("the worker process died")
     assert reasons["no memory"] == "MemoryError: none left"
     for trick in ("sleep", "die", "no memory"):
