@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
-from common import ROOT, Line, arguments, hardware, load_task, loaded_task, mean, read, run_all, spread
+from common import ROOT, Line, against, arguments, hardware, load_task, loaded_task, read, run_all, spread
 
 from search.front import Axis, hypervolume
 from search.ledger import Ledger
@@ -24,6 +24,8 @@ from trainers.measure import ends
 from trainers.store import digest
 
 DOCUMENT = ROOT / "docs" / "pruning_curve.md"
+SAMPLERS = ("tpe", "random")
+"""With the curve."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Setting:
 
     trials: int = 24
     """Of a study without the curve."""
-    share: float = 1 / 3
-    """Of them, a study with the curve has."""
+    share: float = 1 / 2
+    """Of them, a study with the curve has; looked at after a third, too."""
     seeds: int = 3
     epochs: int = 30
     teacher_epochs: int = 30
@@ -55,6 +57,7 @@ class Job:
 
     name: str
     curve: bool
+    sampler: str
     seed: int
     setting: Setting
 
@@ -62,8 +65,9 @@ class Job:
 def jobs(setting: Setting) -> Iterator[Job]:
     """All studies, the long ones of a seed first."""
     for seed in range(setting.seeds):
-        for curve in (False, True):
-            yield Job(f"{'with' if curve else 'without'} the curve, seed {seed}", curve, seed, setting)
+        yield Job(f"without the curve, seed {seed}", False, "tpe", seed, setting)
+        for sampler in SAMPLERS:
+            yield Job(f"with the curve, {sampler}, seed {seed}", True, sampler, seed, setting)
 
 
 def carry_out(job: Job) -> Line:
@@ -77,7 +81,7 @@ def carry_out(job: Job) -> Line:
     trials = round(setting.trials * setting.share) if job.curve else setting.trials
     began, reached, seconds = time.monotonic(), [], []
     with tempfile.TemporaryDirectory() as folder:
-        ledger = Ledger(f"sqlite:///{folder}/ledger.db", "study", file.objectives, "tpe", job.seed, file.space)
+        ledger = Ledger(f"sqlite:///{folder}/ledger.db", "study", file.objectives, job.sampler, job.seed, file.space)
         for _ in range(trials):
             number, recipe = ledger.ask()
             training = recipe.training.model_copy(update={"epochs": setting.epochs})
@@ -91,47 +95,57 @@ def carry_out(job: Job) -> Line:
 
 
 def document(setting: Setting, results: Mapping[str, Line]) -> str:
-    """The table, in Markdown."""
-    rows, needed, gains = [], [], []
-    for seed in range(setting.seeds):
-        pair = [results.get(job.name) for job in jobs(setting) if job.seed == seed]
-        if None in pair:
-            continue
-        without, curved = pair
-        assert without is not None
-        assert curved is not None
-        goal = without["reached"][-1]
-        first = next((n for n, volume in enumerate(curved["reached"], start=1) if volume >= goal), None)
-        gains.append(curved["reached"][-1] - goal)
-        needed.append(first)
-        rows.append(
-            f"| {seed} | {goal:.4f} after {len(without['reached'])} | {curved['reached'][-1]:.4f} after "
-            f"{len(curved['reached'])} | {'not reached' if first is None else first} | "
-            f"{'' if first is None else format(first / len(without['reached']), '.2f')} | "
-            f"{without['spent'][-1]:.0f} | {'' if first is None else format(curved['spent'][first - 1], '.0f')} |"
+    """The tables, in Markdown."""
+    plain = {job.seed: results[job.name] for job in jobs(setting) if not job.curve and job.name in results}
+    third = round(setting.trials / 3)
+    rows, summaries = [], []
+    for sampler in SAMPLERS:
+        curved = {
+            job.seed: results[job.name]
+            for job in jobs(setting)
+            if job.curve and job.sampler == sampler and job.name in results and job.seed in plain
+        }
+        needed = []
+        for seed, line in curved.items():
+            goal = plain[seed]["reached"][-1]
+            first = next((n for n, volume in enumerate(line["reached"], start=1) if volume >= goal), None)
+            needed.append(first)
+            spent = "" if first is None else format(line["spent"][first - 1], ".0f")
+            rows.append(
+                f"| {seed} | {goal:.4f} after {setting.trials} | {sampler} "
+                f"| {line['reached'][third - 1]:.4f} after {third} "
+                f"| {line['reached'][-1]:.4f} after {len(line['reached'])} "
+                f"| {'not reached' if first is None else first} | {plain[seed]['spent'][-1]:.0f} | {spent} |"
+            )
+        found = [n / setting.trials for n in needed if n is not None]
+        goals = {seed: line["reached"][-1] for seed, line in plain.items() if seed in curved}
+        same = {seed: plain[seed]["reached"][third - 1] for seed in goals}
+        at_third = {seed: line["reached"][third - 1] for seed, line in curved.items()}
+        within = sum(n <= third for n in needed if n)
+        summaries.append(
+            f"- {sampler}: reached in {len(found)} of {len(needed)} studies, in {within} of them within a third of the "
+            f"trials; share of the trials where reached: {spread(found)} (n = {len(found)}). Hypervolume after {third} "
+            f"trials with the curve: {against(at_third, goals, 4)} than after {setting.trials} without; "
+            f"{against(at_third, same, 4)} than after {third} without."
         )
-    found = [n for n in needed if n is not None]
-    shares = [n / setting.trials for n in found]
     return "\n".join(
         [
             "# What the pruning curve is worth to a study",
             "",
             "Written by `python benchmarks/pruning_curve.py`: the study of `examples/digits.yaml`, one trial at a "
-            f"time, TPE, {setting.epochs} epochs; {setting.trials} trials without the curve, "
-            f"{round(setting.trials * setting.share)} with it. Hypervolume as `dux front` reckons it; the same seed "
-            "draws the same first recipe on both sides, and others once the sampler has learned.",
+            f"time, {setting.epochs} epochs; {setting.trials} trials without the curve by TPE, "
+            f"{round(setting.trials * setting.share)} with it, by TPE or drawn at random. Hypervolume as `dux front` "
+            "reckons it; the same seed draws the same first recipe everywhere.",
             "",
             f"- {hardware(results.values())}; one thread a study; seconds include training and looking, on a machine "
             "that did other things, too.",
             "",
-            "| seed | hypervolume without | with the curve | trials with it to reach the first | share | s without | "
-            "s with, until then |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
+            f"| seed | hypervolume without | with the curve, by | after a third | after {setting.share:.0%} "
+            "| trials with it to reach what was reached without | s without | s with, until then |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |",
             *rows,
             "",
-            f"Reached in {len(found)} of {len(needed)} studies; share of the trials: {spread(shares)} "
-            f"(n = {len(shares)}). Hypervolume gained in {setting.share:.0%} of the trials: {spread(gains, 4)}, mean "
-            f"{mean(gains):+.4f}.",
+            *summaries,
             "",
         ]
     )

@@ -101,6 +101,8 @@ class Pruning(Part):
     rounds: int = Field(default=1, ge=1)
     """Cuts in which the fraction is reached; each takes the same share of the units that are there, so that the network
     has as much to recover from every time (equal steps would take ever larger shares of what is left)."""
+    reconstruct: bool = True
+    """Whether the weights that stay are fitted to what their layers put out before the cut."""
     fine_tune_epochs: int = Field(default=10, ge=0)
     """After all cuts together, split evenly between them; where that leaves a rest, later cuts have an epoch more."""
     fine_tune_learning_rate: float = Field(default=0.02, gt=0.0)

@@ -23,8 +23,8 @@ from trainers.store import network_description, weights_bytes
 from trainers.task import Task, TaskSpec
 from trainers.transfer import Method, Shapes, TeacherSignals, method_of
 
-REESTIMATED = 1024
-"""Training images from which batch norm statistics are estimated after a cut."""
+SEEN = 1024
+"""Training images to which weights are fitted, and from which batch norm statistics are estimated, after a cut."""
 
 
 @dataclass(frozen=True)
@@ -225,10 +225,12 @@ def run_trial(
                 round_to=p.round_to,
                 earlier=earlier,
             )
-            network = cut(network, cuts, image_shape=shape)
-            if cuts.removed:
-                seen = batches(task.data.train, t.batch_size, task.spec.policy, own, torch.device(device))
-                reestimate(network, (batch.images for batch in islice(seen, math.ceil(REESTIMATED / t.batch_size))))
+            if not cuts.removed:
+                return cut(network, cuts, image_shape=shape), cuts
+            seen = batches(task.data.train, t.batch_size, task.spec.policy, own, torch.device(device))
+            images = [batch.images for batch in islice(seen, math.ceil(SEEN / t.batch_size))]
+            network = cut(network, cuts, image_shape=shape, images=torch.cat(images) if p.reconstruct else None)
+            reestimate(network, images)
             return network, cuts
 
         def finished(recipe: Recipe, network: Network, cuts: Plan, began: float) -> TrialResult:

@@ -26,7 +26,14 @@ ODD = Recipe(
         train_inputs=True, train_outputs=False, train_eigenvectors=False, eigenvector_l2=5e-324, eigenvalue_l2=0.0
     ),
     pruning=Pruning(
-        fraction=0.99, scope="layer", floor=1.0, round_to=8, rounds=3, fine_tune_epochs=0, fine_tune_learning_rate=0.1
+        fraction=0.99,
+        scope="layer",
+        floor=1.0,
+        round_to=8,
+        rounds=3,
+        reconstruct=False,
+        fine_tune_epochs=0,
+        fine_tune_learning_rate=0.1,
     ),
     seed=2**31 - 1,
 )

@@ -33,6 +33,7 @@ from torch_pruning.ops import OPTYPE
 from spaces import BadInput
 from trainers.families.batch_ensemble import BatchEnsemble, share_all
 from trainers.spectral.layers import Model, SpectralConv2d, SpectralLinear, fold, named, spectral_layers
+from trainers.spectral.reconstruction import reconstruct
 
 ROUNDING = 1e-9
 """0.29 * 100 is 28.999999999999996 to a computer, and means 29 units."""
@@ -233,16 +234,27 @@ def mask(network: Model, plan: Plan, *, image_shape: tuple[int, ...]) -> Model:
     return _silenced(network, _planned(network, plan, image_shape))
 
 
-def cut(network: Model, plan: Plan, *, image_shape: tuple[int, ...]) -> Model:
+def cut(network: Model, plan: Plan, *, image_shape: tuple[int, ...], images: Tensor | None = None) -> Model:
     """A folded copy of `network` without the planned units: smaller in every layer that has to do with them.
+
+    Args:
+        network: what the plan is of.
+        plan: which units go.
+        image_shape: (C, H, W) of its input.
+        images: (B, C, H, W), on which the weights that stay are fitted to make up for those that go
+            (`trainers.spectral.reconstruction`); None leaves them as they are.
 
     Raises:
         BadInput: the network that is left does not compute what the one with silent units does, because the network
             does something with its channels that cannot be followed; the message names the layers.
     """
     channels = _planned(network, plan, image_shape)
-    smaller = _without(network, channels)
-    if difference := _difference(_silenced(network, channels), smaller, image_shape):
+    silent = _silenced(network, channels)
+    if images is not None:
+        gone = {place.name: own for place, own in channels.items() if place.made and not place.parameter}
+        reconstruct(silent, fold(network), images, gone)
+    smaller = _without(silent, channels)
+    if difference := _difference(silent, smaller, image_shape):
         alone = {
             step.root: _planned(network, replace(plan, cuts=(step,)), image_shape) for step in plan.cuts if step.removed
         }

@@ -1,0 +1,150 @@
+"""Weights of a network that is cut, fitted to what its layers put out when they were whole.
+
+Y. He, X. Zhang, J. Sun: Channel pruning for accelerating very deep neural networks, ICCV 2017 (arXiv 1707.06168): once
+the inputs of a layer are fewer, its weights are the least-squares solution for the outputs that it had. Here every
+convolution and linear layer is fitted, in the order in which a forward pass comes to them, to the whole network's
+outputs, on the inputs that it gets from the layers fitted before it; with a ridge towards the weights as they were. No
+gradient is taken and no label is read: it costs about three forward passes.
+
+Measured on scikit-learn's digits (ResNet-8 trained on labels for 30 epochs, 2 seeds each, 1,024 images, torch 2.15, AMD
+EPYC; validation accuracy in % without fine-tuning, batch norm statistics estimated anew in either case):
+
+    units cut                    30 %          50 %          70 %          90 %
+    width 0.25   cut alone    70.6  73.6    19.2  31.9    19.4  21.1     8.3   9.4
+                 fitted       93.1  94.2    73.6  84.2    56.7  51.1    21.7  22.2
+    width 0.5    cut alone    60.3  88.3    23.3  42.2    13.9  19.7     8.6  12.8
+                 fitted       97.8  98.6    90.0  93.9    73.3  82.2    36.1  47.2
+    width 1      cut alone    93.3  93.1    68.9  53.3    22.5  20.0    18.9  14.7
+                 fitted       98.3  98.3    98.6  96.1    93.1  94.4    64.7  67.8
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+RIDGE = 1e-3
+"""Times the mean square of the inputs; ten times as much changed nothing (digits)."""
+ROWS = 2**16
+"""Of a layer's outputs, about as many places are fitted to, evenly over images and maps."""
+_PART = 128
+"""Images whose inputs are unfolded at a time."""
+
+_Layer = nn.Conv2d | nn.Linear
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What a layer put out, (B, O, h, w) of a convolution: at every `step`th place of a map, in either direction."""
+
+    outputs: Tensor
+    step: int = 1
+
+    @classmethod
+    def of(cls, layer: _Layer, outputs: Tensor) -> Self:
+        """About ROWS places of what the layer put out."""
+        if isinstance(layer, nn.Linear):
+            return cls(outputs.clone())
+        places = outputs.shape[0] * outputs.shape[2] * outputs.shape[3]
+        step = max(1, math.ceil(math.sqrt(places / ROWS)))
+        return cls(outputs[:, :, ::step, ::step].clone(), step)
+
+
+def reconstruct(silent: nn.Module, whole: nn.Module, images: Tensor, gone: Mapping[str, Sequence[int]]) -> None:
+    """Fit the weights and biases of `silent`, in place; both networks' modes are restored.
+
+    Args:
+        silent: the network whose units to be cut are silent.
+        whole: the same network with all its units, folded.
+        images: (B, C, H, W).
+        gone: channels by the name of the layer that makes them; their weights stay as they are.
+    """
+    wanted: dict[str, _Wanted] = {}
+
+    def note(name: str, layer: _Layer, outputs: Tensor) -> None:
+        if name not in wanted:  # a layer that is used again is fitted to its first use
+            wanted[name] = _Wanted.of(layer, outputs)
+
+    def fit(name: str, layer: _Layer, inputs: Tensor) -> None:
+        if name in wanted:
+            _fit(layer, inputs, wanted.pop(name), gone.get(name, ()))
+
+    modes = [(module, module.training) for network in (silent, whole) for module in network.modules()]
+    norms = [module for module in silent.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    hooks = []
+    for name, layer in whole.named_modules():
+        if not isinstance(layer, nn.Conv2d | nn.Linear) or _is_unusual(layer):
+            continue
+        hooks += [
+            layer.register_forward_hook(lambda layer, _, outputs, name=name: note(name, layer, outputs)),
+            silent.get_submodule(name).register_forward_pre_hook(
+                lambda layer, inputs, name=name: fit(name, layer, inputs[0])
+            ),
+        ]
+    with torch.no_grad():
+        whole.eval()(images)
+        silent.eval()
+        for norm in norms:  # by the statistics of these images, without noting them
+            norm.train()
+            norm.momentum = 0.0
+        silent(images)
+    for hook in hooks:
+        hook.remove()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    for module, training in modes:
+        module.training = training
+
+
+def _is_unusual(layer: _Layer) -> bool:
+    """Whether `F.unfold` does not say what a convolution sees."""
+    return isinstance(layer, nn.Conv2d) and (isinstance(layer.padding, str) or layer.padding_mode != "zeros")
+
+
+def _fit(layer: _Layer, given: Tensor, wanted: _Wanted, gone: Sequence[int]) -> None:
+    """Least squares, group by group, for the change of the weights that explains what is missing."""
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    outputs = layer.weight.shape[0] // groups
+    weight = layer.weight.double().reshape(groups, outputs, -1)
+    if layer.bias is not None:
+        weight = torch.cat([weight, layer.bias.double().view(groups, outputs, 1)], 2)
+    size, rows = weight.shape[2], 0
+    square, crossed = weight.new_zeros(groups, size, size), weight.new_zeros(groups, size, outputs)
+    for x, y in zip(torch.split(given, _PART), torch.split(wanted.outputs, _PART), strict=True):
+        inputs = _inputs(layer, x, wanted.step).double()
+        if layer.bias is not None:
+            inputs = torch.cat([inputs, inputs.new_ones(groups, inputs.shape[1], 1)], 2)
+        last = y.movedim(1, -1) if isinstance(layer, nn.Conv2d) else y
+        missing = last.double().reshape(-1, groups, outputs).movedim(1, 0) - inputs @ weight.mT
+        square += inputs.mT @ inputs
+        crossed += inputs.mT @ missing
+        rows += inputs.shape[1]
+    square, crossed = square / rows, crossed / rows
+    if not (square.isfinite().all() and crossed.isfinite().all()):
+        return  # a student that diverged is told of when it is measured
+    ridge = (RIDGE * square.diagonal(dim1=1, dim2=2).mean(1)).clamp_min(torch.finfo(torch.float64).tiny)
+    change = torch.linalg.solve(square + torch.diag_embed(ridge[:, None].expand(-1, size)), crossed).mT
+    fitted = (weight + change).reshape(groups * outputs, size)
+    stays = torch.ones(groups * outputs, dtype=torch.bool, device=fitted.device)
+    stays[list(gone)] = False
+    if layer.bias is not None:
+        layer.bias[stays] = fitted[stays, -1].to(layer.bias.dtype)
+        fitted = fitted[:, :-1]
+    layer.weight[stays] = fitted[stays].reshape(-1, *layer.weight.shape[1:]).to(layer.weight.dtype)
+
+
+def _inputs(layer: _Layer, given: Tensor, step: int) -> Tensor:
+    """(groups, rows, numbers that an output is a sum over) of what a layer is given."""
+    if isinstance(layer, nn.Linear):
+        return given.reshape(1, -1, given.shape[-1])
+    assert not isinstance(layer.padding, str)
+    stride = (step * layer.stride[0], step * layer.stride[1])
+    unfolded = F.unfold(given, layer.kernel_size, layer.dilation, layer.padding, stride)
+    by_group = unfolded.view(len(given), layer.groups, -1, unfolded.shape[2])
+    return by_group.permute(1, 0, 3, 2).reshape(layer.groups, -1, by_group.shape[2])
