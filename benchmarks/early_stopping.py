@@ -57,7 +57,7 @@ STUDIES: dict[str, dict[str, Any]] = {
         "task": {
             "dataset": "fashion_mnist",
             "augment": "none",
-            "train_limit": 4000,
+            "train_limit": 2000,
             "teacher": {"depth": 8, "width": 0.5, "epochs": 10, "batch_size": 64},
         },
         "space": {
@@ -68,7 +68,7 @@ STUDIES: dict[str, dict[str, Any]] = {
             "factor.paraphraser_steps": 1000,
             "pruning.fraction": {"low": 0.0, "high": 0.9},
             "training.learning_rate": {"low": 0.003, "high": 1.0, "log": True},
-            "training.epochs": 12,
+            "training.epochs": 9,
             "training.batch_size": 64,
             "pruning.fine_tune_epochs": 3,
         },
@@ -81,7 +81,7 @@ STUDIES: dict[str, dict[str, Any]] = {
 class Setting:
     """How many studies, and how long."""
 
-    trials: int = 32
+    trials: int = 24
     """Of one study; the recipes are the same for every policy."""
     seeds: int = 5
     quick: bool = False

@@ -36,6 +36,7 @@ from trainers.measure import predictions, quality
 from trainers.seeding import seeded
 from trainers.spectral import cut, fold, plan, spectral_penalty, spectralize
 from trainers.store import digest, weights_bytes, write_whole
+from trainers.trial import SEEN
 
 DOCUMENT = ROOT / "docs" / "pruning_criteria.md"
 TAYLOR_BATCHES = 16
@@ -90,11 +91,19 @@ class Job:
     criterion: str
     removed: float
     seed: int
+    fitted: bool = False
+    """Whether the weights that stay are fitted to what their layers put out before, as trials have it."""
 
     @property
     def key(self) -> str:
         """Everything that it depends on, but for the setting."""
-        return json.dumps(asdict(self), sort_keys=True)
+        said = asdict(self)
+        return json.dumps(said if said.pop("fitted") is False else asdict(self), sort_keys=True)
+
+    @property
+    def label(self) -> str:
+        """The criterion, and what else there is."""
+        return f"{self.criterion}, fitted" if self.fitted else self.criterion
 
 
 SPECTRAL = Training("spectral", spectral=True)
@@ -103,6 +112,7 @@ SPARSE = Training("spectral, gains penalised", spectral=True, gain_l1=0.03)
 OURS = "spectral"
 OTHERS = ("magnitude", "batch-norm scale", "taylor", "random")
 VARIANTS = ("by the mean", "gain", "gain x column")
+FITTED = (OURS, "gain x column", "magnitude", "taylor", "random")
 
 
 def jobs(setting: Setting) -> Iterator[Job]:
@@ -114,6 +124,7 @@ def jobs(setting: Setting) -> Iterator[Job]:
         for removed in setting.removed:
             for training, criteria in arms.items():
                 yield from (Job(training, criterion, removed, seed) for criterion in criteria)
+            yield from (Job(SPECTRAL, criterion, removed, seed, fitted=True) for criterion in FITTED)
 
 
 @dataclass(frozen=True)
@@ -193,7 +204,9 @@ def carry_out(job: Job) -> Line:
         if not job.training.spectral:
             student = spectralize(student, keep=[student.head])  # the same function: only spectral layers are cut
         student.eval()
-        network = cut_to(student, CRITERIA[job.criterion](student, job.seed), job.removed)
+        order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(job.seed))
+        images = pixels(data.train.images[order[:SEEN]]) if job.fitted else None
+        network = cut_to(student, CRITERIA[job.criterion](student, job.seed), job.removed, images)
         network = network.to(memory_format=torch.channels_last)
         renormalize(network, data.train)
         before = correct(network, split)
@@ -222,14 +235,14 @@ Relevance = Mapping[str, Tensor] | None
 """Of the units of layers by name; None: the project's own."""
 
 
-def cut_to(student: Network, relevance: Relevance, removed: float) -> Network:
-    """The student with as few units cut as leave at most a share `1 - removed` of its parameters."""
+def cut_to(student: Network, relevance: Relevance, removed: float, images: Tensor | None) -> Network:
+    """The student, fitted on `images`, with as few units cut as leave at most `1 - removed` of its parameters."""
     setting, shape = loaded().setting, loaded().data.image_shape
     units = plan(student, 0.0, floor=setting.floor, image_shape=shape, relevance=relevance).units
 
-    def smaller(count: int) -> Network:
+    def smaller(count: int, images: Tensor | None = None) -> Network:
         planned = plan(student, count / units, floor=setting.floor, image_shape=shape, relevance=relevance)
-        return cut(student, planned, image_shape=shape)
+        return cut(student, planned, image_shape=shape, images=images)
 
     low, high, allowed = 0, units - 1, (1 - removed) * parameters(fold(student))
     while low < high:  # more units cut are never more parameters
@@ -238,7 +251,7 @@ def cut_to(student: Network, relevance: Relevance, removed: float) -> Network:
             high = middle
         else:
             low = middle + 1
-    return smaller(low)
+    return smaller(low, images)
 
 
 def parameters(network: nn.Module) -> int:
@@ -384,7 +397,8 @@ def shown(line: Line) -> str:
         return f"trained {line['training']}: {line['accuracy']:.2f}"
     job = json.loads(line["key"])
     return (
-        f"{job['training']['name']:10} {job['criterion']:18} {job['removed']:.2f} removed  "
+        f"{job['training']['name']:10} {job['criterion']:18} {'fitted' if job.get('fitted') else '':6} "
+        f"{job['removed']:.2f} removed  "
         f"{line['before']:.2f} -> {line['after']:.2f}"
     )
 
@@ -403,7 +417,7 @@ def run(setting: Setting, folder: Path, path: Path, processes: int) -> None:
 
 
 Found = dict[tuple[str, str, float], dict[int, Line]]
-"""The results by training, criterion and share removed; then by seed."""
+"""The results by training, label of the criterion and share removed; then by seed."""
 
 
 def collected(setting: Setting, results: Mapping[str, Line]) -> Found:
@@ -411,7 +425,7 @@ def collected(setting: Setting, results: Mapping[str, Line]) -> Found:
     found: Found = {}
     for job in jobs(setting):
         if job.key in results:
-            found.setdefault((job.training.name, job.criterion, job.removed), {})[job.seed] = results[job.key]
+            found.setdefault((job.training.name, job.label, job.removed), {})[job.seed] = results[job.key]
     return found
 
 
@@ -492,15 +506,16 @@ def document(tables: Sequence[tuple[Setting, Mapping[str, Line]]]) -> str:
             "Written by `python benchmarks/pruning_criteria.py`. Each student is trained once, cut by every criterion "
             "to the same share of its parameters, and fine-tuned alike.",
             "",
-            "- `spectral` is what Dux does. The others are Torch-Pruning's own at its defaults: GroupMagnitude, "
-            f"BNScale, GroupTaylor (averaged over {TAYLOR_BATCHES} batches), Random. All are ranked across the whole "
-            "network by the same plan with the same floor, a tenth of each layer.",
+            "- `spectral, fitted` is what Dux does. The others are Torch-Pruning's own at its defaults: "
+            f"GroupMagnitude, BNScale, GroupTaylor (averaged over {TAYLOR_BATCHES} batches), Random. All are ranked across "
+            "the whole network by the same plan with the same floor, a tenth of each layer.",
             "- *Spectral* students are trained in eigenvalues and eigenvectors with their penalties; *ordinary* ones "
             "with weight decay of the same strength. On the same spectral student, criteria are compared as criteria. "
             "The fair comparison of methods is with the ordinary student: that is what somebody who uses another "
             "criterion would train.",
             "- After a cut, batch-norm statistics are estimated anew on the training images, for every criterion; "
-            "`before` is measured after that.",
+            "`before` is measured after that. *Fitted*: the weights that stay are fitted by least squares to what "
+            f"their layers put out before the cut, on {SEEN:,} training images, as every trial of Dux does it.",
             "",
             "## On the test split",
             "",
@@ -510,7 +525,7 @@ def document(tables: Sequence[tuple[Setting, Mapping[str, Line]]]) -> str:
             "",
             *differences(reported, collected(reported, reported_results), OURS),
             "",
-            *differences(reported, collected(reported, reported_results), "gain x column"),
+            *differences(reported, collected(reported, reported_results), f"{OURS}, fitted"),
             "",
             "## What was tried, on validation data",
             "",
