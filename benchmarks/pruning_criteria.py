@@ -507,8 +507,8 @@ def document(tables: Sequence[tuple[Setting, Mapping[str, Line]]]) -> str:
             "to the same share of its parameters, and fine-tuned alike.",
             "",
             "- `spectral, fitted` is what Dux does. The others are Torch-Pruning's own at its defaults: "
-            f"GroupMagnitude, BNScale, GroupTaylor (averaged over {TAYLOR_BATCHES} batches), Random. All are ranked across "
-            "the whole network by the same plan with the same floor, a tenth of each layer.",
+            f"GroupMagnitude, BNScale, GroupTaylor (averaged over {TAYLOR_BATCHES} batches), Random. All are ranked "
+            "across the whole network by the same plan with the same floor, a tenth of each layer.",
             "- *Spectral* students are trained in eigenvalues and eigenvectors with their penalties; *ordinary* ones "
             "with weight decay of the same strength. On the same spectral student, criteria are compared as criteria. "
             "The fair comparison of methods is with the ordinary student: that is what somebody who uses another "

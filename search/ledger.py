@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import optuna
+import sqlalchemy
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
@@ -403,7 +404,23 @@ def delete(storage: str, name: str) -> None:
 def _storage(url: str) -> optuna.storages.RDBStorage:
     # another study's driver may hold SQLite's lock for a moment
     connect = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-    return optuna.storages.RDBStorage(url, engine_kwargs=connect)
+    try:
+        return optuna.storages.RDBStorage(url, engine_kwargs=connect)
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError) as error:
+        try:
+            shown_url = sqlalchemy.make_url(url).render_as_string(hide_password=True)
+        except sqlalchemy.exc.ArgumentError:
+            shown_url = "its value"
+        why = str(getattr(error, "orig", error)).splitlines()[0]
+        way_out = (
+            "install its driver (for PostgreSQL `psycopg[binary]`)"
+            if isinstance(error, ImportError)
+            else "start it, or correct the URL"
+        )
+        raise BadInput(
+            f"`DUX_STORAGE` must name a database that answers, but {shown_url} does not ({why}); {way_out}, or leave "
+            "DUX_STORAGE out for a file in the home folder"
+        ) from None
 
 
 def _is_own(trial: FrozenTrial) -> bool:

@@ -314,6 +314,8 @@ class Study:
         self.file.task.check()
         if address is None:
             self._check_machine()
+        if os.environ.get("DUX_STORAGE"):
+            in_ledger(self.storage, self.name)  # a database that does not answer is told before anything is written
         with ExitStack() as stack:
             if address is not None:  # joined first: an address where nothing answers is told before anything is written
                 from search import workers
