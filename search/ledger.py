@@ -70,6 +70,10 @@ class Line:
         return self.ended and self.point is None
 
 
+LOST = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
+"""What a database that went away raises through Optuna."""
+
+
 class Ledger:
     """One study's trials in an Optuna storage. Only the driver of the study writes.
 
@@ -406,7 +410,7 @@ def _storage(url: str) -> optuna.storages.RDBStorage:
     connect = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
     try:
         return optuna.storages.RDBStorage(url, engine_kwargs=connect)
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError) as error:
+    except (*LOST, ImportError) as error:
         try:
             shown_url = sqlalchemy.make_url(url).render_as_string(hide_password=True)
         except sqlalchemy.exc.ArgumentError:

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from search.chart import front_html, front_png
 from search.constraints import broken
 from search.front import Axis, Entry, Front
-from search.ledger import Ledger, Line, delete, grouped, in_ledger
+from search.ledger import LOST, Ledger, Line, delete, grouped, in_ledger
 from search.signals import sigterm_as_ctrl_c
 from search.stopping import Halving
 from search.study_file import StudyFile
@@ -50,6 +50,10 @@ def default_home() -> Path:
 
 class AllFailed(RuntimeError):
     """Every trial of the study failed; the message has the reasons, grouped."""
+
+
+class LedgerLost(ConnectionError):
+    """The ledger's database went away in mid-study; the message says how to go on."""
 
 
 class Interrupted(RuntimeError):
@@ -181,6 +185,7 @@ class Study:
             BadInput: a study of this name exists, or its data do not.
             Interrupted: it was told to stop; `resume` goes on.
             AllFailed: no trial succeeded.
+            LedgerLost: the ledger's database went away.
         """
         if self.exists:
             raise BadInput(
@@ -210,6 +215,7 @@ class Study:
             BadInput: another process works on it.
             Interrupted: it was told to stop again.
             AllFailed: no trial succeeded.
+            LedgerLost: the ledger's database went away.
         """
         return self._run(address, display or Silent(), verbose)
 
@@ -351,6 +357,11 @@ class Study:
                     delete(self.storage, self.name)
                     shutil.rmtree(self.folder)
                 raise
+            except LOST as error:  # whatever else was under way: nothing can be recorded
+                raise LedgerLost(
+                    f"the database of the ledger does not answer any more ({type(error).__name__}); "
+                    f"{self.command('resume')} goes on when it does"
+                ) from error
 
 
 class _Session:
