@@ -405,16 +405,20 @@ def delete(storage: str, name: str) -> None:
         optuna.delete_study(study_name=name, storage=_storage(storage))
 
 
+def without_password(url: str) -> str:
+    """A database URL for messages and notes."""
+    try:
+        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+    except sqlalchemy.exc.ArgumentError:
+        return "its value"
+
+
 def _storage(url: str) -> optuna.storages.RDBStorage:
     # another study's driver may hold SQLite's lock for a moment
     connect = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
     try:
         return optuna.storages.RDBStorage(url, engine_kwargs=connect)
     except (*LOST, ImportError) as error:
-        try:
-            shown_url = sqlalchemy.make_url(url).render_as_string(hide_password=True)
-        except sqlalchemy.exc.ArgumentError:
-            shown_url = "its value"
         why = str(getattr(error, "orig", error)).splitlines()[0]
         way_out = (
             "install its driver (for PostgreSQL `psycopg[binary]`)"
@@ -422,8 +426,8 @@ def _storage(url: str) -> optuna.storages.RDBStorage:
             else "start it, or correct the URL"
         )
         raise BadInput(
-            f"`DUX_STORAGE` must name a database that answers, but {shown_url} does not ({why}); {way_out}, or leave "
-            "DUX_STORAGE out for a file in the home folder"
+            f"`DUX_STORAGE` must name a database that answers, but {without_password(url)} does not ({why}); "
+            f"{way_out}, or leave DUX_STORAGE out for a file in the home folder"
         ) from None
 
 

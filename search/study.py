@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from search.chart import front_html, front_png
 from search.constraints import broken
 from search.front import Axis, Entry, Front
-from search.ledger import LOST, Ledger, Line, delete, grouped, in_ledger
+from search.ledger import LOST, Ledger, Line, delete, grouped, in_ledger, without_password
 from search.signals import sigterm_as_ctrl_c
 from search.stopping import Halving
 from search.study_file import StudyFile
@@ -160,9 +160,26 @@ class Study:
         """Where the ledger is."""
         return os.environ.get("DUX_STORAGE") or f"sqlite:///{self.home}/ledger.db"
 
+    @property
+    def _database(self) -> str:
+        """What DUX_STORAGE names, without its password; empty where it is not set."""
+        url = os.environ.get("DUX_STORAGE")
+        return without_password(url) if url else ""
+
     def ledger(self) -> Ledger:
-        """The study's ledger."""
+        """The study's ledger.
+
+        Raises:
+            BadInput: the study was begun with a ledger in another database, or the database does not answer.
+        """
         search = self.file.search
+        note, here = self.folder / "ledger.txt", self._database
+        if note.exists() and (there := note.read_text().strip()) != here:
+            raise BadInput(
+                f"`DUX_STORAGE` must name the database that {self.name!r} was begun with, but is "
+                f"{here or 'not set'} instead of {there or 'not set'}; set it so, or, where the database has moved, "
+                f"correct {note}"
+            )
         return Ledger(
             self.storage,
             self.name,
@@ -348,6 +365,7 @@ class Study:
                     "another `name:` begins anew"
                 )
             if new:
+                write_whole(self.folder / "ledger.txt", self._database)
                 write_whole(self.folder / "study.json", self.file.to_json())
             stack.enter_context(sigterm_as_ctrl_c())
             try:

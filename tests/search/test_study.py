@@ -461,6 +461,22 @@ def recorded(tmp_path: Path) -> Study:
     return study
 
 
+@pytest.mark.parametrize("begun", ["", "postgresql://dux:***@there/dux"])
+def test_a_study_is_not_gone_on_with_in_another_database(
+    begun: str, recorded: Study, dux: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (recorded.folder / "ledger.txt").write_text(begun)
+    if not begun:
+        monkeypatch.setenv("DUX_STORAGE", "postgresql://dux:hush@here/dux")
+    said = f"not set instead of {begun}; " if begun else "postgresql://dux:***@here/dux instead of not set; "
+    for verb in ("status", "front", "resume"):
+        code, out, err = dux(verb, "recorded", "--home", recorded.home)
+        assert (code, out) == (2, "")
+        assert f"must name the database that 'recorded' was begun with, but is {said}" in err
+        assert err.count("\n") == 1
+    assert not (recorded.home / "ledger.db").exists()
+
+
 def test_students_that_break_a_constraint_are_counted_and_not_on_the_front(
     recorded: Study, dux: Callable[..., Said]
 ) -> None:
