@@ -24,8 +24,6 @@ from trainers.measure import ends
 from trainers.store import digest
 
 DOCUMENT = ROOT / "docs" / "pruning_curve.md"
-SAMPLERS = ("tpe", "random")
-"""With the curve."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,6 @@ class Job:
 
     name: str
     curve: bool
-    sampler: str
     seed: int
     setting: Setting
 
@@ -65,9 +62,8 @@ class Job:
 def jobs(setting: Setting) -> Iterator[Job]:
     """All studies, the long ones of a seed first."""
     for seed in range(setting.seeds):
-        yield Job(f"without the curve, seed {seed}", False, "tpe", seed, setting)
-        for sampler in SAMPLERS:
-            yield Job(f"with the curve, {sampler}, seed {seed}", True, sampler, seed, setting)
+        yield Job(f"without the curve, seed {seed}", False, seed, setting)
+        yield Job(f"with the curve, seed {seed}", True, seed, setting)
 
 
 def carry_out(job: Job) -> Line:
@@ -81,7 +77,7 @@ def carry_out(job: Job) -> Line:
     trials = round(setting.trials * setting.share) if job.curve else setting.trials
     began, reached, seconds = time.monotonic(), [], []
     with tempfile.TemporaryDirectory() as folder:
-        ledger = Ledger(f"sqlite:///{folder}/ledger.db", "study", file.objectives, job.sampler, job.seed, file.space)
+        ledger = Ledger(f"sqlite:///{folder}/ledger.db", "study", file.objectives, "tpe", job.seed, file.space)
         for _ in range(trials):
             number, recipe = ledger.ask()
             training = recipe.training.model_copy(update={"epochs": setting.epochs})
@@ -95,57 +91,47 @@ def carry_out(job: Job) -> Line:
 
 
 def document(setting: Setting, results: Mapping[str, Line]) -> str:
-    """The tables, in Markdown."""
+    """The table, in Markdown."""
     plain = {job.seed: results[job.name] for job in jobs(setting) if not job.curve and job.name in results}
-    third = round(setting.trials / 3)
-    rows, summaries = [], []
-    for sampler in SAMPLERS:
-        curved = {
-            job.seed: results[job.name]
-            for job in jobs(setting)
-            if job.curve and job.sampler == sampler and job.name in results and job.seed in plain
-        }
-        needed = []
-        for seed, line in curved.items():
-            goal = plain[seed]["reached"][-1]
-            first = next((n for n, volume in enumerate(line["reached"], start=1) if volume >= goal), None)
-            needed.append(first)
-            spent = "" if first is None else format(line["spent"][first - 1], ".0f")
-            rows.append(
-                f"| {seed} | {goal:.4f} after {setting.trials} | {sampler} "
-                f"| {line['reached'][third - 1]:.4f} after {third} "
-                f"| {line['reached'][-1]:.4f} after {len(line['reached'])} "
-                f"| {'not reached' if first is None else first} | {plain[seed]['spent'][-1]:.0f} | {spent} |"
-            )
-        found = [n / setting.trials for n in needed if n is not None]
-        goals = {seed: line["reached"][-1] for seed, line in plain.items() if seed in curved}
-        same = {seed: plain[seed]["reached"][third - 1] for seed in goals}
-        at_third = {seed: line["reached"][third - 1] for seed, line in curved.items()}
-        within = sum(n <= third for n in needed if n)
-        summaries.append(
-            f"- {sampler}: reached in {len(found)} of {len(needed)} studies, in {within} of them within a third of the "
-            f"trials; share of the trials where reached: {spread(found)} (n = {len(found)}). Hypervolume after {third} "
-            f"trials with the curve: {against(at_third, goals, 4)} than after {setting.trials} without; "
-            f"{against(at_third, same, 4)} than after {third} without."
+    curved = {job.seed: results[job.name] for job in jobs(setting) if job.curve and job.name in results}
+    seeds, third = sorted(plain.keys() & curved.keys()), round(setting.trials / 3)
+    rows, needed = [], []
+    for seed in seeds:
+        goal, line = plain[seed]["reached"][-1], curved[seed]
+        first = next((n for n, volume in enumerate(line["reached"], start=1) if volume >= goal), None)
+        needed.append(first)
+        spent = "" if first is None else format(line["spent"][first - 1], ".0f")
+        rows.append(
+            f"| {seed} | {plain[seed]['reached'][third - 1]:.4f} | {goal:.4f} | {line['reached'][third - 1]:.4f} "
+            f"| {line['reached'][-1]:.4f} | {'not reached' if first is None else first} "
+            f"| {plain[seed]['spent'][-1]:.0f} | {spent} |"
         )
+    found = [n / setting.trials for n in needed if n is not None]
+    goals = {seed: plain[seed]["reached"][-1] for seed in seeds}
+    at_third = {seed: curved[seed]["reached"][third - 1] for seed in seeds}
+    early = {seed: plain[seed]["reached"][third - 1] for seed in seeds}
+    within = sum(n <= third for n in needed if n)
+    half = round(setting.trials * setting.share)
     return "\n".join(
         [
             "# What the pruning curve is worth to a study",
             "",
             "Written by `python benchmarks/pruning_curve.py`: the study of `examples/digits.yaml`, one trial at a "
-            f"time, {setting.epochs} epochs; {setting.trials} trials without the curve by TPE, "
-            f"{round(setting.trials * setting.share)} with it, by TPE or drawn at random. Hypervolume as `dux front` "
-            "reckons it; the same seed draws the same first recipe everywhere.",
+            f"time, TPE, {setting.epochs} epochs; {setting.trials} trials without the curve, {half} with it. "
+            "Hypervolume as `dux front` reckons it. The same seed draws the same first ten recipes on both sides.",
             "",
             f"- {hardware(results.values())}; one thread a study; seconds include training and looking, on a machine "
             "that did other things, too.",
             "",
-            f"| seed | hypervolume without | with the curve, by | after a third | after {setting.share:.0%} "
-            "| trials with it to reach what was reached without | s without | s with, until then |",
+            f"| seed | without, after {third} | without, after {setting.trials} "
+            f"| with, after {third} | with, after {half} | trials with it to get as far | s without | s with |",
             "| --- | --- | --- | --- | --- | --- | --- | --- |",
             *rows,
             "",
-            *summaries,
+            f"Reached in {len(found)} of {len(needed)} studies, in {within} of them within a third of the trials; share "
+            f"of the trials where reached: {spread(found)} (n = {len(found)}). Hypervolume after {third} trials with the "
+            f"curve, against {setting.trials} without: {against(at_third, goals, 4)}; against {third} without: "
+            f"{against(at_third, early, 4)}.",
             "",
         ]
     )

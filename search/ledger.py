@@ -32,6 +32,12 @@ SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = MappingProxyType(
 )
 """Who proposes recipes, by name in study files."""
 
+AT_RANDOM = 10
+"""Trials that come to their end before a sampler which models the space is asked, as in Optuna's own. That counts
+the points of pruning curves, too, of which a trial may have ten: modelled from the second trial on, the digits study
+(examples/digits.yaml, seed 0) came to a hypervolume of 0.542 in 12 trials; drawn at random, to 0.557."""
+_MODELS = {"tpe", "gp"}
+
 MOST_ON_A_GRID = 100_000
 
 Outcome = Literal["complete", "failed", "stopped", "interrupted", "running"]
@@ -117,6 +123,8 @@ class Ledger:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # shown by optuna-dashboard, no more
             self._study.set_metric_names(list(objectives))
         self._sampler: tuple[str, int] | None = (sampler, seed)
+        self._at_random: RandomSampler | None = None
+        """Asked first, where there is one."""
         self._grid: Iterator[int] | None = None
         self._asked: dict[int, optuna.Trial] = {}
 
@@ -125,12 +133,17 @@ class Ledger:
         if self._sampler is not None:  # only now, so that a study can be looked at where its sampler cannot be found
             sampler, seed = self._sampler
             # another seed for each session: the same one would propose the first session's random recipes again
-            self._study.sampler = make_sampler(sampler, seed + len(self._study.get_trials(deepcopy=False)))
+            before = len(self._study.get_trials(deepcopy=False))
+            self._chosen = make_sampler(sampler, seed + before)
+            self._at_random = RandomSampler(seed + before) if sampler in _MODELS else None
+            self._study.sampler = self._at_random or self._chosen
             if sampler == "grid":
                 self._grid = iter(random.Random(seed).sample(range(self._space.size), self._space.size))
             self._sampler = None
         if self._grid is not None:
             self._queue_next(self._grid)
+        if self._at_random is not None and self._learned() >= AT_RANDOM:
+            self._study.sampler, self._at_random = self._chosen, None
         trial = self._study.ask()
         recipe = self._space.draw(trial)
         trial.set_user_attr("recipe", recipe.to_json())
@@ -326,6 +339,12 @@ class Ledger:
         """How many trials have ended, well or badly."""
         trials = self._study.get_trials(deepcopy=False)
         return sum(_is_own(trial) and "point" not in trial.user_attrs and _outcome(trial) in _ENDED for trial in trials)
+
+    def _learned(self) -> int:
+        """Trials that a sampler learned from, points of curves not counted."""
+        learned = (TrialState.COMPLETE, TrialState.PRUNED)
+        trials = self._study.get_trials(deepcopy=False, states=learned)
+        return sum("point" not in trial.user_attrs for trial in trials)
 
     def _queue_again(self, number: int, params: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
         tries = attributes.get("tries", 0) + ("again" in attributes)

@@ -96,6 +96,23 @@ def test_what_is_told_is_what_another_process_reads(opened: Callable[..., Ledger
     assert opened().done() == 2
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_points_of_curves_do_not_hurry_a_sampler_that_models_the_space(sampler: str, tmp_path: Path) -> None:
+    def first(name: str, points: int) -> list[Recipe]:
+        ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}", name, OBJECTIVES, sampler, 5, SPACE)
+        recipes = []
+        for _ in range(11):
+            trial, recipe = ledger.ask()
+            recipes.append(recipe)
+            point = {"recipe": recipe.flat(), "measurements": score(recipe), "seconds": 0.1}
+            ledger.complete(trial, score(recipe), 1.0, [point] * points)
+        return recipes
+
+    alone, with_points = first("alone", 0), first("with_points", 9)
+    assert with_points[:10] == alone[:10] == first("at random", 0)[:10]
+    assert with_points[10] != alone[10]  # from then on it learns of them
+
+
 @pytest.mark.parametrize("accuracy", [math.nan, math.inf, -math.inf, None])
 def test_an_objective_that_is_no_finite_number_is_a_failure(
     accuracy: float | None, opened: Callable[..., Ledger]
