@@ -128,10 +128,10 @@ def document(setting: Setting, results: Mapping[str, Line]) -> str:
             "| --- | --- | --- | --- | --- | --- | --- | --- |",
             *rows,
             "",
-            f"Reached in {len(found)} of {len(needed)} studies, in {within} of them within a third of the trials; share "
-            f"of the trials where reached: {spread(found)} (n = {len(found)}). Hypervolume after {third} trials with the "
-            f"curve, against {setting.trials} without: {against(at_third, goals, 4)}; against {third} without: "
-            f"{against(at_third, early, 4)}.",
+            f"Reached in {len(found)} of {len(needed)} studies, in {within} of them within a third of the trials; "
+            f"share of the trials where reached: {spread(found)} (n = {len(found)}). Hypervolume after {third} "
+            f"trials with the curve, against {setting.trials} without: {against(at_third, goals, 4)}; against {third} "
+            f"without: {against(at_third, early, 4)}.",
             "",
         ]
     )
