@@ -306,7 +306,9 @@ class Ledger:
             if "reason" not in attributes:
                 # queued first and closed then: a kill between the two queues nothing twice
                 if attributes.get("root", trial.number) not in queued:
-                    self._queue_again(trial.number, trial.params, attributes)
+                    # one that was queued may not yet have drawn what it was queued with
+                    params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+                    self._queue_again(trial.number, params, attributes)
                 again += 1
             self._study.tell(trial.number, state=TrialState.FAIL)
         self._add_curves()

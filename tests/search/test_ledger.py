@@ -448,6 +448,15 @@ def test_a_kill_between_the_reason_and_queueing_again_queues_once(opened: Callab
     assert ledger.ask()[1] != recipe
 
 
+def test_a_kill_before_a_queued_recipe_is_drawn_does_not_lose_it(opened: Callable[..., Ledger], storage: str) -> None:
+    recipe = opened().ask()[1]
+    assert opened().reconcile() == 1
+    optuna.load_study(study_name="study", storage=storage).ask()  # no longer queued, and nothing drawn
+    ledger = opened()
+    assert ledger.reconcile() == 1
+    assert ledger.ask()[1] == recipe
+
+
 def test_recipes_to_try_first_come_first_and_once(opened: Callable[..., Ledger]) -> None:
     first = [{"student.width": 0.5, "transfer": "kd"}, {}, {"pruning.fraction": 0, "student.depth": 14}]
     ledger = opened()
