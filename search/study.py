@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -566,9 +566,13 @@ class _Session:
         return found
 
     def _told(self) -> list[dict[str, Any]]:
-        """All events that MLflow has or will get, of this and earlier sessions."""
-        with (self._study.folder / "spool.jsonl").open(encoding="utf-8") as spool:
-            return [json.loads(event) for event in spool]
+        """All events that MLflow has or will get, of this and earlier sessions; a damaged line is none."""
+        events = []
+        with (self._study.folder / "spool.jsonl").open("rb") as spool:
+            for line in spool:
+                with suppress(ValueError):
+                    events.append(json.loads(line))
+        return events
 
     def _is_written(self) -> bool:
         """Whether the end of the whole study was told; a kill may have come before."""
@@ -578,6 +582,7 @@ class _Session:
     def _tell_what_was_cut_short(self) -> None:
         """MLflow's runs after an interruption: those cut short are closed, and what a kill kept untold is told."""
         told = {kind: {event["trial"] for event in self._told() if event["event"] == kind} for kind in _TRIAL_EVENTS}
+        begun = told["trial_started"] | self._study.run_ids().keys()  # a power cut may take lines that were sent
         for line in self._ledger.lines():
             if line.trial in told["trial_finished"]:
                 continue
@@ -585,7 +590,7 @@ class _Session:
                 if line.recipe is not None:
                     self._tracker.trial_started(line.trial, line.recipe.flat())
                 self._tell(line)
-            elif line.trial in told["trial_started"]:
+            elif line.trial in begun:
                 self._tracker.trial_finished(line.trial, "KILLED", {}, {}, None)
 
     def tick(self) -> None:
