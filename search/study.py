@@ -370,6 +370,7 @@ class _Session:
     def run(self, address: str | None) -> Front:
         """The whole study, or what is left of it."""
         trials, go_on = self._study.file.trials, f"{self._study.command('resume')} goes on"
+        why = ""
         try:
             self._tell_the_sampler()
         except BadInput:
@@ -383,7 +384,7 @@ class _Session:
                 if complete:
                     self._start_telling()  # killed between the last trial and the front
                 else:
-                    self._carry_out(address)
+                    why = self._carry_out(address)
             except (KeyboardInterrupt, SystemExit):
                 pass  # Ctrl-C outside of Tune's own loop, or SIGTERM while Ray started: it exits then
             except BadInput:
@@ -399,7 +400,7 @@ class _Session:
             self._finish("FINISHED" if complete else "KILLED")
         self._tracker.close(FLUSH_S)
         if not complete:
-            raise Interrupted(f"stopped after {self._done} of {trials} trials; {go_on}")
+            raise Interrupted(f"stopped after {self._done} of {trials} trials{why}; {go_on}")
         front = self._study.front(self._study.run_ids())
         if not front.entries and not front.broken:
             reasons = grouped([line for line in self._ledger.lines() if line.outcome == "failed"])
@@ -421,7 +422,8 @@ class _Session:
                 )
         self._ledger.try_first(search.first)
 
-    def _carry_out(self, address: str | None) -> None:
+    def _carry_out(self, address: str | None) -> str:
+        """All that Ray is needed for; returns why it ended early, where that is for the user to know."""
         file, search = self._study.file, self._study.file.search
         self._now("reading the data, looking for the teacher")
         epochs = file.task.teacher.epochs * file.task.teacher.members
@@ -483,20 +485,24 @@ class _Session:
             )
             self._began = time.monotonic()
             self._done_before = self._done
-            workers.run(
-                job,
-                arrays,
-                self._ledger,
-                self,
-                self._halving(),
-                trials=file.trials,
-                concurrent=concurrent,
-                cpus=search.cpus,
-                gpus=search.gpus,
-                retries=search.retries,
-                trial_timeout=search.trial_timeout,
-                scratch=self._study.folder / "ray",
-            )
+            try:
+                workers.run(
+                    job,
+                    arrays,
+                    self._ledger,
+                    self,
+                    self._halving(),
+                    trials=file.trials,
+                    concurrent=concurrent,
+                    cpus=search.cpus,
+                    gpus=search.gpus,
+                    retries=search.retries,
+                    trial_timeout=search.trial_timeout,
+                    scratch=self._study.folder / "ray",
+                )
+            except workers.RayDied as error:
+                return f", because {error}"
+        return ""
 
     def _halving(self) -> Halving | None:
         """Early stopping as it stood when the last session ended."""

@@ -159,6 +159,9 @@ def run(
 
     Returns early, with trials left open in the ledger, when the process is interrupted (SIGINT).
 
+    Raises:
+        RayDied: so did Ray itself; trials are left open.
+
     Args:
         job: the task and the folders.
         arrays: the task's and the knowledge's numbers; put into the object store once.
@@ -195,7 +198,22 @@ def run(
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except Exception as error:
+        if _ray_is_dead():
+            raise RayDied("Ray's own processes on this machine died, for want of memory perhaps") from error
+        raise
+
+
+class RayDied(RuntimeError):
+    """Ray's own processes on this machine are gone, and no trial would ever run again."""
+
+
+def _ray_is_dead() -> bool:
+    """Whether a process that the Ray started here cannot do without is gone. Ray does not tell: Tune would wait."""
+    node = ray._private.worker._global_node
+    return node is not None and any(kind in ("raylet", "gcs_server") for kind, _ in node.dead_processes())
 
 
 def this_node() -> str:
@@ -250,7 +268,7 @@ class _Searcher(Searcher):  # type: ignore[misc]
             self._ledger.stop(number, self.stopped_at[trial_id], result["time_total_s"])
         elif "reason" in result:
             self._fail(number, result["reason"], result["again"])
-        elif error:
+        elif error and not _ray_is_dead():
             died = "the worker process died, for want of memory perhaps: then lower search.concurrent"
             self._fail(number, self.killed.get(trial_id, died), True)
         else:
@@ -348,6 +366,8 @@ class _Callback(tune.Callback):  # type: ignore[misc]
         """End the workers that take too long, whatever they are at, and tell the watcher."""
         assert self._searcher is not None
         assert self._watcher is not None
+        if _ray_is_dead():
+            raise RuntimeError("Ray is dead")  # which ends `fit`
         late = time.monotonic() - self._timeout
         for trial in trials if self._timeout < math.inf else ():
             began = self._began.get(trial.trial_id, math.inf)
