@@ -44,6 +44,8 @@ class Line:
     """One trial as the ledger has it."""
 
     trial: int
+    root: int
+    """The first trial that had its recipe, where that was interrupted and tried again; else the trial itself."""
     outcome: Outcome
     recipe: Recipe | None
     """None where the process ended before a recipe was drawn."""
@@ -199,6 +201,10 @@ class Ledger:
     def tries(self, number: int) -> int:
         """How often the recipe of a running trial was tried before, by trials that ended in `retry`."""
         return int(self._asked[number].user_attrs.get("tries", 0))
+
+    def root(self, number: int) -> int:
+        """The first trial that had the recipe of a running trial, itself where it is no second try."""
+        return int(self._asked[number].user_attrs.get("root", number))
 
     def retry(self, number: int, reason: str) -> None:
         """Record a trial that ended badly, not by its recipe's fault, and queue the recipe again."""
@@ -427,6 +433,7 @@ def _line(trial: FrozenTrial) -> Line:
     attributes = trial.user_attrs
     return Line(
         trial.number,
+        attributes.get("root", trial.number),
         _outcome(trial),
         Recipe.from_json(attributes["recipe"]) if "recipe" in attributes else None,
         json.loads(attributes.get("measurements", "{}")),

@@ -258,6 +258,11 @@ class Study:
         """Where a trial's files are."""
         return self.folder / "trials" / str(trial)
 
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints of trials that have not ended are, each by the first trial that had the recipe."""
+        return self.folder / "checkpoints"
+
     def line_folder(self, line: Line) -> Path:
         """Where the files of a line of the ledger are: a trial's, or of a point of its curve."""
         if line.point is None:
@@ -377,7 +382,7 @@ class _Session:
             self._tracker.close(0.0)
             raise
         again = self._ledger.reconcile(self._finished)
-        self._count()
+        self._drop_checkpoints(self._count())
         complete = self._done >= trials and not again
         if not (complete and self._is_written()):
             try:
@@ -476,6 +481,8 @@ class _Session:
                 teacher_measurements=dict(task.teacher_measurements),
                 teacher_curve=task.curve,
                 trials_folder=str(self._study.folder / "trials"),
+                checkpoints_folder=str(self._study.checkpoints),
+                checkpoint_seconds=search.checkpoint_seconds,
                 knowledge_folder=str(self._study.home / "knowledge"),
                 driver_node=workers.this_node(),
                 threads=search.cpus,
@@ -532,12 +539,19 @@ class _Session:
         self._running.pop(trial, None)
         lines = self._count()
         line = next(line for line in lines if line.trial == trial)
+        self._drop_checkpoints([line])
         self._tell(line)
         for point in lines:
             if point.point is not None and point.point[0] == trial:
                 self._tell_point(point)
         if self._front is not None and line.ended:
             self._tracker.front_changed(self._done, self._front.hypervolume, len(self._front.members))
+
+    def _drop_checkpoints(self, lines: Sequence[Line]) -> None:
+        """Delete the checkpoints that no trial will go on from."""
+        for line in lines:
+            if line.counts:
+                (self._study.checkpoints / f"{line.root}.safetensors").unlink(missing_ok=True)
 
     def _start_telling(self) -> None:
         file = self._study.file
@@ -656,6 +670,8 @@ class _Session:
             {"trial": entry.trial, **entry.measurements, **entry.recipe, "mlflow_run_id": entry.run_id or ""}
             for entry in front.members
         ]
+        if status == "FINISHED":
+            shutil.rmtree(self._study.checkpoints, ignore_errors=True)
         self._tracker.study_finished("FINISHED" if status == "FINISHED" else "KILLED", paths, rows)
 
 

@@ -431,6 +431,8 @@ def test_a_trial_tried_again_is_one_recipe_and_one_result(opened: Callable[..., 
     ledger.retry(third, "took too long")
     fourth, again = ledger.ask()
     assert (again, ledger.tries(fourth)) == (recipe, 2)
+    assert ledger.root(fourth) == first
+    assert {line.root for line in ledger.lines()} == {first}
     ledger.fail(fourth, "took too long")
     assert opened().done() == 1
     assert ledger.ask()[1] != recipe
@@ -519,7 +521,9 @@ def test_a_study_learns_nothing_from_recipes_that_it_could_not_draw(storage: str
 
 def test_reasons_that_differ_in_numbers_only_are_one() -> None:
     reasons = ["nan in epoch 3, rate 1e+30", "other", "nan in epoch 12, rate 0.5", "another", "another"]
-    lines = [Line(trial, "failed", None, {}, reason, 0.0, None, {}, None) for trial, reason in enumerate(reasons)]
+    lines = [
+        Line(trial, trial, "failed", None, {}, reason, 0.0, None, {}, None) for trial, reason in enumerate(reasons)
+    ]
     assert grouped(lines) == [
         ("nan in epoch 3, rate 1e+30", [0, 2]),
         ("another", [3, 4]),
