@@ -150,7 +150,7 @@ def carry_out(name: str, kinds: Sequence[Kind], seed: int, folder: Path) -> Roun
         while True:
             round.sessions += 1
             while left and command.running:
-                if kill := _kill(round.study, command, left[0], draw):
+                if kill := _kill(round.study, command, left[0], draw, last=len(left) == 1):
                     round.kills.append(kill)
                     left.pop(0)
             code = command.process.wait(600)
@@ -171,15 +171,19 @@ def carry_out(name: str, kinds: Sequence[Kind], seed: int, folder: Path) -> Roun
     return round
 
 
-def _kill(study: Study, command: Command, kind: Kind, draw: random.Random) -> Kill | None:
+def _kill(study: Study, command: Command, kind: Kind, draw: random.Random, *, last: bool) -> Kill | None:
     """Wait for a moment, kill, and see what that left; None where the study was done before."""
-    if draw.random() < 0.2 and kind != "worker":
+    told = len(_told(study))
+    if last and draw.random() < 0.3 and kind != "worker":
+        pause, moment = draw.uniform(0.0, 1.0), "while the front is written"
+        front = "front_members"
+        _wait(lambda: front in {e["event"] for e in _told(study)[told:]} or not command.running, "the front")
+    elif draw.random() < 0.2 and kind != "worker":
         pause = draw.uniform(0.0, 12.0)
-        moment = f"{pause:.1f} s after the session's start"
+        moment = f"{pause:.1f} s after the session's start, or the last kill"
     else:  # while trials run, somewhere between this event and one of the next
-        events, pause = draw.randint(1, 40), draw.uniform(0.0, 0.5)
-        goal = len(_told(study)) + events
-        _wait(lambda: len(_told(study)) >= goal or not command.running, "trials to kill")
+        events, pause = draw.randint(1, 16), draw.uniform(0.0, 0.5)
+        _wait(lambda: len(_told(study)) >= told + events or not command.running, "trials to kill")
         moment = f"{pause:.1f} s after {events} events more"
     deadline = time.monotonic() + pause
     while time.monotonic() < deadline and command.running:

@@ -13,8 +13,8 @@ from trainers import Knowledge, Task, run_trial
 SEED = int(os.environ.get("KILLS_SEED") or random.SystemRandom().randrange(10**6))
 """Another one each time; the moments of a failure come back, as far as the machine lets them, by KILLS_SEED=..."""
 KILLED: dict[str, tuple[Kind, ...]] = {
-    "curves": ("worker", "power", "worker", "driver"),
-    "stopped": ("worker", "raylet", "worker", "everything"),
+    "curves": ("worker", "power", "worker", "worker", "driver"),
+    "stopped": ("worker", "raylet", "worker", "worker", "everything"),
 }
 
 pytestmark = [
@@ -41,7 +41,11 @@ def test_a_study_that_is_killed_and_resumed_has_every_trial_exactly_once(killed:
     story = "\n".join(map(str, killed.kills))
     assert killed.faults == [], f"seed {SEED}\n{story}"
     assert [(kill.lost, kill.doubled) for kill in killed.kills] == [(0, 0)] * len(killed.kills), f"seed {SEED}\n{story}"
-    assert len(killed.kills) == 4, f"seed {SEED}\n{story}"
+    assert len(killed.kills) >= 4, f"seed {SEED}\n{story}"  # it may have come to its end before the last
+
+
+def test_some_trials_went_on_from_a_checkpoint(rounds: dict[str, Round]) -> None:
+    assert sum(kill.resumed for round in rounds.values() for kill in round.kills) > 0, f"seed {SEED}"
 
 
 def test_trials_go_on_from_their_checkpoints_to_the_student_of_an_uninterrupted_trial(killed: Round) -> None:
@@ -49,8 +53,6 @@ def test_trials_go_on_from_their_checkpoints_to_the_student_of_an_uninterrupted_
     done = [line for line in study.lines() if line.outcome == "complete" and line.point is None]
     results = [json.loads((study.trial_folder(line.trial) / "result.json").read_text()) for line in done]
     resumed = [line for line, result in zip(done, results, strict=True) if result["resumed_at"] > 0]
-    if study.name == "curves":  # in the other study they may all have been stopped early
-        assert resumed, f"seed {SEED}: {killed.kills}"
     task = Task.load(study.file.task, study.home)
     for line in resumed[:2]:
         assert line.recipe is not None
