@@ -86,13 +86,16 @@ def loaded_task(spec: TaskSpec | None = None) -> tuple[Task, Knowledge]:
     return found
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """The command line of every benchmark."""
+def arguments(
+    description: str, more: Callable[[argparse.ArgumentParser], object] = lambda parser: None
+) -> argparse.Namespace:
+    """The command line of every benchmark; `more` adds to it."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="tiny, to see that everything is sound; prints the table")
     parser.add_argument("--table", action="store_true", help="only write the document from what has been run")
     parser.add_argument("--home", type=Path, default=Path("~/.dux/benchmarks").expanduser(), help="kept results")
     parser.add_argument("--processes", type=int, default=2, help="jobs at a time, one thread each")
+    more(parser)
     found = parser.parse_args()
     found.home.mkdir(parents=True, exist_ok=True)
     return found

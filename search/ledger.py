@@ -51,6 +51,8 @@ class Line:
     """One trial as the ledger has it."""
 
     trial: int
+    root: int
+    """The first trial that had its recipe, where that was interrupted and tried again; else the trial itself."""
     outcome: Outcome
     recipe: Recipe | None
     """None where the process ended before a recipe was drawn."""
@@ -218,6 +220,10 @@ class Ledger:
         """How often the recipe of a running trial was tried before, by trials that ended in `retry`."""
         return int(self._asked[number].user_attrs.get("tries", 0))
 
+    def root(self, number: int) -> int:
+        """The first trial that had the recipe of a running trial, itself where it is no second try."""
+        return int(self._asked[number].user_attrs.get("root", number))
+
     def retry(self, number: int, reason: str) -> None:
         """Record a trial that ended badly, not by its recipe's fault, and queue the recipe again."""
         self._set(number, again=reason)  # first: what a kill leaves undone after this, `reconcile` does
@@ -324,7 +330,9 @@ class Ledger:
             if "reason" not in attributes:
                 # queued first and closed then: a kill between the two queues nothing twice
                 if attributes.get("root", trial.number) not in queued:
-                    self._queue_again(trial.number, trial.params, attributes)
+                    # one that was queued may not yet have drawn what it was queued with
+                    params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+                    self._queue_again(trial.number, params, attributes)
                 again += 1
             self._study.tell(trial.number, state=TrialState.FAIL)
         self._add_curves()
@@ -469,6 +477,7 @@ def _line(trial: FrozenTrial) -> Line:
     attributes = trial.user_attrs
     return Line(
         trial.number,
+        attributes.get("root", trial.number),
         _outcome(trial),
         Recipe.from_json(attributes["recipe"]) if "recipe" in attributes else None,
         json.loads(attributes.get("measurements", "{}")),

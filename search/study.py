@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -281,6 +281,11 @@ class Study:
         """Where a trial's files are."""
         return self.folder / "trials" / str(trial)
 
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints of trials that have not ended are, each by the first trial that had the recipe."""
+        return self.folder / "checkpoints"
+
     def line_folder(self, line: Line) -> Path:
         """Where the files of a line of the ledger are: a trial's, or of a point of its curve."""
         if line.point is None:
@@ -401,20 +406,21 @@ class _Session:
     def run(self, address: str | None) -> Front:
         """The whole study, or what is left of it."""
         trials, go_on = self._study.file.trials, f"{self._study.command('resume')} goes on"
+        why = ""
         try:
             self._tell_the_sampler()
         except BadInput:
             self._tracker.close(0.0)
             raise
         again = self._ledger.reconcile(self._finished)
-        self._count()
+        self._drop_checkpoints(self._count())
         complete = self._done >= trials and not again
         if not (complete and self._is_written()):
             try:
                 if complete:
                     self._start_telling()  # killed between the last trial and the front
                 else:
-                    self._carry_out(address)
+                    why = self._carry_out(address)
             except (KeyboardInterrupt, SystemExit):
                 pass  # Ctrl-C outside of Tune's own loop, or SIGTERM while Ray started: it exits then
             except BadInput:
@@ -430,7 +436,7 @@ class _Session:
             self._finish("FINISHED" if complete else "KILLED")
         self._tracker.close(FLUSH_S)
         if not complete:
-            raise Interrupted(f"stopped after {self._done} of {trials} trials; {go_on}")
+            raise Interrupted(f"stopped after {self._done} of {trials} trials{why}; {go_on}")
         front = self._study.front(self._study.run_ids())
         if not front.entries and not front.broken:
             reasons = grouped([line for line in self._ledger.lines() if line.outcome == "failed"])
@@ -452,7 +458,8 @@ class _Session:
                 )
         self._ledger.try_first(search.first)
 
-    def _carry_out(self, address: str | None) -> None:
+    def _carry_out(self, address: str | None) -> str:
+        """All that Ray is needed for; returns why it ended early, where that is for the user to know."""
         file, search = self._study.file, self._study.file.search
         self._now("reading the data, looking for the teacher")
         epochs = file.task.teacher.epochs * file.task.teacher.members
@@ -505,6 +512,8 @@ class _Session:
                 teacher_measurements=dict(task.teacher_measurements),
                 teacher_curve=task.curve,
                 trials_folder=str(self._study.folder / "trials"),
+                checkpoints_folder=str(self._study.checkpoints),
+                checkpoint_seconds=search.checkpoint_seconds,
                 knowledge_folder=str(self._study.home / "knowledge"),
                 driver_node=workers.this_node(),
                 threads=search.cpus,
@@ -515,20 +524,24 @@ class _Session:
             )
             self._began = time.monotonic()
             self._done_before = self._done
-            workers.run(
-                job,
-                arrays,
-                self._ledger,
-                self,
-                self._halving(),
-                trials=file.trials,
-                concurrent=concurrent,
-                cpus=search.cpus,
-                gpus=search.gpus,
-                retries=search.retries,
-                trial_timeout=search.trial_timeout,
-                scratch=self._study.folder / "ray",
-            )
+            try:
+                workers.run(
+                    job,
+                    arrays,
+                    self._ledger,
+                    self,
+                    self._halving(),
+                    trials=file.trials,
+                    concurrent=concurrent,
+                    cpus=search.cpus,
+                    gpus=search.gpus,
+                    retries=search.retries,
+                    trial_timeout=search.trial_timeout,
+                    scratch=self._study.folder / "ray",
+                )
+            except workers.RayDied as error:
+                return f", because {error}"
+        return ""
 
     def _teacher_latency(self, task: Task) -> dict[str, float]:
         """Measured once a study, if it asks for latency: the front is reckoned from it."""
@@ -569,12 +582,19 @@ class _Session:
         self._running.pop(trial, None)
         lines = self._count()
         line = next(line for line in lines if line.trial == trial)
+        self._drop_checkpoints([line])
         self._tell(line)
         for point in lines:
             if point.point is not None and point.point[0] == trial:
                 self._tell_point(point)
         if self._front is not None and line.ended:
             self._tracker.front_changed(self._done, self._front.hypervolume, len(self._front.members))
+
+    def _drop_checkpoints(self, lines: Sequence[Line]) -> None:
+        """Delete the checkpoints that no trial will go on from."""
+        for line in lines:
+            if line.counts:
+                (self._study.checkpoints / f"{line.root}.safetensors").unlink(missing_ok=True)
 
     def _start_telling(self) -> None:
         file = self._study.file
@@ -609,9 +629,13 @@ class _Session:
         return found
 
     def _told(self) -> list[dict[str, Any]]:
-        """All events that MLflow has or will get, of this and earlier sessions."""
-        with (self._study.folder / "spool.jsonl").open(encoding="utf-8") as spool:
-            return [json.loads(event) for event in spool]
+        """All events that MLflow has or will get, of this and earlier sessions; a damaged line is none."""
+        events = []
+        with (self._study.folder / "spool.jsonl").open("rb") as spool:
+            for line in spool:
+                with suppress(ValueError):
+                    events.append(json.loads(line))
+        return events
 
     def _is_written(self) -> bool:
         """Whether the end of the whole study was told; a kill may have come before."""
@@ -621,6 +645,7 @@ class _Session:
     def _tell_what_was_cut_short(self) -> None:
         """MLflow's runs after an interruption: those cut short are closed, and what a kill kept untold is told."""
         told = {kind: {event["trial"] for event in self._told() if event["event"] == kind} for kind in _TRIAL_EVENTS}
+        begun = told["trial_started"] | self._study.run_ids().keys()  # a power cut may take lines that were sent
         for line in self._ledger.lines():
             if line.trial in told["trial_finished"]:
                 continue
@@ -628,7 +653,7 @@ class _Session:
                 if line.recipe is not None:
                     self._tracker.trial_started(line.trial, line.recipe.flat())
                 self._tell(line)
-            elif line.trial in told["trial_started"]:
+            elif line.trial in begun:
                 self._tracker.trial_finished(line.trial, "KILLED", {}, {}, None)
 
     def tick(self) -> None:
@@ -688,6 +713,8 @@ class _Session:
             {"trial": entry.trial, **entry.measurements, **entry.recipe, "mlflow_run_id": entry.run_id or ""}
             for entry in front.members
         ]
+        if status == "FINISHED":
+            shutil.rmtree(self._study.checkpoints, ignore_errors=True)
         self._tracker.study_finished("FINISHED" if status == "FINISHED" else "KILLED", paths, rows)
 
 

@@ -47,6 +47,8 @@ class SearchSpec(Part):
     """How often a trial is tried again whose worker process died or took too long, or that ran out of memory."""
     trial_timeout: float | None = Field(default=None, gt=0.0)
     """Seconds that a trial may take."""
+    checkpoint_seconds: float = Field(default=30.0, ge=0.0)
+    """The least time between two checkpoints of a trial; 0 writes one after every epoch."""
     stopping: Literal["none", "pareto"] = "none"
     """Whether trials that others beat are stopped early, and by what (`search.stopping`)."""
     min_epochs: int = Field(default=3, ge=1)

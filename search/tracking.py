@@ -93,7 +93,10 @@ class Spool:
             offset = int(note["offset"]) if note["store"] == store else 0
         except (FileNotFoundError, KeyError, TypeError, ValueError):
             return 0
-        return offset if 0 <= offset <= self.end else 0
+        if 0 <= offset <= self.end:
+            return offset
+        self.save_sent(store, 0)  # a power cut took lines that were sent; as the spool grows, the count would seem true
+        return 0
 
     def save_sent(self, store: str, offset: int) -> None:
         """Notes that `store` has the first `offset` bytes."""

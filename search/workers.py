@@ -9,8 +9,8 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,7 +42,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noq
 from search.ledger import Ledger  # noqa: E402
 from search.stopping import Halving  # noqa: E402
 from spaces import BadInput, Recipe  # noqa: E402
-from trainers import Knowledge, Report, Task, TaskSpec, run_trial, save_student  # noqa: E402
+from trainers import Checkpoint, Knowledge, Report, Task, TaskSpec, run_trial, save_student  # noqa: E402
+from trainers.store import write_whole  # noqa: E402
 
 
 class Watcher(Protocol):
@@ -71,6 +72,8 @@ class Job:
     teacher_measurements: Mapping[str, float]
     teacher_curve: tuple[float, ...]
     trials_folder: str
+    checkpoints_folder: str
+    checkpoint_seconds: float
     knowledge_folder: str
     driver_node: str
     threads: int
@@ -161,6 +164,9 @@ def run(
 
     Returns early, with trials left open in the ledger, when the process is interrupted (SIGINT).
 
+    Raises:
+        RayDied: so did Ray itself; trials are left open.
+
     Args:
         job: the task and the folders.
         arrays: the task's and the knowledge's numbers; put into the object store once.
@@ -197,7 +203,22 @@ def run(
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except Exception as error:
+        if _ray_is_dead():
+            raise RayDied("Ray's own processes on this machine died, for want of memory perhaps") from error
+        raise
+
+
+class RayDied(RuntimeError):
+    """Ray's own processes on this machine are gone, and no trial would ever run again."""
+
+
+def _ray_is_dead() -> bool:
+    """Whether a process that the Ray started here cannot do without is gone. Ray does not tell: Tune would wait."""
+    node = ray._private.worker._global_node
+    return node is not None and any(kind in ("raylet", "gcs_server") for kind, _ in node.dead_processes())
 
 
 def this_node() -> str:
@@ -236,7 +257,7 @@ class _Searcher(Searcher):  # type: ignore[misc]
         number, recipe = self._ledger.ask()
         self.numbers[trial_id] = number
         self._open.add(trial_id)
-        return {"trial": number, "recipe": recipe.to_json()}
+        return {"trial": number, "root": self._ledger.root(number), "recipe": recipe.to_json()}
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """Record the outcome. Tune also calls this for trials that an interruption cut short; those stay open."""
@@ -252,7 +273,7 @@ class _Searcher(Searcher):  # type: ignore[misc]
             self._ledger.stop(number, self.stopped_at[trial_id], result["time_total_s"])
         elif "reason" in result:
             self._fail(number, result["reason"], result["again"])
-        elif error:
+        elif error and not _ray_is_dead():
             died = "the worker process died, for want of memory perhaps: then lower search.concurrent"
             self._fail(number, self.killed.get(trial_id, died), True)
         else:
@@ -350,6 +371,8 @@ class _Callback(tune.Callback):  # type: ignore[misc]
         """End the workers that take too long, whatever they are at, and tell the watcher."""
         assert self._searcher is not None
         assert self._watcher is not None
+        if _ray_is_dead():
+            raise RuntimeError("Ray is dead")  # which ends `fit`
         late = time.monotonic() - self._timeout
         for trial in trials if self._timeout < math.inf else ():
             began = self._began.get(trial.trial_id, math.inf)
@@ -386,16 +409,22 @@ def _carry_out(config: Mapping[str, Any], job: Job, arrays: Mapping[str, np.ndar
             tune.report(vars(report))
 
         recipe = Recipe.from_json(config["recipe"])
+        file = Path(job.checkpoints_folder) / f"{config['root']}.safetensors"
+        checkpoints = _Checkpoints(file, job.driver_node)
+        # the first trial of a recipe has none, and need not ask another machine
+        load = checkpoints.load if config["root"] != config["trial"] else lambda: None
         result = run_trial(
             recipe,
             task,
             knowledge,
             report,
             curve=job.curve,
+            checkpoint=Checkpoint(load, checkpoints.save, job.checkpoint_seconds),
             threads=job.threads,
             device=job.device,
             timed=job.timed,
         )
+        checkpoints.settle()
         _save(Path(job.trials_folder) / str(config["trial"]), result.files(task), job.driver_node)
         # as text: Tune flattens nested results for its searchers
         told = {"measurements": json.dumps(result.measurements), "curve": json.dumps(result.points())}
@@ -411,10 +440,57 @@ def _carry_out(config: Mapping[str, Any], job: Job, arrays: Mapping[str, np.ndar
         tune.report({"reason": f"{type(error).__name__}: {error}", "again": again})
 
 
+class _Checkpoints:
+    """A trial's checkpoint in a file on the driver's machine, from whichever machine this is.
+
+    None is worth a trial: where the disk is full or the driver's machine is slow, training goes on without.
+    """
+
+    def __init__(self, file: Path, driver_node: str) -> None:
+        self._file, self._driver_node = file, driver_node
+        self._on_its_way: list[Any] = []
+
+    def load(self) -> bytes | None:
+        """What was saved last."""
+        if _is_here(self._driver_node):
+            return _content(self._file)
+        found: bytes | None = ray.get(_there(self._driver_node, _content, self._file))
+        return found
+
+    def save(self, content: bytes) -> None:
+        """Write it; on another machine without waiting for it, and not while the one before is on its way."""
+        if _is_here(self._driver_node):
+            with suppress(OSError):
+                write_whole(self._file, content)
+        elif not self._on_its_way or ray.wait(self._on_its_way, timeout=0)[0]:
+            self._on_its_way = [_there(self._driver_node, write_whole, self._file, content)]
+
+    def settle(self) -> None:
+        """Wait for what is on its way: none is to arrive after the trial's end, when its checkpoint is deleted."""
+        if self._on_its_way:
+            ray.wait(self._on_its_way)
+
+
+def _content(file: Path) -> bytes | None:
+    with suppress(OSError):
+        return file.read_bytes()
+    return None
+
+
 def _save(folder: Path, files: Mapping[str, bytes], driver_node: str) -> None:
     """Write a trial's files on the driver's machine, from whichever machine this is."""
-    if ray.get_runtime_context().get_node_id() == driver_node:
+    if _is_here(driver_node):
         save_student(folder, files)
-        return
-    there = NodeAffinitySchedulingStrategy(driver_node, soft=False)
-    ray.get(ray.remote(num_cpus=0)(save_student).options(scheduling_strategy=there).remote(folder, dict(files)))
+    else:
+        ray.get(_there(driver_node, save_student, folder, dict(files)))
+
+
+def _is_here(node: str) -> bool:
+    here: str = ray.get_runtime_context().get_node_id()
+    return here == node
+
+
+def _there(node: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What another machine of the cluster computes, as Ray's reference to it."""
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(num_cpus=0)(function).options(scheduling_strategy=there).remote(*arguments)

@@ -1,7 +1,7 @@
 """The training loop: one for teachers, students and fine-tuning."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,24 @@ class Schedule:
     fast_weight_decay: float = 0.0
 
 
+@dataclass(frozen=True)
+class State:
+    """All that `fit` goes on from after an epoch; to the bit, on a CPU."""
+
+    epoch: int
+    """Epochs done."""
+    step: int
+    """Batches done."""
+    tensors: Mapping[str, Tensor]
+    """By `modules.` or `momentum.` and a name in the modules that are trained, in their order; and `generator`."""
+
+    def fits(self, modules: Iterable[nn.Module]) -> bool:
+        """Whether it is of such modules: the names and shapes of all that they keep."""
+        prefix = "modules."
+        found = {name.removeprefix(prefix): t.shape for name, t in self.tensors.items() if name.startswith(prefix)}
+        return found == {name: getattr(t, "shape", None) for name, t in nn.ModuleList(modules).state_dict().items()}
+
+
 def batches(split: Split, size: int, policy: str, generator: torch.Generator, device: torch.device) -> Iterator[Batch]:
     """One shuffled pass; a last batch of a single image is left out (batch norm has nothing to average)."""
     order = torch.randperm(len(split.labels), generator=generator)
@@ -64,6 +82,8 @@ def fit(
     generator: torch.Generator,
     others: Iterable[nn.Module] = (),
     on_epoch: Callable[[int, float], object] = lambda epoch, mean_loss: None,
+    start: State | None = None,
+    on_state: Callable[[Callable[[], State]], object] = lambda state: None,
 ) -> None:
     """Train `network` (and `others`, a method's adapters) in place by SGD on `loss`.
 
@@ -76,6 +96,8 @@ def fit(
         generator: the order of images and the augmentation come from it.
         others: modules whose parameters are trained with the network's.
         on_epoch: called with the epoch, from 1, and its mean loss; what it raises ends the training.
+        start: where another process was with equal modules; the epochs before are not done again.
+        on_state: called after `on_epoch` with what tells how to go on from here; the tensors are copies.
 
     Raises:
         Diverged: the loss of an epoch is NaN or infinite.
@@ -91,10 +113,12 @@ def fit(
     )
     per_epoch = math.ceil(len(split.labels) / schedule.batch_size)
     total = schedule.epochs * per_epoch
-    step = 0
-    for epoch in range(1, schedule.epochs + 1):
-        for module in modules:
-            module.train()
+    whole, step, done = nn.ModuleList(modules).train(), 0, 0
+    if start is not None:
+        step, done = start.step, start.epoch
+        _restore(start.tensors, whole, optimizer, generator)
+    for epoch in range(done + 1, schedule.epochs + 1):
+        whole.train()
         sum_loss, count = 0.0, 0
         for batch in batches(split, schedule.batch_size, policy, generator, device):
             for group in optimizer.param_groups:
@@ -113,6 +137,29 @@ def fit(
                 f"(now {schedule.learning_rate:g}) or the transfer weight"
             )
         on_epoch(epoch, mean_loss)
+        on_state(lambda epoch=epoch, step=step: State(epoch, step, _kept(whole, optimizer, generator)))  # type: ignore[misc]
+
+
+def _kept(whole: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> dict[str, Tensor]:
+    """Copies of all that changes during training."""
+    kept = {f"modules.{name}": value for name, value in whole.state_dict().items()}
+    for name, p in whole.named_parameters():
+        if (momentum := optimizer.state.get(p, {}).get("momentum_buffer")) is not None:
+            kept[f"momentum.{name}"] = momentum
+    kept["generator"] = generator.get_state()
+    return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in kept.items()}
+
+
+def _restore(
+    kept: Mapping[str, Tensor], whole: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator
+) -> None:
+    """Put what `_kept` returned back, each tensor in the memory layout it had: another may round differently."""
+    prefix = "modules."
+    whole.load_state_dict({name.removeprefix(prefix): t for name, t in kept.items() if name.startswith(prefix)})
+    for name, p in whole.named_parameters():
+        if (momentum := kept.get(f"momentum.{name}")) is not None:
+            optimizer.state[p]["momentum_buffer"] = torch.empty_like(p, requires_grad=False).copy_(momentum)
+    generator.set_state(kept["generator"])
 
 
 def _groups(modules: Iterable[nn.Module], schedule: Schedule) -> list[dict[str, Any]]:

@@ -3,23 +3,25 @@
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spaces import Pruning, Recipe
+from trainers.checkpoint import Checkpoint, Kept
 from trainers.computing import computing
 from trainers.data.dataset import Dataset
 from trainers.families import Features, Network, build, capture, check_student
 from trainers.knowledge import Knowledge
-from trainers.loop import Batch, Schedule, batches, fit
+from trainers.loop import Batch, Schedule, State, batches, fit
 from trainers.measure import cost, latency_ms, measure, predictions, quality
 from trainers.spectral import Plan, cut, fold, plan, reestimate, spectral_penalty, spectralize
-from trainers.store import network_description, weights_bytes
+from trainers.store import digest, network_description, weights_bytes
 from trainers.task import Task, TaskSpec
 from trainers.transfer import Method, Shapes, TeacherSignals, method_of
 
@@ -58,6 +60,9 @@ class TrialResult:
     units: int
     units_cut: int
     seconds: float
+    """In all the processes that worked on it."""
+    resumed_at: int = 0
+    """Epochs that were not done by this process, but taken from a checkpoint."""
     curve: tuple["TrialResult", ...] = ()
     """The same trained student cut at other fractions and not fine-tuned: what their own recipes make, to the bit."""
 
@@ -77,6 +82,7 @@ class TrialResult:
             "units": self.units,
             "units_cut": self.units_cut,
             "seconds": self.seconds,
+            "resumed_at": self.resumed_at,
             "task": task.key,
             "curve": self.points(),
         }
@@ -103,14 +109,15 @@ def run_trial(
     report: Callable[[Report], object] = lambda report: None,
     *,
     curve: Sequence[float] = (),
+    checkpoint: Checkpoint | None = None,
     threads: int = 1,
     device: str = "cpu",
     timed: bool = False,
 ) -> TrialResult:
     """Train a student by its recipe, cut it, fine-tune it, measure what is left.
 
-    On a CPU the same recipe, task, knowledge and thread count give the same numbers, in whichever process: nothing is
-    drawn from a global generator. torch's state is put back.
+    On a CPU the same recipe, task, knowledge and thread count give the same numbers, in whichever process and however
+    often interrupted: nothing is drawn from a global generator. torch's state is put back.
 
     Args:
         recipe: what to do.
@@ -118,6 +125,8 @@ def run_trial(
         knowledge: of this task's teacher.
         report: called after every epoch; what it raises ends the trial.
         curve: fractions at which the trained student is also cut and measured, at the price of inference.
+        checkpoint: where an interrupted trial left how far it had come; it goes on from there, and its epochs until
+            then are reported again. Written until the student is trained: fine-tuning begins anew. None keeps nothing.
         threads: torch threads to compute with; sums are rounded differently with another number.
         device: where to train, as torch names it.
         timed: whether latency is measured, too: on the CPU, with `threads`, as busy as the machine is.
@@ -147,6 +156,11 @@ def run_trial(
         pretraining_epochs = method_type.pretraining_epochs(options)
         steps = pretraining_epochs + recipe.training.epochs + fine_tune_epochs
         costs = expected_cost(student, recipe.pruning, shape)
+        reports: list[tuple[str, Mapping[str, float]]] = []
+
+        def tell(name: str, metrics: Mapping[str, float]) -> None:
+            reports.append((name, metrics))
+            report(Report(len(reports), steps, name, dict(metrics), costs))
 
         def phase(
             name: str,
@@ -154,9 +168,10 @@ def run_trial(
             method: Method,
             objective: Callable[[Features, TeacherSignals, Tensor], Tensor],
             schedule: Schedule,
-            before: int,
+            start: State | None = None,
+            on_state: Callable[[Callable[[], State]], object] = lambda state: None,
         ) -> None:
-            """Train a network by one of its method's losses; `before`: epochs done."""
+            """Train a network by one of its method's losses."""
 
             still: list[float] = []
 
@@ -178,9 +193,10 @@ def run_trial(
                 if still:
                     found["unmoved"] = sum(still) / len(still)
                     still.clear()
-                report(Report(before + epoch, steps, name, {"loss": mean_loss, **found}, costs))
+                tell(name, {"loss": mean_loss, **found})
 
-            method.progress = 1 / schedule.epochs
+            done = 0 if start is None else start.epoch
+            method.progress = min(1.0, (done + 1) / schedule.epochs)
             fit(
                 network,
                 loss,
@@ -190,6 +206,8 @@ def run_trial(
                 generator=generator,
                 others=[method],
                 on_epoch=on_epoch,
+                start=start,
+                on_state=on_state,
             )
 
         def made_for(network: Network) -> Method:
@@ -207,10 +225,32 @@ def run_trial(
             t.fast_learning_rate,
             t.fast_weight_decay,
         )
+        trial = digest(recipe.flat(), task.key, threads, device)
+        if not all(isinstance(value, Tensor) for value in method.state_dict().values()):
+            checkpoint = None  # a method of the user's own; what is no tensor cannot be read back without pickle
+        kept = None if checkpoint is None else _kept(checkpoint, trial, [student, method])
+        if kept is not None:
+            began -= kept.seconds
+            for name, metrics in kept.reports:
+                tell(name, metrics)
+        resumed_at, saved = len(reports), time.monotonic()
+
+        def keep(name: str, take: Callable[[], State]) -> None:
+            """Save a checkpoint, if it is time for one."""
+            nonlocal saved
+            if checkpoint is None or time.monotonic() - saved < checkpoint.seconds:
+                return
+            checkpoint.save(Kept(name, take(), time.monotonic() - began, reports).to_bytes(trial))
+            saved = time.monotonic()
+
+        trainings: list[tuple[str, Callable[..., Tensor], Schedule]] = [("train", method, schedule)]
         if pretraining_epochs:
-            first = replace(schedule, epochs=pretraining_epochs)
-            phase("pretrain", student, method, method.pretraining_loss, first, 0)
-        phase("train", student, method, method, schedule, pretraining_epochs)
+            trainings.insert(0, ("pretrain", method.pretraining_loss, replace(schedule, epochs=pretraining_epochs)))
+        for name, objective, course in trainings:
+            if kept is None or kept.phase == name:
+                start = None if kept is None else kept.state
+                phase(name, student, method, objective, course, start, partial(keep, name))
+                kept = None
         # contiguous, as a loaded student is: another memory layout may round differently, and the numbers are exact
         whole = fold(student).to(memory_format=torch.contiguous_format)
         before_cut = measure(whole, task.data.validation, curve=task.curve)
@@ -239,7 +279,7 @@ def run_trial(
             if timed:
                 measurements["latency_ms"] = latency_ms(network, shape)
             seconds = time.monotonic() - began
-            return TrialResult(recipe, network, measurements, before_cut, cuts.units, cuts.removed, seconds)
+            return TrialResult(recipe, network, measurements, before_cut, cuts.units, cuts.removed, seconds, resumed_at)
 
         points = []
         for fraction in curve:
@@ -248,7 +288,7 @@ def run_trial(
                 asked = time.monotonic()
                 points.append(finished(point, *smaller(student, fraction, None, generator.clone_state()), asked))
 
-        network, done = student, pretraining_epochs + t.epochs
+        network = student
         cuts: Plan | None = None
         rounds = p.rounds if pruned else 1
         for turn in range(1, rounds + 1):
@@ -262,10 +302,16 @@ def run_trial(
                 network = network.to(memory_format=torch.channels_last)
                 method = made_for(network)
                 schedule = replace(schedule, epochs=epochs, learning_rate=p.fine_tune_learning_rate)
-                phase("fine_tune", network, method, method, schedule, done)
-                done += epochs
+                phase("fine_tune", network, method, method, schedule)
         assert cuts is not None
         return replace(finished(recipe, network, cuts, began), curve=tuple(points))
+
+
+def _kept(checkpoint: Checkpoint, trial: str, modules: Sequence[nn.Module]) -> Kept | None:
+    """What an interrupted trial left, where it is of this very trial and of such modules."""
+    content = checkpoint.load()
+    kept = None if content is None else Kept.from_bytes(content, trial)
+    return kept if kept is not None and kept.state.fits(modules) else None
 
 
 def check_pair(recipe: Recipe, spec: TaskSpec, data: Dataset) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import TINY, Command, Finished, Said, run
+from processes import Command, run
+from running import TINY, Finished, Said
 
 from search.cli import main
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from running import TINY, environment
+from processes import environment
+from running import TINY
 
 from search.check import check
 from search.study_file import StudyFile

@@ -12,8 +12,9 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from processes import Command, alive, descendants, environment
 from rich.console import Console
-from running import TINY, Command, Finished, Said, alive, descendants, environment, wait_for
+from running import TINY, Finished, Said, wait_for
 
 from search.progress import Terminal, drawn, duration
 from search.study import Progress

@@ -448,6 +448,8 @@ def test_a_trial_tried_again_is_one_recipe_and_one_result(opened: Callable[..., 
     ledger.retry(third, "took too long")
     fourth, again = ledger.ask()
     assert (again, ledger.tries(fourth)) == (recipe, 2)
+    assert ledger.root(fourth) == first
+    assert {line.root for line in ledger.lines()} == {first}
     ledger.fail(fourth, "took too long")
     assert opened().done() == 1
     assert ledger.ask()[1] != recipe
@@ -463,6 +465,15 @@ def test_a_kill_between_the_reason_and_queueing_again_queues_once(opened: Callab
     second, again = ledger.ask()
     assert (again, ledger.tries(second)) == (recipe, 1)
     assert ledger.ask()[1] != recipe
+
+
+def test_a_kill_before_a_queued_recipe_is_drawn_does_not_lose_it(opened: Callable[..., Ledger], storage: str) -> None:
+    recipe = opened().ask()[1]
+    assert opened().reconcile() == 1
+    optuna.load_study(study_name="study", storage=storage).ask()  # no longer queued, and nothing drawn
+    ledger = opened()
+    assert ledger.reconcile() == 1
+    assert ledger.ask()[1] == recipe
 
 
 def test_recipes_to_try_first_come_first_and_once(opened: Callable[..., Ledger]) -> None:
@@ -527,7 +538,9 @@ def test_a_study_learns_nothing_from_recipes_that_it_could_not_draw(storage: str
 
 def test_reasons_that_differ_in_numbers_only_are_one() -> None:
     reasons = ["nan in epoch 3, rate 1e+30", "other", "nan in epoch 12, rate 0.5", "another", "another"]
-    lines = [Line(trial, "failed", None, {}, reason, 0.0, None, {}, None) for trial, reason in enumerate(reasons)]
+    lines = [
+        Line(trial, trial, "failed", None, {}, reason, 0.0, None, {}, None) for trial, reason in enumerate(reasons)
+    ]
     assert grouped(lines) == [
         ("nan in epoch 3, rate 1e+30", [0, 2]),
         ("another", [3, 4]),

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from running import TINY, Said, run
+from processes import run
+from running import TINY, Said
 
 from search.study_file import StudyFile
 from spaces import BadInput, Float, Int, Space

@@ -21,7 +21,7 @@ import pytest
 from mlflow import MlflowClient
 
 from search.mlflow_view import Server, serve
-from search.tracking import Tracker, filler, find_runs, key
+from search.tracking import Spool, Tracker, filler, find_runs, key
 from spaces import BadInput, Choice, Float, Space
 
 # MLflow maps its tables with an option that SQLAlchemy 2.1 calls deprecated.
@@ -237,6 +237,20 @@ def test_the_next_process_goes_on_where_this_one_was_killed(tmp_path: Path, stan
     assert events.count("study_started") == 2
     assert not (tmp_path / "spool.refused.jsonl").exists()
     assert set(contents(stand.store, study)) == {"tags", "", "/0", "/1"}
+
+
+def test_after_a_power_cut_that_took_lines_which_were_sent_all_are_sent_again(tmp_path: Path) -> None:
+    for trial in range(9):
+        spool = Spool(tmp_path)
+        spool.append({"event": "trial_started", "trial": trial})
+        spool.close()
+    spool.save_sent("store", spool.end)
+    os.truncate(tmp_path / "spool.jsonl", spool.end // 2)
+    for _ in range(9):  # it grows beyond what was sent before, and nobody sends
+        spool = Spool(tmp_path)
+        assert spool.load_sent("store") == 0
+        spool.append({"event": "trial_started", "trial": 0})
+        spool.close()
 
 
 def test_a_resumed_study_opens_its_run_again(tmp_path: Path, stand: Stand, study: str) -> None:

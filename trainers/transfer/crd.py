@@ -83,6 +83,14 @@ class CRD(FeatureMethod):
         self.others = OtherClasses(shapes.labels)
         self.generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
 
+    def get_extra_state(self) -> Tensor:
+        """Of the generator, for checkpoints."""
+        return self.generator.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """What `get_extra_state` returned."""
+        self.generator.set_state(state)
+
     def distance(self, student: Features, teacher: TeacherSignals, labels: Tensor) -> Tensor:
         """L_S + L_T, mean over the batch; the banks take in the batch afterwards."""
         assert teacher.rows is not None

@@ -142,7 +142,11 @@ class TeacherSignals:
 
 
 class Method(nn.Module, ABC):
-    """A transfer method with its adapters as registered submodules: `parameters()` is all that the optimiser needs."""
+    """A transfer method with its adapters as registered submodules: `parameters()` is all that the optimiser needs.
+
+    `state_dict()` is all that a checkpoint of the trial needs: what else changes in training is a buffer, or a tensor
+    of `get_extra_state`.
+    """
 
     name: ClassVar[str]
     abbreviation: ClassVar[str]

@@ -1,0 +1,102 @@
+"""The `dux` command in processes of its own, which can be interrupted and killed; for benchmarks and tests."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+Ended = subprocess.CompletedProcess[str]
+
+
+def environment() -> dict[str, str]:
+    """Of a subprocess: one thread, as the tests have, and no store but the home it is given."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("DUX_", "MLFLOW_"))}
+    # Ray's workers are nice to others by default, and starve beside the tests' own processes on two cores
+    return {**kept, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
+
+
+def descendants(pid: int) -> set[int]:
+    """The processes under `pid`, itself not included."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parent = {int(line.split()[0]): int(line.split()[1]) for line in listed.splitlines()}
+    found: set[int] = set()
+    while more := {child for child, of in parent.items() if of in found | {pid}} - found:
+        found |= more
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether the process is there, and no zombie."""
+    listed = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return bool(listed.strip()) and not listed.strip().startswith("Z")
+
+
+class Command:
+    """A `dux` command in a process of its own, which Ctrl-C and kills can be sent to.
+
+    It leads a process group, as what a shell starts in the foreground does: Ctrl-C reaches all of the group; or it
+    ignores Ctrl-C, as what a shell's script starts with `&` does.
+    """
+
+    def __init__(self, folder: Path, *arguments: str, in_background: bool = False) -> None:
+        self._out, self._err = folder / "out.txt", folder / "err.txt"
+        with self._out.open("w") as out, self._err.open("w") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "dux", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                cwd=folder,
+                env=environment(),
+                start_new_session=True,
+                # as a terminal has it; tests that were started in the background would pass on that it is ignored
+                preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_IGN if in_background else signal.SIG_DFL),
+            )
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    @property
+    def out(self) -> str:
+        return self._out.read_text()
+
+    @property
+    def err(self) -> str:
+        return self._err.read_text()
+
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGINT)
+
+    def kill(self) -> None:
+        """SIGKILL for the process, then for those it had started, each by its id, if they do not end by themselves."""
+        children = descendants(self.process.pid)
+        if self.running:
+            self.process.kill()
+        self.process.wait()
+        deadline = time.monotonic() + 5.0
+        while (children := {pid for pid in children if alive(pid)}) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        for pid in children:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def run(*arguments: str, folder: Path) -> Ended:
+    """A `dux` command in a subprocess, its output in pipes."""
+    return subprocess.run(
+        [sys.executable, "-m", "dux", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environment(),
+        timeout=550,
+        check=False,
+    )
