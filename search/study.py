@@ -33,7 +33,7 @@ from spaces.errors import known
 from trainers.knowledge import Knowledge
 from trainers.loop import Diverged
 from trainers.measure import METRICS, ends
-from trainers.store import write_whole
+from trainers.store import digest, write_whole
 from trainers.task import Task
 from trainers.transfer import Needs, StageFailed, method_named
 from trainers.trial import curve_folder
@@ -244,7 +244,7 @@ class Study:
         return {} if runs is None else runs.run_ids
 
     def task_record(self) -> dict[str, Any]:
-        """What the study knows of its task: key, classes, image_shape, and the teacher's measurements."""
+        """What the study knows of its task: key, classes, image_shape, the teacher's measurements, the data."""
         try:
             found: dict[str, Any] = json.loads((self.folder / "task.json").read_text())
         except FileNotFoundError:
@@ -438,6 +438,7 @@ class _Session:
             "classes": task.data.classes,
             "image_shape": list(task.data.image_shape),
             "teacher": dict(task.teacher_measurements),
+            "data": _described(task),
         }
         write_whole(self._study.folder / "task.json", json.dumps(record, indent=1))
         knowledge = Knowledge(task, self._study.home / "knowledge")
@@ -536,7 +537,11 @@ class _Session:
     def _start_telling(self) -> None:
         file = self._study.file
         self._tracker.study_started(_flattened(file), _versions(), file.objectives, file.space)
-        self._tracker.teacher_measured(self._study.task_record()["teacher"])
+        told, record = {event["event"] for event in self._told()}, self._study.task_record()
+        if "data_described" not in told:  # once, in whichever session: another store gets the whole spool
+            self._tracker.data_described(record["data"])
+        if "teacher_measured" not in told:
+            self._tracker.teacher_measured(record["teacher"], {"dataset": file.task.dataset, **vars(file.task.teacher)})
 
     def _tell_point(self, line: Line) -> None:
         assert line.recipe is not None
@@ -645,6 +650,11 @@ class _Session:
             {"trial": entry.trial, **entry.measurements, **entry.recipe, "mlflow_run_id": entry.run_id or ""}
             for entry in front.members
         ]
+        if status == "FINISHED":
+            finished = {event["trial"]: event for event in self._told() if event["event"] == "trial_finished"}
+            for entry in front.members:
+                end = finished[entry.trial]
+                self._tracker.student_kept(entry.trial, entry.recipe, entry.measurements, end["step"], end["time"])
         self._tracker.study_finished("FINISHED" if status == "FINISHED" else "KILLED", paths, rows)
 
 
@@ -670,6 +680,25 @@ def needs_of(space: Space, method: str) -> list[Needs]:
     found = {method_type.needs(option) for option in parsed}
     listed = len(found) == 1 or all(isinstance(domain, Choice) for domain in own.values())
     return sorted(found, key=repr) if listed else []
+
+
+def _described(task: Task) -> list[dict[str, object]]:
+    """What students are trained on and validated with, as `Tracker.data_described` takes it."""
+    data, spec = task.data, task.spec
+    return [
+        {
+            "name": spec.dataset,
+            "digest": digest(split.images.numpy().tobytes(), split.labels.numpy().tobytes()),
+            "context": context,
+            "source": spec.root or spec.dataset,
+            "image_shape": list(data.image_shape),
+            "profile": {"num_rows": len(split), "classes": data.classes, "augmentation": augmentation},
+        }
+        for context, split, augmentation in (
+            ("training", data.train, spec.policy),
+            ("validation", data.validation, "none"),
+        )
+    ]
 
 
 def _flattened(file: StudyFile) -> dict[str, str]:

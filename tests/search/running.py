@@ -4,15 +4,18 @@ Ray is never started in the tests' own process: every study that runs does so in
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
+from search.mlflow_view import Server, serve
 from search.study import Study
 
 TASK = """
@@ -78,18 +81,30 @@ class Command:
     """A `dux` command in a process of its own, which Ctrl-C and kills can be sent to.
 
     It leads a process group, as what a shell starts in the foreground does: Ctrl-C reaches all of the group.
+
+    Args:
+        folder: where it runs, and where its output is kept.
+        arguments: of the command.
+        program: what Python runs; a script of a test's own in place of the command.
+        settings: more environment variables.
     """
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        program: Sequence[str] = ("-m", "dux"),
+        settings: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._out, self._err = folder / "out.txt", folder / "err.txt"
         with self._out.open("w") as out, self._err.open("w") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "dux", *arguments],
+                [sys.executable, *program, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
                 cwd=folder,
-                env=environment(),
+                env=environment() | settings,
                 start_new_session=True,
             )
 
@@ -150,6 +165,27 @@ class Finished:
     @property
     def study(self) -> Study:
         return Study.open("tiny", self.home)
+
+
+class Stand:
+    """A SQLite store and a server on it that a test may kill and start again at the same address."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = f"sqlite:///{folder / 'mlflow.db'}"
+        self.server: Server = serve(self.store)
+        self.empty = shutil.copy(folder / "mlflow.db", folder / "empty.db")
+        """A store with its tables and nothing else; making the tables takes MLflow seconds."""
+
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+    def kill(self) -> None:
+        os.killpg(self.server.process.pid, signal.SIGKILL)
+        self.server.process.wait()
+
+    def start(self) -> None:
+        self.server = serve(self.store, int(self.url.rpartition(":")[2]))
 
 
 Said = tuple[int, str, str]
