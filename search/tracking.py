@@ -218,9 +218,14 @@ class Tracker:
         metrics = {f"teacher.{name}": value for name, value in measurements.items()}
         self._append("teacher_measured", metrics=metrics, parameters=dict(parameters))
 
-    def trial_started(self, trial: int, recipe: Mapping[str, object]) -> None:
-        """Opens a trial's run; `recipe` in its flat form."""
-        self._append("trial_started", trial=trial, parameters=self._fillers | dict(recipe))
+    def trial_started(self, trial: int, recipe: Mapping[str, object], repeat_of: int | None = None) -> None:
+        """Opens a trial's run; `recipe` in its flat form.
+
+        A repeat of another trial has the tags `dux.role` "repeat", so that the view of the front leaves it out, and
+        `dux.repeat_of`.
+        """
+        tags = {} if repeat_of is None else {"dux.role": "repeat", "dux.repeat_of": str(repeat_of)}
+        self._append("trial_started", trial=trial, parameters=self._fillers | dict(recipe), tags=tags)
 
     def trial_reported(self, trial: int, step: int, metrics: Mapping[str, float]) -> None:
         """Adds a point to each of a trial's metrics."""
@@ -397,11 +402,13 @@ class _Mirror:
         self._client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
         self._inputs = None
 
-    def trial_started(self, time: int, trial: int, parameters: Mapping[str, object]) -> None:
+    def trial_started(
+        self, time: int, trial: int, parameters: Mapping[str, object], tags: Mapping[str, str] | None = None
+    ) -> None:
         run_id = self._trial(trial, time)
         inputs = self._study_inputs(time)
         self._client.log_inputs(run_id, datasets=inputs.dataset_inputs, models=inputs.model_inputs)
-        self._log(run_id, time, parameters=parameters)
+        self._log(run_id, time, parameters=parameters, tags=tags)
 
     def student_kept(
         self,
@@ -624,7 +631,7 @@ def _runs_of(client: Any, experiment_id: str) -> Runs:
             role = run.data.tags.get("dux.role")
             if role == "study":
                 parent_run_id = parent_run_id or run.info.run_id
-            elif role == "trial":
+            elif role in ("trial", "repeat"):
                 run_ids.setdefault(int(run.data.tags["dux.trial"]), run.info.run_id)
         token = page.token
         if not token:
