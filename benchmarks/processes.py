@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 Ended = subprocess.CompletedProcess[str]
 
@@ -40,18 +42,32 @@ class Command:
 
     It leads a process group, as what a shell starts in the foreground does: Ctrl-C reaches all of the group; or it
     ignores Ctrl-C, as what a shell's script starts with `&` does.
+
+    Args:
+        folder: where it runs, and where its output is kept.
+        arguments: of the command.
+        program: what Python runs; a script of a test's own in place of the command.
+        settings: more environment variables.
+        in_background: whether it ignores Ctrl-C.
     """
 
-    def __init__(self, folder: Path, *arguments: str, in_background: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        program: Sequence[str] = ("-m", "dux"),
+        settings: Mapping[str, str] = MappingProxyType({}),
+        in_background: bool = False,
+    ) -> None:
         self._out, self._err = folder / "out.txt", folder / "err.txt"
         with self._out.open("w") as out, self._err.open("w") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "dux", *arguments],
+                [sys.executable, *program, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
                 cwd=folder,
-                env=environment(),
+                env=environment() | settings,
                 start_new_session=True,
                 # as a terminal has it; tests that were started in the background would pass on that it is ignored
                 preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_IGN if in_background else signal.SIG_DFL),

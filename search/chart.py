@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
 
 from search.front import Axis, Entry, Front, Picture, non_dominated, shortened, show
+from search.seeds import Spread
 
 _LABELS = {
     "accuracy": "accuracy on validation data (fraction correct)",
@@ -82,6 +83,8 @@ def front_html(front: Front, study: str, link: str | None, teacher: Mapping[str,
         steps = {"color": _INK, "width": 1.5, "shape": "hv" if picture.x.direction == "min" else "vh"}
         figure.add_scatter(x=xs, y=ys, mode="lines", line=steps, name="front", hoverinfo="skip")
     for method, look, on_front, group in _groups(front, picture):
+        group.sort(key=lambda entry: entry.trial in front.doubtful)  # the legend has the first one's symbol
+        symbols = [look.symbol + ("-open" if entry.trial in front.doubtful else "") for entry in group]
         xs, ys = _coordinates(picture, group)
         figure.add_scatter(
             x=xs or [nan],  # a trace with no point at all has no legend
@@ -92,13 +95,26 @@ def front_html(front: Front, study: str, link: str | None, teacher: Mapping[str,
             showlegend=on_front,
             marker={
                 "color": look.colour,
-                "symbol": look.symbol,
+                "symbol": symbols or look.symbol,
                 "size": 12 if on_front else 8,
                 "opacity": 1.0 if on_front else 0.45,
                 "line": {"color": _INK, "width": 1.2 if on_front else 0},
             },
-            hovertext=[_hover(entry, on_front) for entry in group],
+            hovertext=[_hover(front, entry, on_front) for entry in group],
             hovertemplate="%{hovertext}<extra></extra>",
+        )
+    label, over_x, over_y = _spreads(front, picture)
+    if label:
+        bars = {"type": "data", "thickness": 1, "color": _FAINT}
+        figure.add_scatter(
+            x=[s.mean for s in over_x],
+            y=[s.mean for s in over_y],
+            error_x=bars | {"array": [s.deviation for s in over_x]},
+            error_y=bars | {"array": [s.deviation for s in over_y]},
+            mode="markers",
+            name=label,
+            marker={"color": _FAINT, "symbol": "line-ew-open", "size": 8},
+            hoverinfo="skip",
         )
     place = _teacher_place(picture, teacher)
     if teacher and place:
@@ -117,7 +133,7 @@ def front_html(front: Front, study: str, link: str | None, teacher: Mapping[str,
         margin={"l": 70, "r": 20, "t": 20, "b": 60},
         xaxis=_plotly_axis(picture.x, picture),
         yaxis=_plotly_axis(picture.y, picture),
-        legend={"title": {"text": _LEGEND, "font": {"size": 13}}},
+        legend={"title": {"text": _legend(front).replace("\n", "<br>"), "font": {"size": 13}}},
         hoverlabel={"align": "left", "bgcolor": "#fff", "bordercolor": _FAINT, "font": {"color": _INK}},
     )
     if frame := _frame(picture, place):
@@ -144,17 +160,32 @@ def front_png(front: Front, study: str, path: Path, teacher: Mapping[str, float]
         steps = "steps-post" if picture.x.direction == "min" else "steps-pre"
         legend += axes.plot(*_coordinates(picture, line), drawstyle=steps, color=_INK, lw=1.4, label="front", zorder=2)
     for method, look, on_front, group in _groups(front, picture):
-        axes.scatter(
-            *_coordinates(picture, group),
-            s=80 if on_front else 36,
-            marker=look.marker,
-            color=look.colour,
-            alpha=1.0 if on_front else 0.45,
-            edgecolors=_INK if on_front else "none",
-            zorder=4 if on_front else 3,
-        )
+        for is_open in (False, True):
+            axes.scatter(
+                *_coordinates(picture, [entry for entry in group if (entry.trial in front.doubtful) == is_open]),
+                s=80 if on_front else 36,
+                marker=look.marker,
+                color="white" if is_open else look.colour,
+                alpha=1.0 if on_front else 0.45,
+                edgecolors=look.colour if is_open else _INK if on_front else "none",
+                zorder=4 if on_front else 3,
+            )
         if on_front:
             legend.append(Line2D([], [], ls="", marker=look.marker, color=look.colour, ms=8, label=method))
+    label, over_x, over_y = _spreads(front, picture)
+    if label:
+        axes.errorbar(
+            [s.mean for s in over_x],
+            [s.mean for s in over_y],
+            xerr=[s.deviation for s in over_x],
+            yerr=[s.deviation for s in over_y],
+            fmt="_",
+            color=_FAINT,
+            lw=1.2,
+            capsize=3,
+            zorder=5,
+        )
+        legend.append(Line2D([], [], ls="-", marker="_", color=_FAINT, ms=8, label=label))
     place = _teacher_place(picture, teacher)
     if place:
         axes.scatter(*place, s=220, marker="*", color=_INK, zorder=5)
@@ -179,7 +210,7 @@ def front_png(front: Front, study: str, path: Path, teacher: Mapping[str, float]
         corner = (
             "lower right" if picture.y.direction == "max" else "upper right"
         )  # where a large student would be a bad one
-        axes.legend(handles=legend, loc=corner, title=_LEGEND, edgecolor=_GRID)
+        axes.legend(handles=legend, loc=corner, title=_legend(front), edgecolor=_GRID)
     figure.savefig(path, format="png")
 
 
@@ -193,6 +224,19 @@ def _groups(front: Front, picture: Picture) -> Iterator[tuple[str, _Look, bool, 
         for on_front in (False, True):
             group = [e for e in picture.entries if _method(e) == method and (e in front.members) == on_front]
             yield method, _LOOKS[i % len(_LOOKS)], on_front, group
+
+
+def _legend(front: Front) -> str:
+    return _LEGEND + ("\nhollow: lead within noise over another" if front.doubtful else "")
+
+
+def _spreads(front: Front, picture: Picture) -> tuple[str, list[Spread], list[Spread]]:
+    """A label ("" where no member was repeated), and on x and y the means and deviations of the members that were."""
+    repeated = [entry for entry in front.members if entry.repeats and entry in picture.entries]
+    counts = sorted({1 + len(entry.repeats) for entry in repeated})
+    few_to_many = "–".join(str(count) for count in dict.fromkeys((*counts[:1], *counts[-1:])))
+    over_x, over_y = ([entry.spread(axis.name) for entry in repeated] for axis in (picture.x, picture.y))
+    return f"mean ± deviation of {few_to_many} seeds" if repeated else "", over_x, over_y
 
 
 def _method(entry: Entry) -> str:
@@ -252,10 +296,11 @@ def _label(axis: Axis) -> str:
     return f"{label}, log scale" if axis.scale == "log" else label
 
 
-def _hover(entry: Entry, on_front: bool) -> str:
+def _hover(front: Front, entry: Entry, on_front: bool) -> str:
+    seeds = [f"{name}: {cell}" for name, cell in front.seed_cells(entry).items() if cell] if on_front else []
     recipe = [f"{name} = {value}" for name, value in entry.recipe.items()]
     head = f"<b>trial {entry.trial}</b>" + (", on the front" if on_front else "")
-    return "<br>".join([head, *map(escape, _measured(entry.measurements)), "", *map(escape, recipe)])
+    return "<br>".join([head, *map(escape, [*_measured(entry.measurements), *seeds]), "", *map(escape, recipe)])
 
 
 def _measured(measurements: Mapping[str, float]) -> list[str]:
@@ -263,14 +308,16 @@ def _measured(measurements: Mapping[str, float]) -> list[str]:
 
 
 def _table(front: Front) -> str:
-    head = "".join(f'<th class="number">{escape(name)}</th>' for name in ("trial", *front.objectives))
+    seeds = [front.seed_cells(entry) for entry in front.members]
+    names = ("trial", *front.objectives, *(seeds[0] if seeds else ()))
+    head = "".join(f'<th class="number">{escape(name)}</th>' for name in names)
     rows = [
         "".join(
             f'<td class="number">{cell}</td>'
-            for cell in (entry.trial, *(show(entry.value(n)) for n in front.objectives))
+            for cell in (entry.trial, *(show(entry.value(n)) for n in front.objectives), *cells.values())
         )
         + f"<td><code>{escape(front.brief(entry))}</code></td><td><code>{escape(entry.run_id or '–')}</code></td>"
-        for entry in front.members
+        for entry, cells in zip(front.members, seeds, strict=True)
     ]
     return (
         f"<table><thead><tr>{head}<th>recipe</th><th>MLflow run</th></tr></thead>"

@@ -30,7 +30,10 @@ class Checked:
     largest_logit_difference: float
     """Between the exported and the measured network."""
     study_seconds: float
-    """What the whole study takes on this machine at most, roughly: the teacher, and trials of the widest student."""
+    """What the whole study takes on this machine at most, roughly: the teacher, and trials of the widest student.
+
+    Repeats with other seeds are not in it: how many there will be depends on the front.
+    """
 
 
 def check(file: StudyFile) -> Checked:

@@ -82,9 +82,9 @@ def resume(name: Name, home: Home = None, address: Address = None, verbose: Verb
     from search.study import Study
 
     study = Study.open(name, _home(home))
-    asked = study.file.trials
-    if not study.at_work and study.ledger().done() >= asked:
-        out.print(f"{name} is finished: {asked} of {asked} trials are done; nothing to resume")
+    stands = study.status()
+    if stands.state == "finished":
+        out.print(f"{name} is finished: {stands.trials} of {stands.trials} trials are done; nothing to resume")
     _run(name, lambda display: study.resume(address=address, display=display, verbose=verbose), study, verbose)
 
 
@@ -92,6 +92,7 @@ def resume(name: Name, home: Home = None, address: Address = None, verbose: Verb
 def status(
     name: Annotated[str | None, typer.Argument(help="The study's name; all studies without it.")] = None,
     home: Home = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, and nothing else.")] = False,
 ) -> None:
     """What runs, what is done, what failed and why."""
     from search.ledger import grouped
@@ -100,37 +101,46 @@ def status(
     where = _home(home)
     if name is None:
         names = Study.names(where)
+        stand = {each: Study.open(each, where).status() for each in names}
+        if as_json:
+            print(json.dumps([each.to_json(study) for study, each in stand.items()], indent=1))
+            return
         if not names:
             out.print(f"no study in {where} yet; begin one with `dux search STUDY.yaml`")
             return
         table = _table("study", "state", "done", "failed", "stopped", "front", "hypervolume")
-        for each in names:
-            study = Study.open(each, where)
-            table.add_row(each, *_state(study)[0])
+        for study_name, each in stand.items():
+            done = f"{each.done}/{each.trials}" + (f" + {each.repeated}/{each.repeats}" if each.repeats else "")
+            counts = (str(each.count("failed")), str(each.count("stopped")))
+            table.add_row(study_name, each.state, done, *counts, *_front_in_brief(each.front))
         out.print(table)
         return
     study = Study.open(name, where)
-    (state, done, failed, stopped, members, volume), broken = _state(study)
-    early = "" if stopped == "0" else f", {stopped} stopped early"
-    breach = "" if not broken else f"; {broken} more break a constraint"
+    found = study.status()
+    if as_json:
+        print(json.dumps(found.to_json(name), indent=1))
+        return
+    early = f", {found.count('stopped')} stopped early" if found.count("stopped") else ""
+    again = f"; {found.repeated}/{found.repeats} repeats with other seeds done" if found.repeats else ""
+    badly = f", {found.repeats_failed} of them failed" if found.repeats_failed else ""
+    breach = f"; {found.front.broken} more break a constraint" if found.front and found.front.broken else ""
+    members, volume = _front_in_brief(found.front)
     out.print(
-        f"{name}: {state}; {done} trials done, {failed} of them failed{early}; "
-        f"front of {members}, hypervolume {volume}{breach}"
+        f"{name}: {found.state}; {found.done}/{found.trials} trials done, {found.count('failed')} of them failed"
+        f"{early}{again}{badly}; front of {members}, hypervolume {volume}{breach}"
     )
-    lines = study.lines()
-    at_work = study.at_work
-    for line in lines:
-        if line.outcome == "running":
-            recipe = "" if line.recipe is None else f" {line.recipe.transfer}, width {line.recipe.student.width:g}"
-            out.print(f"  trial {line.trial} {'runs:' if at_work else 'was cut short:'}{recipe}")
-    for epoch in sorted({line.stopped_at for line in lines if line.stopped_at is not None}):
-        trials = ", ".join(str(line.trial) for line in lines if line.stopped_at == epoch)
+    for line in found.of("running"):
+        recipe = "" if line.recipe is None else f" {line.recipe.transfer}, width {line.recipe.student.width:g}"
+        seed = "" if line.repeat is None else f" (repeat {line.repeat[1]} of trial {line.repeat[0]})"
+        out.print(f"  trial {line.trial} {'runs:' if found.state == 'running' else 'was cut short:'}{recipe}{seed}")
+    for epoch in sorted({line.stopped_at for line in found.lines if line.stopped_at is not None}):
+        trials = ", ".join(str(line.trial) for line in found.lines if line.stopped_at == epoch)
         out.print(f"  stopped after {epoch} epochs: {trials}")
-    retried = [line for line in lines if line.outcome == "interrupted" and line.reason]
-    for what, which in (("failed", [line for line in lines if line.outcome == "failed"]), ("tried again", retried)):
+    retried = [line for line in found.of("interrupted") if line.reason]
+    for what, which in (("failed", found.of("failed")), ("tried again", retried)):
         for reason, numbers in grouped(which):
             out.print(f"  {what}: {', '.join(map(str, numbers))}: {reason}")
-    if state == "interrupted":
+    if found.state == "interrupted":
         out.print(f"{study.command('resume')} goes on")
 
 
@@ -216,7 +226,7 @@ def check(study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml")]) -> 
     trials = file.trials
     out.print(
         f"{file.name} is sound; {trials} trials will take roughly {duration(found.study_seconds)} at most "
-        "on this machine, start-up and stages excluded"
+        f"on this machine, start-up{', repeats' if file.search.seeds > 1 else ''} and stages excluded"
     )
 
 
@@ -347,19 +357,9 @@ def _print_front(found: Front) -> None:
     out.print(found.table())
 
 
-def _state(study: Any) -> tuple[tuple[str, str, str, str, str, str], int]:
-    """A row of the table, and how many students break a constraint."""
-    lines = study.lines()
-    failed, stopped = (sum(line.outcome == outcome for line in lines) for outcome in ("failed", "stopped"))
-    done = sum(line.counts for line in lines)
-    asked = study.file.trials
-    state = "running" if study.at_work else "finished" if done >= asked else "interrupted"
-    try:
-        found = study.front()
-        members, volume, broken = str(len(found.members)), f"{found.hypervolume:.4f}", found.broken
-    except BadInput:
-        members, volume, broken = "0", "–", 0
-    return (state, f"{done}/{asked}", str(failed), str(stopped), members, volume), broken
+def _front_in_brief(found: Front | None) -> tuple[str, str]:
+    """How many members, and the hypervolume."""
+    return ("0", "–") if found is None else (str(len(found.members)), f"{found.hypervolume:.4f}")
 
 
 def _bounds(minimum: list[str], maximum: list[str]) -> Bounds:

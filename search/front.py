@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -20,6 +21,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from search.seeds import Spread, is_within_noise, spread
 from spaces.errors import BadInput
 
 Direction = Literal["min", "max"]
@@ -125,6 +127,14 @@ class Entry:
     folder: Path | None = None
     curve_of: int | None = None
     """The trial on whose pruning curve it is: its student, cut otherwise and not fine-tuned."""
+    repeats: tuple[Mapping[str, float], ...] = ()
+    """What the same recipe measured with other seeds, where its trial was repeated."""
+    repeats_failed: int = 0
+
+    def spread(self, name: str) -> Spread:
+        """A measurement over all seeds, the student's own the first; what repeats did not measure is as its own."""
+        own = self.value(name)
+        return spread([own, *(measured.get(name, own) for measured in self.repeats)])
 
     def value(self, name: str) -> float:
         """The measurement, NaN where the student has none of that name; "trial" is the trial's number."""
@@ -186,6 +196,69 @@ class Front:
             key=lambda entry: (entry.value(names[-1]), entry.value(names[0]), entry.trial),
         )
         return cls(dict(objectives), tuple(axes), entries, tuple(members), hypervolume(values, axes), broken)
+
+    @property
+    def is_repeated(self) -> bool:
+        """Whether members were trained again with other seeds, or it was tried."""
+        return any(entry.repeats or entry.repeats_failed for entry in self.members)
+
+    @cached_property
+    def noisy(self) -> list[str]:
+        """The objectives that another seed has changed in any member."""
+        return [name for name in self.objectives if any(entry.spread(name).deviation > 0 for entry in self.members)]
+
+    @cached_property
+    def doubtful(self) -> dict[int, list[int]]:
+        """Member -> the members over which its lead is within the noise (`search.seeds`), by their trials.
+
+        Only those that have such; empty without repeats. Each member leads over every other on some objective: that is
+        what makes it one.
+        """
+        if not self.is_repeated:
+            return {}
+        spreads = {e.trial: {name: e.spread(name) for name in self.objectives} for e in self.members}
+        found = {
+            trial: sorted(
+                other
+                for other in spreads
+                if other != trial and is_within_noise(own, spreads[other], self.objectives, self.noisy)
+            )
+            for trial, own in spreads.items()
+        }
+        return {trial: others for trial, others in found.items() if others}
+
+    def seed_columns(self, member: Entry) -> dict[str, float | str]:
+        """What the repeats say of a member, for tables; nothing where there are none.
+
+        `accuracy.mean` and `accuracy.deviation` of every objective that depends on the seed, `seeds`, `repeats_failed`
+        and `lead_within_noise_over` (trials).
+        """
+        if not self.is_repeated:
+            return {}
+        found: dict[str, float | str] = {}
+        for name in self.noisy:
+            over = member.spread(name)
+            found |= {f"{name}.mean": over.mean, f"{name}.deviation": over.deviation}
+        return found | {
+            "seeds": 1 + len(member.repeats),
+            "repeats_failed": member.repeats_failed,
+            "lead_within_noise_over": ", ".join(map(str, self.doubtful.get(member.trial, []))),
+        }
+
+    def seed_cells(self, member: Entry) -> dict[str, str]:
+        """The same for people: column -> text, in few columns."""
+        if not self.is_repeated:
+            return {}
+        cells = {}
+        for name in self.noisy:
+            over = member.spread(name)
+            cells[f"{name} over seeds"] = f"{show(over.mean)} ± {show(over.deviation)}"
+        failed = f" ({member.repeats_failed} failed)" if member.repeats_failed else ""
+        cells["seeds"] = f"{1 + len(member.repeats)}{failed}"
+        if self.doubtful:
+            others = ", ".join(map(str, self.doubtful.get(member.trial, [])))
+            cells["lead"] = f"within noise over trial {others}" if others else ""
+        return cells
 
     def axis(self, name: str) -> Axis:
         """The objective's axis; for anything else one that spans what was measured.
@@ -264,22 +337,36 @@ class Front:
                     "measurements": finite(entry, [n for n in entry.measurements if n not in self.objectives]),
                     "mlflow_run_id": entry.run_id,
                     "curve_of": entry.curve_of,
+                    **({"seeds": self._seeds_json(entry)} if self.is_repeated else {}),
                 }
                 for entry in self.members
             ],
         }
 
+    def _seeds_json(self, member: Entry) -> dict[str, object]:
+        over = {name: member.spread(name) for name in self.objectives}
+        return {
+            "n": 1 + len(member.repeats),
+            "failed": member.repeats_failed,
+            "objectives": {
+                name: {"mean": found.mean, "deviation": found.deviation if found.seeds > 1 else None}
+                for name, found in over.items()
+            },
+            "lead_within_noise_over": self.doubtful.get(member.trial, []),
+        }
+
     def table(self) -> Table:
-        """The members for the terminal: trial, objectives, a few more to three digits, the recipe in brief."""
+        """The members for the terminal: trial, objectives, what repeats say, a few more to three digits, the recipe."""
         others = [name for name in _IN_THE_TABLE if name in self.known() and name not in self.objectives]
         table = Table(title=self.summary(), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for name in ("trial", *self.objectives, *others):
+        cells = [self.seed_cells(entry) for entry in self.members]
+        for name in ("trial", *self.objectives, *(cells[0] if cells else ()), *others):
             table.add_column(name.replace("_", " "), justify="right")
         table.add_column("recipe", overflow="fold")
-        for entry in self.members:
+        for entry, seeds in zip(self.members, cells, strict=True):
             exact = [show(entry.value(name)) for name in self.objectives]
             rounded = [shortened(entry.value(name)) for name in others]
-            table.add_row(*map(Text, (str(entry.trial), *exact, *rounded, self.brief(entry))))
+            table.add_row(*map(Text, (str(entry.trial), *exact, *seeds.values(), *rounded, self.brief(entry))))
         return table
 
     def summary(self) -> str:

@@ -1,5 +1,6 @@
 """The ledger: the Optuna study that proposes recipes and records what has finished."""
 
+import hashlib
 import importlib
 import inspect
 import json
@@ -66,6 +67,8 @@ class Line:
     """Epochs -> the objectives then, where early stopping compared it with others; NaN where one was no number."""
     point: tuple[int, int] | None
     """Of a student on a trial's pruning curve: the trial, and the place on its curve."""
+    repeat: tuple[int, int] | None = None
+    """Of a trial that repeats another with a new seed, and of its points: that other trial, and which repeat it is."""
 
     @property
     def ended(self) -> bool:
@@ -75,7 +78,7 @@ class Line:
     @property
     def counts(self) -> bool:
         """Whether it is one of the trials asked for, and done."""
-        return self.ended and self.point is None
+        return self.ended and self.point is None and self.repeat is None
 
 
 LOST = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
@@ -124,6 +127,7 @@ class Ledger:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # shown by optuna-dashboard, no more
             self._study.set_metric_names(list(objectives))
+        self._seed = seed
         self._sampler: tuple[str, int] | None = (sampler, seed)
         self._at_random: RandomSampler | None = None
         """Asked first, where there is one."""
@@ -151,6 +155,24 @@ class Ledger:
         trial.set_user_attr("recipe", recipe.to_json())
         self._asked[trial.number] = trial
         return trial.number, recipe
+
+    def ask_again(self, trial: int, repeat: int) -> tuple[int, Recipe]:
+        """The number of a new trial that repeats a finished one, and its recipe: the same but for the seed.
+
+        The seed follows from the study's, the trial and the number of the repeat. Nobody draws the new trial's
+        parameters, and so it has none in Optuna: samplers have nothing to learn from it. It is begun and known for what
+        it is in one step, so that a kill leaves no trial of another kind.
+        """
+        first = next(line.recipe for line in self.lines() if line.trial == trial)
+        assert first is not None
+        recipe = first.model_copy(update={"seed": _other_seed(self._seed, trial, repeat)})
+        begun = optuna.trial.create_trial(
+            state=TrialState.RUNNING, user_attrs={"repeat": [trial, repeat], "recipe": recipe.to_json()}
+        )
+        study = self._storage.get_study_id_from_name(self._study.study_name)
+        asked = optuna.Trial(self._study, self._storage.create_new_trial(study, begun))
+        self._asked[asked.number] = asked
+        return asked.number, recipe
 
     def complete(
         self,
@@ -202,6 +224,7 @@ class Ledger:
                         params=params,
                         distributions={name: trial.distributions[name] for name in params},
                         user_attrs={
+                            **{key: value for key, value in trial.user_attrs.items() if key == "repeat"},
                             "point": [trial.number, place],
                             "recipe": json.dumps(point["recipe"], sort_keys=True),
                             "measurements": json.dumps(point["measurements"]),
@@ -218,14 +241,21 @@ class Ledger:
 
     def tries(self, number: int) -> int:
         """How often the recipe of a running trial was tried before, by trials that ended in `retry`."""
-        return int(self._asked[number].user_attrs.get("tries", 0))
+        attributes = self._asked[number].user_attrs
+        if "repeat" in attributes:
+            others = (trial.user_attrs for trial in self._study.get_trials(deepcopy=False))
+            return sum(other.get("repeat") == attributes["repeat"] and "again" in other for other in others)
+        return int(attributes.get("tries", 0))
 
     def root(self, number: int) -> int:
         """The first trial that had the recipe of a running trial, itself where it is no second try."""
         return int(self._asked[number].user_attrs.get("root", number))
 
     def retry(self, number: int, reason: str) -> None:
-        """Record a trial that ended badly, not by its recipe's fault, and queue the recipe again."""
+        """Record a trial that ended badly, not by its recipe's fault, and queue the recipe again.
+
+        That of a repeat is not queued: it stays due, and `ask_again` is for whoever sees to that.
+        """
         self._set(number, again=reason)  # first: what a kill leaves undone after this, `reconcile` does
         trial = self._asked.pop(number)
         self._queue_again(number, trial.params, trial.user_attrs)
@@ -248,6 +278,8 @@ class Ledger:
         for line in lines:
             values = [line.measurements.get(name, math.nan) for name in self._objectives]
             if line.recipe is None or line.outcome != "complete" or not all(map(math.isfinite, values)):
+                continue
+            if line.repeat is not None:
                 continue
             told = optuna.trial.FixedTrial(dict(line.recipe.flat()))
             try:
@@ -290,6 +322,8 @@ class Ledger:
     def reconcile(self, finished: Callable[[int], Mapping[str, Any] | None] = lambda trial: None) -> int:
         """Close trials that no process works on any more and queue their recipes again; returns how many.
 
+        Repeats are closed and not queued, as in `retry`.
+
         To be called only by the process that holds the study's lock.
 
         Args:
@@ -327,7 +361,7 @@ class Ledger:
             if "stopped_at" in attributes:
                 self._study.tell(trial.number, state=TrialState.PRUNED)
                 continue
-            if "reason" not in attributes:
+            if "reason" not in attributes and "repeat" not in attributes:
                 # queued first and closed then: a kill between the two queues nothing twice
                 if attributes.get("root", trial.number) not in queued:
                     # one that was queued may not yet have drawn what it was queued with
@@ -344,9 +378,8 @@ class Ledger:
         return [_line(trial) for trial in trials if _is_own(trial)]
 
     def done(self) -> int:
-        """How many trials have ended, well or badly."""
-        trials = self._study.get_trials(deepcopy=False)
-        return sum(_is_own(trial) and "point" not in trial.user_attrs and _outcome(trial) in _ENDED for trial in trials)
+        """How many of the trials asked for have ended, well or badly."""
+        return sum(line.counts for line in self.lines())
 
     def _learned(self) -> int:
         """Trials that a sampler learned from, points of curves not counted."""
@@ -355,6 +388,8 @@ class Ledger:
         return sum("point" not in trial.user_attrs for trial in trials)
 
     def _queue_again(self, number: int, params: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
+        if "repeat" in attributes:
+            return
         tries = attributes.get("tries", 0) + ("again" in attributes)
         root = attributes.get("root", number)
         self._study.enqueue_trial(dict(params), user_attrs={"root": root, "tries": tries})
@@ -364,7 +399,7 @@ class Ledger:
         trials = self._study.get_trials(deepcopy=False)
         if any(trial.state == TrialState.WAITING for trial in trials):
             return
-        had = [trial.params for trial in trials if not {"from", "point"} & {*trial.user_attrs}]
+        had = [trial.params for trial in trials if not {"from", "point", "repeat"} & {*trial.user_attrs}]
         for index in grid:
             recipe = self._space.combination(index)
             if recipe not in had:
@@ -458,6 +493,11 @@ def _storage(url: str) -> optuna.storages.RDBStorage:
         ) from None
 
 
+def _other_seed(*values: int) -> int:
+    """A recipe's seed that follows from the values."""
+    return int(hashlib.sha256(json.dumps(values).encode()).hexdigest()[:8], 16) % 2**31
+
+
 def _is_own(trial: FrozenTrial) -> bool:
     """Whether it is a trial of this study that was begun, and none that it learned from."""
     return trial.state != TrialState.WAITING and "from" not in trial.user_attrs
@@ -490,4 +530,5 @@ def _line(trial: FrozenTrial) -> Line:
             if key.startswith(_RUNG)
         },
         (attributes["point"][0], attributes["point"][1]) if "point" in attributes else None,
+        (attributes["repeat"][0], attributes["repeat"][1]) if "repeat" in attributes else None,
     )

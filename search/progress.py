@@ -51,6 +51,7 @@ def drawn(study: str, progress: Progress, elapsed_s: float) -> RenderableType:
             f"{progress.running} running"
             + (f", {progress.failed} failed" if progress.failed else "")
             + (f", {progress.stopped} stopped" if progress.stopped else "")
+            + (f"; {progress.repeated}/{progress.repeats} repeats" if progress.repeats else "")
         ),
         Text(
             f"{duration(elapsed_s)} gone"

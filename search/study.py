@@ -9,12 +9,13 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from filelock import FileLock, Timeout
@@ -22,7 +23,7 @@ from filelock import FileLock, Timeout
 from search.chart import front_html, front_png
 from search.constraints import broken
 from search.front import Axis, Entry, Front
-from search.ledger import LOST, Ledger, Line, delete, grouped, in_ledger, without_password
+from search.ledger import LOST, Ledger, Line, Outcome, delete, grouped, in_ledger, without_password
 from search.signals import sigterm_as_ctrl_c
 from search.stopping import Halving
 from search.study_file import StudyFile
@@ -33,7 +34,7 @@ from trainers.computing import computing
 from trainers.knowledge import Knowledge
 from trainers.loop import Diverged
 from trainers.measure import METRICS, ends, latency_ms
-from trainers.store import write_whole
+from trainers.store import digest, write_whole
 from trainers.task import Task
 from trainers.transfer import Needs, StageFailed, method_named
 from trainers.trial import curve_folder
@@ -74,12 +75,65 @@ class Progress:
     stopped: int
     """Of those done: stopped early."""
     running: int
+    """Trials and repeats."""
     best: Mapping[str, float]
     """Of the front's best member on the first objective; empty before there is one."""
     front_size: int
     hypervolume: float
     seconds_left: float | None
     """None while no trial is done."""
+    repeats: int = 0
+    """How many repeats with other seeds there will be; 0 until all trials are done."""
+    repeated: int = 0
+    """How many of those are done."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a study stands, by one look at its ledger."""
+
+    state: Literal["running", "interrupted", "finished"]
+    trials: int
+    """How many were asked for."""
+    done: int
+    repeats: int
+    """How many repeats with other seeds there will be; 0 until all trials are done."""
+    repeated: int
+    """How many of those are done."""
+    lines: tuple[Line, ...]
+    front: Front | None
+    """None before there is a teacher."""
+
+    def of(self, outcome: Outcome) -> list[Line]:
+        """The trials and repeats that ended so, or run; without the points of their curves."""
+        return [line for line in self.lines if line.outcome == outcome and line.point is None]
+
+    def count(self, outcome: Outcome) -> int:
+        """How many trials ended so, or run, repeats excluded."""
+        return sum(line.repeat is None for line in self.of(outcome))
+
+    @property
+    def repeats_failed(self) -> int:
+        """Of those done."""
+        return sum(line.repeat is not None for line in self.of("failed"))
+
+    def to_json(self, study: str) -> dict[str, object]:
+        """What `json.dumps` takes."""
+        return {
+            "study": study,
+            "state": self.state,
+            "trials": self.trials,
+            "done": self.done,
+            "failed": self.count("failed"),
+            "stopped": self.count("stopped"),
+            "repeats": self.repeats,
+            "repeated": self.repeated,
+            "repeats_failed": self.repeats_failed,
+            "running": [line.trial for line in self.of("running")] if self.state == "running" else [],
+            "front": [] if self.front is None else [entry.trial for entry in self.front.members],
+            "hypervolume": 0.0 if self.front is None else self.front.hypervolume,
+            "broke_constraints": 0 if self.front is None else self.front.broken,
+        }
 
 
 class Display(Protocol):
@@ -244,10 +298,46 @@ class Study:
             lines: the ledger's, where they have just been read.
         """
         axes = self.axes()
-        complete = [line for line in (self.lines() if lines is None else lines) if line.outcome == "complete"]
+        lines = self.lines() if lines is None else lines
+        complete = [line for line in lines if line.outcome == "complete" and line.repeat is None]
         kept = [line for line in complete if not broken(self.file.constraints, line.measurements)]
-        entries = self._entries(run_ids or {}, kept)
+        entries = self._entries(run_ids or {}, kept, [line for line in lines if line.repeat is not None and line.ended])
         return Front.of(entries, self.file.objectives, axes, len(complete) - len(kept))
+
+    def repeats(self, lines: Sequence[Line]) -> list[tuple[int, int]]:
+        """Which trials are repeated with other seeds, and which repeat it is: of each trial that a student on the front
+        comes from, all but one of `search.seeds`. None before the trials asked for are done, since only then the front
+        is settled; a repeat never changes it.
+
+        Args:
+            lines: the ledger's.
+        """
+        seeds = self.file.search.seeds
+        if seeds == 1 or sum(line.counts for line in lines) < self.file.trials:
+            return []
+        members = self.front(lines=lines).members
+        trials = sorted({entry.trial if entry.curve_of is None else entry.curve_of for entry in members})
+        return [(trial, repeat) for repeat in range(1, seeds) for trial in trials]
+
+    def repeats_left(self, lines: Sequence[Line]) -> list[tuple[int, int]]:
+        """Those of `repeats` that neither ended nor run."""
+        there = {line.repeat for line in lines if line.point is None and (line.ended or line.outcome == "running")}
+        return [repeat for repeat in self.repeats(lines) if repeat not in there]
+
+    def status(self) -> Status:
+        """How the study stands now."""
+        at_work = self.at_work  # looked at first: what ends in between is rather called running than cut short
+        lines = self.lines()
+        done, front = sum(line.counts for line in lines), None
+        with suppress(BadInput):  # it has no teacher yet
+            front = self.front(lines=lines)
+        repeats = [] if front is None else self.repeats(lines)
+        repeated = sum(line.repeat in repeats and line.ended and line.point is None for line in lines)
+        ended = done >= self.file.trials and repeated == len(repeats)
+        state: Literal["running", "interrupted", "finished"] = (
+            "running" if at_work else "finished" if ended else "interrupted"
+        )
+        return Status(state, self.file.trials, done, len(repeats), repeated, tuple(lines), front)
 
     def axes(self) -> list[Axis]:
         """The objectives, from what is worth nothing to what nothing can beat."""
@@ -267,7 +357,7 @@ class Study:
         return {} if runs is None else runs.run_ids
 
     def task_record(self) -> dict[str, Any]:
-        """What the study knows of its task: key, classes, image_shape, and the teacher's measurements."""
+        """What the study knows of its task: key, classes, image_shape, the teacher's measurements, the data."""
         try:
             found: dict[str, Any] = json.loads((self.folder / "task.json").read_text())
         except FileNotFoundError:
@@ -324,7 +414,14 @@ class Study:
     def _lock(self) -> FileLock:
         return FileLock(self.folder / ".driver.lock")
 
-    def _entries(self, run_ids: Mapping[int, str], lines: Sequence[Line]) -> list[Entry]:
+    def _entries(self, run_ids: Mapping[int, str], lines: Sequence[Line], repeats: Sequence[Line]) -> list[Entry]:
+        """The students of `lines`; `repeats`: those that ended, their points included."""
+        failed = Counter(line.repeat[0] for line in repeats if line.repeat is not None and line.outcome == "failed")
+        again: dict[tuple[int, int | None], list[Mapping[str, float]]] = {}
+        for line in repeats:
+            if line.repeat is not None and line.outcome == "complete":
+                place = None if line.point is None else line.point[1]
+                again.setdefault((line.repeat[0], place), []).append(line.measurements)
         return [
             Entry(
                 line.trial,
@@ -333,6 +430,8 @@ class Study:
                 run_ids.get(line.trial),
                 self.line_folder(line),
                 None if line.point is None else line.point[0],
+                tuple(again.get((line.trial, None) if line.point is None else line.point, ())),
+                failed[line.trial if line.point is None else line.point[0]],
             )
             for line in lines
             if line.recipe is not None
@@ -400,6 +499,10 @@ class _Session:
         self._front: Front | None = None
         self._done = self._failed = self._stopped = 0
         self._done_before = 0
+        self._repeats: list[tuple[int, int]] = []
+        """That are to be carried out, those done included."""
+        self._repeated = 0
+        """How many are done."""
         self._began = time.monotonic()
         self._shown = 0.0
 
@@ -414,7 +517,7 @@ class _Session:
             raise
         again = self._ledger.reconcile(self._finished)
         self._drop_checkpoints(self._count())
-        complete = self._done >= trials and not again
+        complete = self._is_complete() and not again
         if not (complete and self._is_written()):
             try:
                 if complete:
@@ -429,14 +532,15 @@ class _Session:
             finally:
                 self._ledger.reconcile(self._finished)  # what is still open was cut short; it is queued for next time
             self._count()
-            complete = self._done >= trials
+            complete = self._is_complete()
             if not (self._study.folder / "task.json").exists():
                 self._tracker.close(1.0)
                 raise Interrupted(f"stopped before the first trial; {go_on}")
             self._finish("FINISHED" if complete else "KILLED")
         self._tracker.close(FLUSH_S)
         if not complete:
-            raise Interrupted(f"stopped after {self._done} of {trials} trials{why}; {go_on}")
+            repeats = f" and {self._repeated} of {len(self._repeats)} repeats" if self._repeats else ""
+            raise Interrupted(f"stopped after {self._done} of {trials} trials{repeats}{why}; {go_on}")
         front = self._study.front(self._study.run_ids())
         if not front.entries and not front.broken:
             reasons = grouped([line for line in self._ledger.lines() if line.outcome == "failed"])
@@ -476,6 +580,7 @@ class _Session:
             "classes": task.data.classes,
             "image_shape": list(task.data.image_shape),
             "teacher": {**task.teacher_measurements, **self._teacher_latency(task)},
+            "data": _described(task),
         }
         write_whole(self._study.folder / "task.json", json.dumps(record, indent=1))
         knowledge = Knowledge(task, self._study.home / "knowledge")
@@ -523,7 +628,7 @@ class _Session:
                 import_folders=tuple(sys.path),
             )
             self._began = time.monotonic()
-            self._done_before = self._done
+            self._done_before = self._done + self._repeated
             try:
                 workers.run(
                     job,
@@ -566,11 +671,16 @@ class _Session:
                     halving.add(line.trial, epoch, measured)
         return halving
 
+    def repeats(self) -> list[tuple[int, int]]:
+        """What the workers are to do when all trials are done."""
+        return self._study.repeats_left(self._ledger.lines())
+
     def trial_started(self, trial: int, recipe: Recipe) -> None:
         """A worker has the trial."""
         self._phase = "trials"
         self._running[trial] = 0.0
-        self._tracker.trial_started(trial, recipe.flat())
+        line = next(line for line in self._ledger.lines() if line.trial == trial)
+        self._tell_start(line)
 
     def trial_reported(self, trial: int, step: int, steps: int, metrics: Mapping[str, float]) -> None:
         """An epoch is over."""
@@ -586,25 +696,29 @@ class _Session:
         self._tell(line)
         for point in lines:
             if point.point is not None and point.point[0] == trial:
-                self._tell_point(point)
-        if self._front is not None and line.ended:
+                self._tell_start(point)
+                self._tell(point)
+        if self._front is not None and line.counts:
             self._tracker.front_changed(self._done, self._front.hypervolume, len(self._front.members))
 
     def _drop_checkpoints(self, lines: Sequence[Line]) -> None:
         """Delete the checkpoints that no trial will go on from."""
         for line in lines:
-            if line.counts:
+            if line.ended and line.point is None:
                 (self._study.checkpoints / f"{line.root}.safetensors").unlink(missing_ok=True)
 
     def _start_telling(self) -> None:
         file = self._study.file
         self._tracker.study_started(_flattened(file), _versions(), file.objectives, file.space)
-        self._tracker.teacher_measured(self._study.task_record()["teacher"])
+        told, record = {event["event"] for event in self._told()}, self._study.task_record()
+        if "data_described" not in told:  # once, in whichever session: another store gets the whole spool
+            self._tracker.data_described(record["data"])
+        if "teacher_measured" not in told:
+            self._tracker.teacher_measured(record["teacher"], {"dataset": file.task.dataset, **vars(file.task.teacher)})
 
-    def _tell_point(self, line: Line) -> None:
+    def _tell_start(self, line: Line) -> None:
         assert line.recipe is not None
-        self._tracker.trial_started(line.trial, line.recipe.flat())
-        self._tell(line)
+        self._tracker.trial_started(line.trial, line.recipe.flat(), None if line.repeat is None else line.repeat[0])
 
     def _tell(self, line: Line) -> None:
         trial, folder = line.trial, self._study.line_folder(line)
@@ -651,7 +765,7 @@ class _Session:
                 continue
             if line.ended:
                 if line.recipe is not None:
-                    self._tracker.trial_started(line.trial, line.recipe.flat())
+                    self._tell_start(line)
                 self._tell(line)
             elif line.trial in begun:
                 self._tracker.trial_finished(line.trial, "KILLED", {}, {}, None)
@@ -668,20 +782,29 @@ class _Session:
 
     def _count(self) -> list[Line]:
         lines = self._ledger.lines()
-        self._failed = sum(line.outcome == "failed" for line in lines)
-        self._stopped = sum(line.outcome == "stopped" for line in lines)
-        self._done = sum(line.counts for line in lines)
+        counting = [line for line in lines if line.counts]
+        self._failed = sum(line.outcome == "failed" for line in counting)
+        self._stopped = sum(line.outcome == "stopped" for line in counting)
+        self._done = len(counting)
         if (self._study.folder / "task.json").exists():
             self._front = self._study.front(lines=lines)
+            self._repeats = self._study.repeats(lines)
+            ended = {line.repeat for line in lines if line.ended and line.point is None}
+            self._repeated = sum(repeat in ended for repeat in self._repeats)
         return lines
+
+    def _is_complete(self) -> bool:
+        """Whether nothing is left to be carried out, by the last count."""
+        return self._done >= self._study.file.trials and self._repeated == len(self._repeats)
 
     def _progress(self) -> Progress:
         trials, front = self._study.file.trials, self._front
-        new = self._done - self._done_before
+        new = self._done + self._repeated - self._done_before
         seconds_left = None
         if new and self._phase == "trials":
             share = new + sum(self._running.values())
-            seconds_left = (time.monotonic() - self._began) / share * (trials - self._done_before - share)
+            left = trials + len(self._repeats) - self._done_before - share
+            seconds_left = (time.monotonic() - self._began) / share * left
         leading: Mapping[str, float] = {}
         if front is not None and front.members:
             entry = front.select({})
@@ -697,6 +820,8 @@ class _Session:
             0 if front is None else len(front.members),
             0.0 if front is None else front.hypervolume,
             seconds_left,
+            len(self._repeats),
+            self._repeated,
         )
 
     def _finish(self, status: str) -> None:
@@ -710,11 +835,21 @@ class _Session:
         front = study.front(study.run_ids())
         paths = write_front(front, study.name, study.folder, teacher)
         rows = [
-            {"trial": entry.trial, **entry.measurements, **entry.recipe, "mlflow_run_id": entry.run_id or ""}
+            {
+                "trial": entry.trial,
+                **front.seed_columns(entry),
+                **entry.measurements,
+                **entry.recipe,
+                "mlflow_run_id": entry.run_id or "",
+            }
             for entry in front.members
         ]
         if status == "FINISHED":
             shutil.rmtree(self._study.checkpoints, ignore_errors=True)
+            finished = {event["trial"]: event for event in self._told() if event["event"] == "trial_finished"}
+            for entry in front.members:
+                end = finished[entry.trial]
+                self._tracker.student_kept(entry.trial, entry.recipe, entry.measurements, end["step"], end["time"])
         self._tracker.study_finished("FINISHED" if status == "FINISHED" else "KILLED", paths, rows)
 
 
@@ -740,6 +875,25 @@ def needs_of(space: Space, method: str) -> list[Needs]:
     found = {method_type.needs(option) for option in parsed}
     listed = len(found) == 1 or all(isinstance(domain, Choice) for domain in own.values())
     return sorted(found, key=repr) if listed else []
+
+
+def _described(task: Task) -> list[dict[str, object]]:
+    """What students are trained on and validated with, as `Tracker.data_described` takes it."""
+    data, spec = task.data, task.spec
+    return [
+        {
+            "name": spec.dataset,
+            "digest": digest(split.images.numpy().tobytes(), split.labels.numpy().tobytes()),
+            "context": context,
+            "source": spec.root or spec.dataset,
+            "image_shape": list(data.image_shape),
+            "profile": {"num_rows": len(split), "classes": data.classes, "augmentation": augmentation},
+        }
+        for context, split, augmentation in (
+            ("training", data.train, spec.policy),
+            ("validation", data.validation, "none"),
+        )
+    ]
 
 
 def _flattened(file: StudyFile) -> dict[str, str]:

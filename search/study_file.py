@@ -37,6 +37,9 @@ class SearchSpec(Part):
     sampler: str = "tpe"
     """A name in `search.ledger.SAMPLERS`, or `package.module:Class` of an Optuna sampler."""
     seed: int = Field(default=0, ge=0, lt=2**31)
+    seeds: int = Field(default=1, ge=1)
+    """Above 1, the trials that the front's students come from are repeated at the end with other seeds, so that each
+    has been trained with so many."""
     curve: bool = True
     """Whether every trained student is also measured at the other fractions of `pruning.fraction`, not fine-tuned."""
     first: list[dict[str, Scalar]] = Field(default_factory=list)

@@ -6,14 +6,20 @@ need be. Sending a line twice changes nothing, so after a crash the thread may s
 
 - runs are found by their tags before they are made;
 - a point carries the time of its event, and MLflow keeps one of two points equal in key, step, time and value;
-- parameters, tags, states and files are set, not added.
+- parameters, tags, states, inputs and files are set, not added;
+- logged models are found by their tags before they are made, and are a run's output once.
 
-One experiment a study (`dux-NAME`), one parent run (`NAME`), one nested run a trial (`NAME/12`).
+One experiment a study (`dux-NAME`), one parent run (`NAME`), one nested run a trial (`NAME/12`). All of them have the
+data set's splits and the teacher as inputs. The teacher and, at the end, the students on the front are logged models
+(`NAME-teacher`, `NAME-12`), which MLflow shows under Models: recipe as parameters, measurements linked to the run and
+the validation data. They are external ones in MLflow's words: the files are the run's (tag `dux.files`), not copied.
+A server before MLflow 3 has no logged models: it refuses these events, and has all the others.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import posixpath
 import re
@@ -46,6 +52,8 @@ _SETTINGS = {
 
 _FINAL_CODES = {"BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"}
 _FINAL_STATUS = {400, 413, 422}  # of an artifact upload
+_MODEL_TAG = "dux.model"
+"""Of a logged model: "teacher", or the number of the trial whose student it is."""
 _FINAL_FILE_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, shutil.Error)
 
 
@@ -193,13 +201,34 @@ class Tracker:
         drawn = [name for name, domain in space.parameters.items() if len(domain.extremes()) > 1]
         self._append("study_started", parameters=parameters, tags=tags, objectives=objectives, drawn=drawn)
 
-    def teacher_measured(self, measurements: Mapping[str, float]) -> None:
-        """What students are compared with, as metrics of the parent run: `teacher.accuracy` and so on."""
-        self._append("teacher_measured", metrics={f"teacher.{name}": value for name, value in measurements.items()})
+    def data_described(self, data: Sequence[Mapping[str, object]]) -> None:
+        """What is trained on and validated with: inputs of the parent run and of all trials' runs that follow.
 
-    def trial_started(self, trial: int, recipe: Mapping[str, object]) -> None:
-        """Opens a trial's run; `recipe` in its flat form."""
-        self._append("trial_started", trial=trial, parameters=self._fillers | dict(recipe))
+        Args:
+            data: of each split `name`, `digest` (36 characters at most; no two splits may share name and digest),
+                `context` ("training", "validation"), `source` (where it comes from), `image_shape` and `profile`
+                (what else is to be shown of it).
+        """
+        self._append("data_described", data=[dict(split) for split in data])
+
+    def teacher_measured(self, measurements: Mapping[str, float], parameters: Mapping[str, object]) -> None:
+        """What students are compared with: metrics of the parent run (`teacher.accuracy`, ...), and a logged model.
+
+        Args:
+            measurements: on validation data.
+            parameters: of the model: what network it is, and how it was trained.
+        """
+        metrics = {f"teacher.{name}": value for name, value in measurements.items()}
+        self._append("teacher_measured", metrics=metrics, parameters=dict(parameters))
+
+    def trial_started(self, trial: int, recipe: Mapping[str, object], repeat_of: int | None = None) -> None:
+        """Opens a trial's run; `recipe` in its flat form.
+
+        A repeat of another trial has the tags `dux.role` "repeat", so that the view of the front leaves it out, and
+        `dux.repeat_of`.
+        """
+        tags = {} if repeat_of is None else {"dux.role": "repeat", "dux.repeat_of": str(repeat_of)}
+        self._append("trial_started", trial=trial, parameters=self._fillers | dict(recipe), tags=tags)
 
     def trial_reported(self, trial: int, step: int, metrics: Mapping[str, float]) -> None:
         """Adds a point to each of a trial's metrics."""
@@ -221,6 +250,22 @@ class Tracker:
     def front_members(self, trials: Iterable[int]) -> None:
         """Says which trials are on the front now: `dux.pareto` is "true" on their runs and "false" on all others."""
         self._append("front_members", trials=sorted(trials))
+
+    def student_kept(
+        self, trial: int, recipe: Mapping[str, object], measurements: Mapping[str, float], step: int, at: int
+    ) -> None:
+        """Makes a trial's student a logged model.
+
+        Args:
+            trial: whose student it is.
+            recipe: in its flat form.
+            measurements: that are linked to the model, run and model having the same points.
+            step: of those points, as `trial_finished` had it.
+            at: their time, as the event of `trial_finished` had it.
+        """
+        # a model's NaN would be 0 in MLflow
+        finite = {name: value for name, value in measurements.items() if math.isfinite(value)}
+        self._append("student_kept", trial=trial, parameters=dict(recipe), metrics=finite, step=step, at=at)
 
     def study_finished(
         self, status: Status, artifacts: Sequence[Path], front: Sequence[Mapping[str, object]] = ()
@@ -324,6 +369,10 @@ class _Mirror:
         self._client, self._study, self._runs_path, self._store = client, study, runs_path, store
         self._runs = _runs_of(client, experiment_id)
         self._on_front: dict[int, str] = {}
+        self._inputs: Any = None
+        """Of the parent run."""
+        self._models: dict[str, str] | None = None
+        """What is in `_MODEL_TAG` -> logged model, as far as it was asked for."""
         self._save_runs()
 
     def study_started(
@@ -342,11 +391,45 @@ class _Mirror:
         self._log(run_id, time, tags=tags)
         self._log(run_id, time, parameters=parameters)
 
-    def teacher_measured(self, time: int, metrics: Mapping[str, float]) -> None:
-        self._log(self._parent(time), time, 0, metrics)
+    def data_described(self, time: int, data: Sequence[Mapping[str, Any]]) -> None:
+        self._client.log_inputs(self._parent(time), datasets=[_dataset_input(**split) for split in data])
+        self._inputs = None
 
-    def trial_started(self, time: int, trial: int, parameters: Mapping[str, object]) -> None:
-        self._log(self._trial(trial, time), time, parameters=parameters)
+    def teacher_measured(self, time: int, metrics: Mapping[str, float], parameters: Mapping[str, object]) -> None:
+        from mlflow.entities import LoggedModelInput
+
+        run_id = self._parent(time)
+        self._log(run_id, time, 0, metrics)
+        model_id = self._model("teacher", run_id, parameters, {})
+        self._link(model_id, run_id, time, 0, metrics)
+        self._client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
+        self._inputs = None
+
+    def trial_started(
+        self, time: int, trial: int, parameters: Mapping[str, object], tags: Mapping[str, str] | None = None
+    ) -> None:
+        run_id = self._trial(trial, time)
+        inputs = self._study_inputs(time)
+        self._client.log_inputs(run_id, datasets=inputs.dataset_inputs, models=inputs.model_inputs)
+        self._log(run_id, time, parameters=parameters, tags=tags)
+
+    def student_kept(
+        self,
+        time: int,
+        trial: int,
+        parameters: Mapping[str, object],
+        metrics: Mapping[str, float],
+        step: int,
+        at: int,
+    ) -> None:
+        from mlflow.entities import LoggedModelOutput
+
+        run_id = self._trial(trial, time)
+        outputs = self._client.get_run(run_id).outputs
+        model_id = self._model(str(trial), run_id, parameters, {"dux.files": f"runs:/{run_id}/student"})
+        self._link(model_id, run_id, at, step, metrics)
+        if model_id not in [model.model_id for model in outputs.model_outputs]:  # MLflow takes it once
+            self._client.log_outputs(run_id, [LoggedModelOutput(model_id, step)])
 
     def trial_reported(self, time: int, trial: int, step: int, metrics: Mapping[str, float]) -> None:
         self._log(self._trial(trial, time), time, step, metrics)
@@ -415,6 +498,45 @@ class _Mirror:
             self._runs.run_ids[trial] = self._create_run(time, f"{self._study}/{trial}", tags)
             self._save_runs()
         return self._runs.run_ids[trial]
+
+    def _study_inputs(self, time: int) -> Any:
+        if self._inputs is None:
+            self._inputs = self._client.get_run(self._parent(time)).inputs
+        return self._inputs
+
+    def _model(self, whose: str, run_id: str, parameters: Mapping[str, object], tags: Mapping[str, str]) -> str:
+        """The logged model, made where there is none. A call that other servers answer must have gone before.
+
+        Raises:
+            NoModels: the server has none at all.
+        """
+        if self._models is None:
+            self._models = _models_of(self._client, self._runs.experiment_id)
+        if whose not in self._models:
+            model = self._client.create_logged_model(
+                self._runs.experiment_id,
+                name=re.sub(r"[/:.%\"']", "-", f"{self._study}-{whose}"),
+                source_run_id=run_id,
+                tags={"dux.study": self._study, _MODEL_TAG: whose, "mlflow.model.isExternal": "true", **tags},
+                params={key(name): str(value) for name, value in parameters.items()},
+                model_type="teacher" if whose == "teacher" else "student",
+            )
+            self._models[whose] = model.model_id
+        return self._models[whose]
+
+    def _link(self, model_id: str, run_id: str, time: int, step: int, metrics: Mapping[str, float]) -> None:
+        """Links points of a run to a model and to the validation data, and calls the model ready."""
+        from mlflow.entities import Metric
+
+        of_data: dict[str, str] = {}
+        for given in self._study_inputs(time).dataset_inputs:
+            if any(tag.value == "validation" for tag in given.tags):
+                of_data = {"dataset_name": given.dataset.name, "dataset_digest": given.dataset.digest}
+        points = [
+            Metric(key(name), float(value), time, step, model_id=model_id, **of_data) for name, value in metrics.items()
+        ]
+        self._client.log_batch(run_id, points, synchronous=True)
+        self._client.finalize_logged_model(model_id, "READY")
 
     def _create_run(self, time: int, name: str, tags: Mapping[str, str]) -> str:
         tags = {"dux.study": self._study, **tags}
@@ -512,11 +634,55 @@ def _runs_of(client: Any, experiment_id: str) -> Runs:
             role = run.data.tags.get("dux.role")
             if role == "study":
                 parent_run_id = parent_run_id or run.info.run_id
-            elif role == "trial":
+            elif role in ("trial", "repeat"):
                 run_ids.setdefault(int(run.data.tags["dux.trial"]), run.info.run_id)
         token = page.token
         if not token:
             return Runs(experiment_id, parent_run_id, run_ids)
+
+
+class NoModels(Exception):
+    """The server is older than logged models."""
+
+
+def _models_of(client: Any, experiment_id: str) -> dict[str, str]:
+    """The logged models of an experiment by `_MODEL_TAG`; of two for one, the older.
+
+    Raises:
+        NoModels: the server does not know what that is.
+    """
+    from mlflow.exceptions import MlflowException
+
+    found: dict[str, str] = {}
+    token = None
+    while True:
+        try:
+            page = client.search_logged_models(
+                [experiment_id], order_by=[{"field_name": "creation_time", "ascending": True}], page_token=token
+            )
+        except MlflowException as error:
+            if error.error_code == "ENDPOINT_NOT_FOUND":
+                raise NoModels("it is older than MLflow 3, and has no logged models") from None
+            raise
+        for model in page:
+            if _MODEL_TAG in model.tags:
+                found.setdefault(model.tags[_MODEL_TAG], model.model_id)
+        token = page.token
+        if not token:
+            return found
+
+
+def _dataset_input(
+    name: str, digest: str, context: str, source: str, image_shape: Sequence[int], profile: Mapping[str, object]
+) -> Any:
+    """A split as MLflow's own NumPy data sets are, whose schema and profile its UI knows how to show."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    images = [{"type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": [-1, *image_shape]}}]
+    labels = [{"type": "tensor", "tensor-spec": {"dtype": "int64", "shape": [-1]}}]
+    schema = {"mlflow_tensorspec": {"features": json.dumps(images), "targets": json.dumps(labels)}}
+    dataset = Dataset(name, digest, "local", json.dumps({"uri": source}), json.dumps(schema), json.dumps(dict(profile)))
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
 
 
 def _existing(path: str) -> str:

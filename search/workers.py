@@ -58,6 +58,10 @@ class Watcher(Protocol):
     def trial_ended(self, trial: int) -> None:
         """The ledger has the trial's outcome."""
 
+    def repeats(self) -> list[tuple[int, int]]:
+        """What is to be carried out once the trials asked for have ended: which trial is to be repeated, and which
+        repeat of it that is. Neither those that ended nor those under way; asked anew after every end."""
+
     def tick(self) -> None:
         """Tune's loop has turned."""
 
@@ -160,7 +164,7 @@ def run(
     trial_timeout: float | None,
     scratch: Path,
 ) -> None:
-    """Carry out trials until the ledger has `trials` that ended; to be called inside `cluster`.
+    """Carry out trials until the ledger has `trials` that ended, then their repeats; to be called inside `cluster`.
 
     Returns early, with trials left open in the ledger, when the process is interrupted (SIGINT).
 
@@ -237,6 +241,8 @@ class _Searcher(Searcher):  # type: ignore[misc]
         self._halving = halving
         self._retries, self._trials = retries, trials
         self._left = trials - ledger.done()
+        self._repeats = watcher.repeats() if self._left <= 0 else []
+        self.repeating: set[int] = set()
         self._open: set[str] = set()
         self.numbers: dict[str, int] = {}
         self.stopped_at: dict[str, int] = {}
@@ -250,11 +256,15 @@ class _Searcher(Searcher):  # type: ignore[misc]
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's number and recipe, or that there is none; None for now, as long as one may be retried."""
         assert self._ledger is not None
-        if self._left <= 0:
+        if self._repeats:
+            number, recipe = self._ledger.ask_again(*self._repeats.pop(0))
+            self.repeating.add(number)
+        elif self._left <= 0 and not self._open:
             return str(Searcher.FINISHED)
-        if len(self._open) >= self._left:
+        elif len(self._open) >= self._left:
             return None
-        number, recipe = self._ledger.ask()
+        else:
+            number, recipe = self._ledger.ask()
         self.numbers[trial_id] = number
         self._open.add(trial_id)
         return {"trial": number, "root": self._ledger.root(number), "recipe": recipe.to_json()}
@@ -280,6 +290,7 @@ class _Searcher(Searcher):  # type: ignore[misc]
             return
         self._open.discard(trial_id)
         self._left = self._trials - self._ledger.done()
+        self._repeats = self._watcher.repeats() if self._left <= 0 else []
         self._watcher.trial_ended(number)
 
     def _fail(self, number: int, reason: str, again: bool) -> None:
@@ -324,9 +335,9 @@ class _Stopping(FIFOScheduler):  # type: ignore[misc]
         assert self._ledger is not None
         assert self._halving is not None
         epoch = result.get("step", 0)
-        if not self._halving.is_rung(epoch):
-            return str(TrialScheduler.CONTINUE)
         number = self._searcher.numbers[trial.trial_id]
+        if not self._halving.is_rung(epoch) or number in self._searcher.repeating:
+            return str(TrialScheduler.CONTINUE)
         measured = {
             name: value
             for key, value in result.items()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import Command, run
-from running import TINY, Finished, Said
+from running import TINY, Finished, Said, Stand
 
 from search.cli import main
 
@@ -20,6 +20,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     done = run("search", str(file), "--home", str(home), folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return Finished(home, file, done)
+
+
+@pytest.fixture(scope="session")
+def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
+    stand = Stand(tmp_path_factory.mktemp("stand"))
+    yield stand
+    stand.server.stop()
 
 
 @pytest.fixture

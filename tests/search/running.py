@@ -3,6 +3,9 @@
 Ray is never started in the tests' own process: every study that runs does so in a subprocess of its own.
 """
 
+import os
+import shutil
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +13,7 @@ from pathlib import Path
 
 from processes import Ended
 
+from search.mlflow_view import Server, serve
 from search.study import Study
 
 TASK = """
@@ -58,6 +62,27 @@ class Finished:
     @property
     def study(self) -> Study:
         return Study.open("tiny", self.home)
+
+
+class Stand:
+    """A SQLite store and a server on it that a test may kill and start again at the same address."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = f"sqlite:///{folder / 'mlflow.db'}"
+        self.server: Server = serve(self.store)
+        self.empty = shutil.copy(folder / "mlflow.db", folder / "empty.db")
+        """A store with its tables and nothing else; making the tables takes MLflow seconds."""
+
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+    def kill(self) -> None:
+        os.killpg(self.server.process.pid, signal.SIGKILL)
+        self.server.process.wait()
+
+    def start(self) -> None:
+        self.server = serve(self.store, int(self.url.rpartition(":")[2]))
 
 
 Said = tuple[int, str, str]

@@ -7,7 +7,6 @@ import math
 import os
 import re
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -19,8 +18,9 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModelStatus
+from running import Stand
 
-from search.mlflow_view import Server, serve
 from search.tracking import Spool, Tracker, filler, find_runs, key
 from spaces import BadInput, Choice, Float, Space
 
@@ -40,34 +40,6 @@ OBJECTIVES = {"accuracy": "max", "parameters": "min"}
 NO_NUMBER, NO_TEXT = "", "n/a"
 NOBODY = "http://127.0.0.1:9"
 """A server's address where none answers."""
-
-
-class Stand:
-    """A SQLite store and a server on it that a test may kill and start again at the same address."""
-
-    def __init__(self, folder: Path) -> None:
-        self.store = f"sqlite:///{folder / 'mlflow.db'}"
-        self.server: Server = serve(self.store)
-        self.empty = shutil.copy(folder / "mlflow.db", folder / "empty.db")
-        """A store with its tables and nothing else; making the tables takes MLflow seconds."""
-
-    @property
-    def url(self) -> str:
-        return self.server.url
-
-    def kill(self) -> None:
-        os.killpg(self.server.process.pid, signal.SIGKILL)
-        self.server.process.wait()
-
-    def start(self) -> None:
-        self.server = serve(self.store, int(self.url.rpartition(":")[2]))
-
-
-@pytest.fixture(scope="module")
-def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
-    stand = Stand(tmp_path_factory.mktemp("stand"))
-    yield stand
-    stand.server.stop()
 
 
 @pytest.fixture(params=["sqlite", "server"])
@@ -90,8 +62,32 @@ def tracking(folder: Path, uri: str, study: str) -> Iterator[Tracker]:
         tracker.close(0.0)
 
 
+DATA = [
+    {
+        "name": "digits",
+        "digest": digest,
+        "context": context,
+        "source": "digits",
+        "image_shape": [1, 8, 8],
+        "profile": {"num_rows": images, "classes": 10},
+    }
+    for digest, context, images in (("d1", "training", 1000), ("d2", "validation", 200))
+]
+TEACHER = {"accuracy": 0.97, "parameters": 1e5}
+
+
 def start(tracker: Tracker) -> None:
     tracker.study_started({"search.trials": "3"}, {"dux.commit": "abc"}, OBJECTIVES, SPACE)
+    tracker.data_described(DATA)
+    tracker.teacher_measured(TEACHER, {"family": "resnet", "depth": 20})
+
+
+def keep(tracker: Tracker, folder: Path, trial: int) -> None:
+    """Make the student of a trial of `run_trial` a logged model."""
+    events = [json.loads(line) for line in (folder / "spool.jsonl").read_text().splitlines()]
+    (end,) = (event for event in events if event["event"] == "trial_finished" and event["trial"] == trial)
+    recipe = {"student.width": 0.5, "transfer": "kd", "kd.temperature": 4.0}
+    tracker.student_kept(trial, recipe, {**end["metrics"], "nll": math.nan}, end["step"], end["time"])
 
 
 def run_trial(tracker: Tracker, folder: Path, trial: int) -> None:
@@ -120,6 +116,8 @@ def run_study(folder: Path, uri: str, study: str) -> None:
             tracker.front_changed(trial + 1, 0.25 * trial, trial + 1)
             tracker.front_members({trial, 0})
         page.write_text("<p>front</p>")
+        for trial in (0, 2):
+            keep(tracker, folder, trial)
         tracker.study_finished("FINISHED", [page], [{"trial": 0, "accuracy": 0.75}, {"trial": 2, "parameters": 2000}])
         assert tracker.flush(60.0) == 0, tracker.last_error
         assert tracker.last_error is None
@@ -131,8 +129,9 @@ def contents(uri: str, study: str) -> dict[str, Any]:
     experiment = client.get_experiment_by_name(f"dux-{study}")
     runs = client.search_runs([experiment.experiment_id])
     found: dict[str, Any] = {"tags": experiment.tags}
-    for run in runs:
-        run_id = run.info.run_id
+    for listed in runs:
+        run_id = listed.info.run_id
+        run = client.get_run(run_id)  # which has the models, too
         points = {
             metric: [(point.step, repr(point.value), point.timestamp) for point in history]
             for metric in run.data.metrics
@@ -150,9 +149,28 @@ def contents(uri: str, study: str) -> dict[str, Any]:
                 for folder in client.list_artifacts(run_id)
                 for file in client.list_artifacts(run_id, folder.path)
             ],
+            "data": sorted(
+                (tag.value, given.dataset.digest) for given in run.inputs.dataset_inputs for tag in given.tags
+            ),
+            "models in": [model.model_id for model in run.inputs.model_inputs],
+            "models out": [(model.model_id, model.step) for model in run.outputs.model_outputs],
         }
     assert len(found) == len(runs) + 1, "two runs have the same name"
     return found
+
+
+def models(uri: str, study: str) -> dict[str, Any]:
+    """All logged models of a study under their names without the study's."""
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(f"dux-{study}")
+    found = client.search_logged_models([experiment.experiment_id])
+    named = {model.name.removeprefix(f"{study}-"): model.to_dictionary() for model in found}
+    assert len(named) == len(found), "two models have the same name"
+    for model in named.values():
+        model["metrics"] = sorted(json.dumps(vars(metric)) for metric in model["metrics"] or [])
+        del model["last_updated_timestamp"]
+        model["status"] = str(LoggedModelStatus.from_int(model["status"]))
+    return named
 
 
 def steps(points: list[tuple[int, str, int]]) -> list[tuple[int, str]]:
@@ -189,13 +207,55 @@ def test_everything_a_study_does_is_in_mlflow(tmp_path: Path, uri: str, study: s
     assert all(set(found[f"/{trial}"]["params"]) == set(SPACE.parameters) for trial in range(3))
 
 
+def test_data_and_teacher_are_inputs_of_the_study_and_of_every_trial(tmp_path: Path, uri: str, study: str) -> None:
+    run_study(tmp_path, uri, study)
+    found, teacher = contents(uri, study), models(uri, study)["teacher"]
+    for name in ("", "/0", "/1", "/2"):
+        assert found[name]["data"] == [("training", "d1"), ("validation", "d2")]
+        assert found[name]["models in"] == [teacher["model_id"]]
+    run = MlflowClient(tracking_uri=uri).get_run(found["/1"]["id"])
+    (train,) = (given.dataset for given in run.inputs.dataset_inputs if given.dataset.digest == "d1")
+    assert (train.name, json.loads(train.source)) == ("digits", {"uri": "digits"})
+    assert json.loads(train.profile) == {"num_rows": 1000, "classes": 10}
+    features = json.loads(json.loads(train.schema)["mlflow_tensorspec"]["features"])
+    assert features == [{"type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": [-1, 1, 8, 8]}}]
+
+    assert (teacher["status"], teacher["source_run_id"]) == ("READY", found[""]["id"])
+    assert teacher["params"] == {"family": "resnet", "depth": "20"}
+    assert {m["_key"]: m["_value"] for m in map(json.loads, teacher["metrics"])} == {
+        f"teacher.{name}": value for name, value in TEACHER.items()
+    }
+
+
+def test_a_student_that_is_kept_is_a_logged_model_with_the_very_points_of_its_run(
+    tmp_path: Path, uri: str, study: str
+) -> None:
+    run_study(tmp_path, uri, study)
+    found, logged = contents(uri, study), models(uri, study)
+    assert set(logged) == {"teacher", "0", "2"}
+    for name in ("0", "2"):
+        run, model = found[f"/{name}"], logged[name]
+        assert (model["status"], model["model_type"], model["source_run_id"]) == ("READY", "student", run["id"])
+        assert model["params"] == {"student.width": "0.5", "transfer": "kd", "kd.temperature": "4.0"}
+        tags = {"dux.study": study, "dux.model": name, "dux.files": f"runs:/{run['id']}/student"}
+        assert model["tags"].items() >= tags.items()
+        assert run["models out"] == [(model["model_id"], 3)]
+        points = {m["_key"]: m for m in map(json.loads, model["metrics"])}
+        assert set(points) == {"accuracy", "parameters"}  # nll is no number
+        for metric, point in points.items():
+            assert (point["_step"], repr(point["_value"]), point["_timestamp"]) in run["points"][metric]
+            assert (point["_dataset_name"], point["_dataset_digest"]) == ("digits", "d2")
+        assert len(run["points"]["accuracy"]) == 4  # linking adds no point
+    assert found["/1"]["models out"] == found[""]["models out"] == []
+
+
 def test_sending_everything_again_changes_nothing(tmp_path: Path, uri: str, study: str) -> None:
     run_study(tmp_path, uri, study)
-    once = contents(uri, study)
+    once = contents(uri, study), models(uri, study)
     (tmp_path / "spool.sent").unlink()
     with tracking(tmp_path, uri, study) as tracker:
         assert tracker.flush(60.0) == 0, tracker.last_error
-    assert contents(uri, study) == once
+    assert (contents(uri, study), models(uri, study)) == once
     assert not (tmp_path / "spool.refused.jsonl").exists()
 
 
@@ -320,7 +380,7 @@ def test_a_damaged_line_is_set_aside(tmp_path: Path, stand: Stand, study: str) -
 def test_no_password_is_kept_or_shown(tmp_path: Path, stand: Stand, study: str) -> None:
     with tracking(tmp_path / "down", NOBODY.replace("://", "://user:S3cret%2Fword@"), study) as tracker:
         start(tracker)
-        assert tracker.flush(2.0) == 1
+        assert tracker.flush(2.0) == 3
         errors = [str(tracker.last_error)]
     with tracking(tmp_path / "up", stand.url.replace("://", "://user:S3cret%2Fword@"), study) as tracker:
         run_trial(tracker, tmp_path, 0)

@@ -1,0 +1,272 @@
+"""MLflow that is slow, in error, killed in the middle of a write, back again, or too old: nothing is lost or doubled.
+
+Before a real server stands a proxy that fails requests as a test wishes: a 500 before or after the server has carried
+the request out, a 404 for what an older server does not know, a kill of the server while it has the request.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.client import HTTPConnection, HTTPException
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from mlflow import MlflowClient
+from processes import Command
+from running import TASK, Stand, wait_for
+from test_tracking import contents, keep, models, run_trial, start, tracking
+
+from search.study import Study
+from search.tracking import Tracker
+
+# MLflow maps its tables with an option that SQLAlchemy 2.1 calls deprecated.
+pytestmark = [pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"), pytest.mark.timeout(900)]
+
+
+class Proxy:
+    """Passes requests on to a server, unless told otherwise.
+
+    Attributes:
+        rule: asked at every request, by method and path, what to do: "pass"; "error" (500, not passed on); "lost" (500
+            after the server has done it); "unknown" (404); "kill" (`killed` while the server has the request).
+        delay_s: before each request.
+    """
+
+    def __init__(self, target: str, killer: Callable[[], None] = lambda: None) -> None:
+        self.rule: Callable[[str, str], str] = lambda method, path: "pass"
+        self.delay_s = 0.0
+        self.told: Counter[str] = Counter()
+        """How often which rule held."""
+        self._lock = threading.Lock()
+        where = urlsplit(target)
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_any(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                time.sleep(proxy.delay_s)
+                with proxy._lock:
+                    what = proxy.rule(self.command, self.path.partition("?")[0])
+                    proxy.told[what] += 1
+                if what in ("error", "unknown"):
+                    self.say({"error": 500, "unknown": 404}[what], b"<html>the proxy says no</html>")
+                    return
+                server = HTTPConnection(where.hostname or "", where.port, timeout=60)
+                try:
+                    headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
+                    server.request(self.command, self.path, body, headers)
+                    if what == "kill":
+                        killer()
+                    answer = server.getresponse()
+                    content = answer.read()
+                except (OSError, HTTPException):
+                    self.say(502, b"<html>nobody answers</html>")
+                    return
+                finally:
+                    server.close()
+                if what == "lost":
+                    self.say(500, b"<html>the answer is lost</html>")
+                else:
+                    self.say(answer.status, content, answer.getheader("Content-Type") or "text/plain")
+
+            def say(self, status: int, content: bytes, kind: str = "text/html") -> None:
+                with suppress(OSError):  # whoever asked has gone
+                    self.send_response(status)
+                    self.send_header("Content-Type", kind)
+                    self.send_header("Content-Length", str(len(content)))
+                    self.end_headers()
+                    self.wfile.write(content)
+
+            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = handle_any  # noqa: N815
+
+            def log_message(self, *what: object) -> None:
+                """Says nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@contextmanager
+def before(stand: Stand) -> Iterator[Proxy]:
+    proxy = Proxy(stand.url, stand.kill)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
+
+
+def without_ids(uri: str, study: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What two stores that were told the same have in common."""
+    text = json.dumps([contents(uri, study), models(uri, study)], sort_keys=True)
+    text = re.sub(r"\b(m-)?[0-9a-f]{32}\b", "ID", text)
+    runs, logged = json.loads(text)
+    for model in logged.values():
+        for name in ("creation_timestamp", "artifact_location", "experiment_id", "status_message"):
+            del model[name]
+    return runs, logged
+
+
+def test_every_kind_of_request_may_be_refused_once_and_its_answer_lost_once(tmp_path: Path, stand: Stand) -> None:
+    seen: Counter[str] = Counter()
+
+    def rule(method: str, path: str) -> str:
+        kind = f"{method} {re.sub(r'(m-)?[0-9a-f]{32}.*', 'ID', path)}"
+        seen[kind] += 1
+        return {1: "lost", 2: "error"}.get(seen[kind], "pass")
+
+    with before(stand) as proxy:
+        proxy.rule = rule
+        with tracking(tmp_path, proxy.url, "flaky") as tracker:
+            run_study_on(tracker, tmp_path)
+            wait_for(lambda: tracker.flush(1.0) == 0, "MLflow to have everything", 120)
+        proxy.rule = lambda method, path: "pass"
+        assert proxy.told["lost"] >= 12  # experiments, runs, batches, inputs, outputs, models, files, ...
+        assert proxy.told["error"] >= 10
+        assert not (tmp_path / "spool.refused.jsonl").exists()
+        found = without_ids(stand.url, "flaky")
+        plain = f"sqlite:///{shutil.copy(stand.empty, tmp_path / 'plain.db')}"
+        with tracking(tmp_path, plain, "flaky") as tracker:  # the same spool, to a store that never failed
+            assert tracker.flush(60.0) == 0, tracker.last_error
+        assert found == without_ids(plain, "flaky")
+
+
+def run_study_on(tracker: Tracker, folder: Path) -> None:
+    """What `run_study` tells, to a tracker that may fail."""
+    start(tracker)
+    for trial in range(3):
+        run_trial(tracker, folder, trial)
+        tracker.front_changed(trial + 1, 0.25 * trial, trial + 1)
+        tracker.front_members({trial, 0})
+    for trial in (0, 2):
+        keep(tracker, folder, trial)
+    tracker.study_finished("FINISHED", [folder / "trials" / "0" / "recipe.json"], [{"trial": 0, "accuracy": 0.75}])
+
+
+def test_a_server_before_mlflow_3_has_all_but_the_models(tmp_path: Path, stand: Stand) -> None:
+    with before(stand) as proxy:
+        proxy.rule = lambda method, path: "unknown" if "logged-models" in path else "pass"
+        with tracking(tmp_path, proxy.url, "old") as tracker:
+            run_study_on(tracker, tmp_path)
+            assert tracker.flush(60.0) == 0, tracker.last_error
+    refused = [json.loads(line) for line in (tmp_path / "spool.refused.jsonl").read_text().splitlines()]
+    assert [json.loads(item["line"])["event"] for item in refused] == ["teacher_measured"] + ["student_kept"] * 2
+    assert all("older than MLflow 3" in item["why"] for item in refused)
+    found = contents(stand.url, "old")
+    assert set(found) == {"tags", "", "/0", "/1", "/2"}
+    assert found[""]["status"] == "FINISHED"
+    assert set(found[""]["points"]) >= {"teacher.accuracy", "teacher.parameters", "hypervolume"}
+    assert found["/1"]["data"] == [("training", "d1"), ("validation", "d2")]
+    assert models(stand.store, "old") == {}
+
+
+def test_a_404_for_everything_is_an_outage_and_not_an_old_server(tmp_path: Path, stand: Stand) -> None:
+    with before(stand) as proxy:
+        proxy.rule = lambda method, path: "unknown"  # as of a proxy whose server is away
+        with tracking(tmp_path, proxy.url, "away") as tracker:
+            start(tracker)
+            assert tracker.flush(1.0) == 3
+            proxy.rule = lambda method, path: "pass"
+            assert tracker.flush(60.0) == 0, tracker.last_error
+    assert not (tmp_path / "spool.refused.jsonl").exists()
+    assert set(models(stand.store, "away")) == {"teacher"}
+
+
+STUDY = f"""
+name: tiny
+{TASK}
+space:
+  student.width: {{low: 0.0625, high: 0.5, step: 0.0625}}
+  pruning.fraction: 0.5
+  pruning.fine_tune_epochs: 1
+  training.epochs: 2
+  training.batch_size: 16
+search: {{trials: 8, sampler: grid, concurrent: 1, curve: false}}
+"""
+
+
+def test_a_study_goes_on_while_its_server_is_slow_killed_in_mid_write_and_back_with_errors(
+    tmp_path: Path, stand: Stand
+) -> None:
+    (tmp_path / "study.yaml").write_text(STUDY)
+    home = tmp_path / "home"
+    with before(stand) as proxy:
+        proxy.delay_s = 0.05
+        command = Command(
+            tmp_path, "search", "study.yaml", "--home", str(home), settings={"MLFLOW_TRACKING_URI": proxy.url}
+        )
+        try:
+
+            def finished() -> list[Any]:
+                client = MlflowClient(tracking_uri=stand.store)
+                experiment = client.get_experiment_by_name("dux-tiny")
+                runs = [] if experiment is None else client.search_runs([experiment.experiment_id])
+                return [r for r in runs if r.info.status == "FINISHED" and r.data.tags["dux.role"] == "trial"]
+
+            wait_for(lambda: bool(finished()) or not command.running, "the first trial in MLflow")
+            assert command.running, command.err
+            study = Study.open("tiny", home)
+
+            def kill_at_the_next_write(method: str, path: str) -> str:
+                if path.endswith("runs/log-batch") and not proxy.told["kill"]:
+                    return "kill"
+                return "pass"
+
+            proxy.rule = kill_at_the_next_write
+            wait_for(lambda: proxy.told["kill"] > 0 or not command.running, "a write to be cut short")
+            assert command.running, command.err
+            done = sum(line.counts for line in study.lines())
+            wait_for(lambda: sum(line.counts for line in study.lines()) > done or not command.running, "a trial")
+            errors = iter(["error", "lost"])
+            stand.start()
+            proxy.rule = lambda method, path: next(errors, "pass")
+            wait_for(lambda: not command.running, "the end")
+        finally:
+            if command.running:
+                command.kill()
+    assert (command.process.returncode, command.err) == (0, "")
+    assert proxy.told["error"] == proxy.told["lost"] == 1
+    assert proxy.told["kill"] == 1
+    assert not (study.folder / "spool.refused.jsonl").exists()
+    assert (
+        json.loads((study.folder / "spool.sent").read_text())["offset"] == (study.folder / "spool.jsonl").stat().st_size
+    )
+
+    found = contents(stand.url, "tiny")  # fails where a run is there twice
+    lines = study.lines()
+    assert set(found) == {"tags", ""} | {f"/{line.trial}" for line in lines}
+    assert found[""]["status"] == "FINISHED"
+    for line in lines:
+        run = found[f"/{line.trial}"]
+        assert (line.outcome, run["status"]) == ("complete", "FINISHED")
+        assert sorted(step for step, _, _ in run["points"]["epoch.accuracy"]) == [1, 2, 3]
+        for name, value in line.measurements.items():
+            assert [float(point[1]) for point in run["points"][name]] == [value]
+        assert [context for context, _ in run["data"]] == ["training", "validation"]
+        assert run["files"] == [
+            f"student/{name}" for name in ("recipe.json", "result.json", "student.json", "student.safetensors")
+        ]
+    members = {str(entry.trial) for entry in study.front().members}
+    assert set(models(stand.store, "tiny")) == members | {"teacher"}
+    assert {
+        name[1:] for name, run in found.items() if name.startswith("/") and run["tags"]["dux.pareto"] == "true"
+    } == members
+    steps = sorted(step for step, _, _ in found[""]["points"]["hypervolume"])
+    assert steps == list(range(1, len(lines) + 1))
