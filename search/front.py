@@ -252,7 +252,8 @@ class Front:
         cells = {}
         for name in self.noisy:
             over = member.spread(name)
-            cells[f"{name} over seeds"] = f"{show(over.mean)} ± {show(over.deviation)}"
+            deviation = f"{over.deviation:,.0f}" if abs(over.mean) >= 1000 else show(over.deviation)
+            cells[f"{name} over seeds"] = f"{show(over.mean)} ± {deviation}"
         failed = f" ({member.repeats_failed} failed)" if member.repeats_failed else ""
         cells["seeds"] = f"{1 + len(member.repeats)}{failed}"
         if self.doubtful:
@@ -356,8 +357,10 @@ class Front:
         }
 
     def table(self) -> Table:
-        """The members for the terminal: trial, objectives, what repeats say, a few more to three digits, the recipe."""
+        """The members for the terminal: trial, objectives, what repeats say or else a few more numbers, the recipe."""
         others = [name for name in _IN_THE_TABLE if name in self.known() and name not in self.objectives]
+        if self.is_repeated:
+            others = []  # both are too wide
         table = Table(title=self.summary(), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         cells = [self.seed_cells(entry) for entry in self.members]
         for name in ("trial", *self.objectives, *(cells[0] if cells else ()), *others):
