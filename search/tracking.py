@@ -32,6 +32,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock
+
 from search.mlflow_view import VIEW_TAG, artifacts_of, database, redacted, view_state
 from spaces import Domain, Space
 
@@ -618,6 +620,13 @@ def _connect(tracking_uri: str) -> Any:
     file = database(tracking_uri)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_name(f".{file.name}.lock")):
+            if not file.exists():
+                # made beside its place: MLflow never again opens a file whose tables a kill left half made
+                fresh = file.with_name(f".{file.name}.new")
+                fresh.unlink(missing_ok=True)
+                MlflowClient(tracking_uri=f"sqlite:///{fresh}").search_experiments(max_results=1)
+                fresh.replace(file)
     return MlflowClient(tracking_uri=tracking_uri)
 
 

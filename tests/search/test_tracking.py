@@ -299,6 +299,30 @@ def test_the_next_process_goes_on_where_this_one_was_killed(tmp_path: Path, stan
     assert set(contents(stand.store, study)) == {"tags", "", "/0", "/1"}
 
 
+def test_a_kill_while_mlflow_makes_its_tables_leaves_no_half_made_store(tmp_path: Path, study: str) -> None:
+    store = tmp_path / "mlflow.db"
+    program = (
+        "import sys, pathlib\n"
+        "from search.tracking import Tracker\n"
+        f"tracker = Tracker(pathlib.Path({str(tmp_path)!r}), {study!r}, 'sqlite:///{store}')\n"
+        "tracker.teacher_measured({'accuracy': 0.5})\n"
+        "tracker.flush(300.0)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[2])
+    try:
+        while not (tmp_path / ".mlflow.db.new").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.3)
+    finally:
+        process.kill()
+        process.wait()
+    assert not store.exists()
+    with tracking(tmp_path, f"sqlite:///{store}", study) as tracker:
+        assert tracker.flush(120.0) == 0, tracker.last_error
+    assert contents(f"sqlite:///{store}", study)[""]["status"] == "RUNNING"
+
+
 def test_after_a_power_cut_that_took_lines_which_were_sent_all_are_sent_again(tmp_path: Path) -> None:
     for trial in range(9):
         spool = Spool(tmp_path)
