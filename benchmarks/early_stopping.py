@@ -117,9 +117,9 @@ class Job:
 
 
 def jobs(setting: Setting) -> Iterator[Job]:
-    """All trials, a seed of each study after the other."""
-    for seed in range(setting.seeds):
-        for study in STUDIES:
+    """All trials, a study after the other."""
+    for study in STUDIES:
+        for seed in range(setting.seeds):
             file = setting.file(study)
             with tempfile.TemporaryDirectory() as folder:
                 ledger = Ledger(f"sqlite:///{folder}/l.db", study, file.objectives, "random", seed, file.space)
@@ -147,8 +147,7 @@ def carry_out(job: Job) -> Line:
     found: list[dict[str, float]] = []
     failed = ""
     try:
-        result = run_trial(Recipe.from_json(job.recipe), task, knowledge, report, curve=file.space.fractions())
-        found = [result.measurements, *(point["measurements"] for point in result.points())]
+        found = [run_trial(Recipe.from_json(job.recipe), task, knowledge, report).measurements]
     except Diverged as error:
         failed = str(error)
     kept = [{name: values[name] for name in file.objectives} for values in found]
@@ -237,13 +236,12 @@ class Replayed:
         return max((volume for spent, volume in self.volumes if spent <= epochs), default=0.0)
 
 
-def replay(lines: Sequence[Line], make: Callable[[Sequence[Axis]], Policy], curve: bool) -> Replayed:
+def replay(lines: Sequence[Line], make: Callable[[Sequence[Axis]], Policy]) -> Replayed:
     """The trials in their order on WORKERS workers, each as fast as it was, under a policy.
 
     Args:
         lines: the trials of one study.
         make: of POLICIES.
-        curve: whether the points of the pruning curve count, of trials that came to their end.
     """
     axes = [Axis(*axis) for axis in lines[0]["axes"]]
     policy = make(axes)
@@ -277,8 +275,7 @@ def replay(lines: Sequence[Line], make: Callable[[Sequence[Axis]], Policy], curv
                 continue
         else:
             finished += 1
-            found = line["found"] if curve else line["found"][:1]
-            points += [[values[axis.name] for axis in axes] for values in found]
+            points += [[values[axis.name] for axis in axes] for values in line["found"]]
             volumes.append((epochs, hypervolume(points, axes)))
         busy += now - starts[trial]
         begin(now)
@@ -286,7 +283,7 @@ def replay(lines: Sequence[Line], make: Callable[[Sequence[Axis]], Policy], curv
 
 
 def tables(setting: Setting, results: Mapping[str, Line]) -> tuple[list[str], dict[str, dict[str, list[Replayed]]]]:
-    """The rows of the document, and the replays of the studies without the curve for its figure."""
+    """The rows of the document, and the replays for its figure."""
     text: list[str] = []
     drawn: dict[str, dict[str, list[Replayed]]] = {}
     for study in STUDIES:
@@ -298,38 +295,33 @@ def tables(setting: Setting, results: Mapping[str, Line]) -> tuple[list[str], di
         if not whole:
             continue
         bad = sum(bool(line["failed"]) for lines in whole.values() for line in lines)
-        for curve in (False, True):
-            found = {
-                name: {seed: replay(lines, make, curve) for seed, lines in whole.items()}
-                for name, make in POLICIES.items()
-            }
-            base = found["none (FIFO)"]
-            if not curve:
-                drawn[study] = {name: list(by_seed.values()) for name, by_seed in found.items()}
-            text += [
-                "",
-                f"## {study}, {'with' if curve else 'without'} the pruning curve",
-                "",
-                f"{len(whole)} studies of {setting.trials} trials; {bad} of all trials diverged.",
-                "",
-                "| stopping | trials that ended | epochs | of FIFO's | seconds | of FIFO's | hypervolume "
-                "| against FIFO on the same trials | against FIFO at the same epochs |",
-                "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-            ]
-            for name, by_seed in found.items():
-                same = {seed: base[seed].at(r.epochs) for seed, r in by_seed.items()}
-                volumes = {seed: r.volume for seed, r in by_seed.items()}
-                is_base = by_seed is base
-                text.append(
-                    f"| {name} | {spread((r.finished for r in by_seed.values()), 1)} "
-                    f"| {spread((r.epochs for r in by_seed.values()), 0)} "
-                    f"| {mean(r.epochs / base[seed].epochs for seed, r in by_seed.items()):.0%} "
-                    f"| {spread((r.seconds for r in by_seed.values()), 0)} "
-                    f"| {mean(r.seconds / base[seed].seconds for seed, r in by_seed.items()):.0%} "
-                    f"| {spread(volumes.values(), 4)} "
-                    f"| {'' if is_base else against(volumes, {seed: r.volume for seed, r in base.items()}, 4)} "
-                    f"| {'' if is_base else against(volumes, same, 4)} |"
-                )
+        found = {name: {seed: replay(lines, make) for seed, lines in whole.items()} for name, make in POLICIES.items()}
+        base = found["none (FIFO)"]
+        drawn[study] = {name: list(by_seed.values()) for name, by_seed in found.items()}
+        text += [
+            "",
+            f"## {study}",
+            "",
+            f"{len(whole)} studies of {setting.trials} trials; {bad} of all trials diverged.",
+            "",
+            "| stopping | trials that ended | epochs | of FIFO's | seconds | of FIFO's | hypervolume "
+            "| against FIFO on the same trials | against FIFO at the same epochs |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        for name, by_seed in found.items():
+            same = {seed: base[seed].at(r.epochs) for seed, r in by_seed.items()}
+            volumes = {seed: r.volume for seed, r in by_seed.items()}
+            is_base = by_seed is base
+            text.append(
+                f"| {name} | {spread((r.finished for r in by_seed.values()), 1)} "
+                f"| {spread((r.epochs for r in by_seed.values()), 0)} "
+                f"| {mean(r.epochs / base[seed].epochs for seed, r in by_seed.items()):.0%} "
+                f"| {spread((r.seconds for r in by_seed.values()), 0)} "
+                f"| {mean(r.seconds / base[seed].seconds for seed, r in by_seed.items()):.0%} "
+                f"| {spread(volumes.values(), 4)} "
+                f"| {'' if is_base else against(volumes, {seed: r.volume for seed, r in base.items()}, 4)} "
+                f"| {'' if is_base else against(volumes, same, 4)} |"
+            )
     return text, drawn
 
 
@@ -341,8 +333,8 @@ def document(setting: Setting, results: Mapping[str, Line], rows: Sequence[str])
             "",
             "Written by `python benchmarks/early_stopping.py`. Every recipe was carried out once, to its end; each "
             f"policy is then replayed over the same courses with {WORKERS} workers, from the first trial on. Recipes "
-            "are drawn at random, so that all policies have the same; a sampler that learns is not in these figures. "
-            f"Rungs at {MIN_EPOCHS}, {MIN_EPOCHS * REDUCTION}, ... epochs for both. Hypervolume as `dux front` "
+            "are drawn at random, so that all policies have the same; a sampler that learns, and the pruning curve, are "
+            f"not in these figures. Rungs at {MIN_EPOCHS}, {MIN_EPOCHS * REDUCTION}, ... epochs for both. Hypervolume as `dux front` "
             "reckons it. ± is the standard deviation over seeds; of differences, the half width of a 95 % interval of "
             "the mean of the paired differences.",
             "",
