@@ -332,11 +332,12 @@ def document(setting: Setting, results: Mapping[str, Line], rows: Sequence[str])
             "# What early stopping saves, and what it costs",
             "",
             "Written by `python benchmarks/early_stopping.py`. Every recipe was carried out once, to its end; each "
-            f"policy is then replayed over the same courses with {WORKERS} workers, from the first trial on. Recipes "
-            "are drawn at random, so that all policies have the same; a sampler that learns, and the pruning curve, are "
-            f"not in these figures. Rungs at {MIN_EPOCHS}, {MIN_EPOCHS * REDUCTION}, ... epochs for both. Hypervolume as `dux front` "
-            "reckons it. ± is the standard deviation over seeds; of differences, the half width of a 95 % interval of "
-            "the mean of the paired differences.",
+            f"policy is then replayed over the same courses with {WORKERS} workers, from the first trial on.",
+            "",
+            "Recipes are drawn at random, so that all policies have the same; a sampler that learns, and the pruning "
+            f"curve, are not in these figures. Rungs at {MIN_EPOCHS}, {MIN_EPOCHS * REDUCTION}, ... epochs for both. "
+            "Hypervolume as `dux front` reckons it. ± is the standard deviation over seeds; of differences, the half "
+            "width of a 95 % interval of the mean of the paired differences.",
             "",
             f"- {hardware(results.values())}; one thread a trial; seconds are those of the trials as they were "
             "measured in full, on a machine that may have done other things, too.",
