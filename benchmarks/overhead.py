@@ -82,9 +82,9 @@ class Job:
 
 
 FULL = (
-    Job("nothing, random", 1000, "random"),
-    Job("nothing, tpe", 1000, "tpe"),
     Job("30 s", 20, "tpe", sleep=30.0),
+    Job("nothing, tpe", 1000, "tpe"),
+    Job("nothing, random", 1000, "random"),
 )
 QUICK = (Job("nothing, tpe", 10, "tpe"), Job("1 s", 4, "tpe", sleep=1.0))
 
