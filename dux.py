@@ -5,11 +5,13 @@ may shadow or overwrite them. That is told in one line here, before anything for
 """
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
 _OWN = ("spaces", "trainers", "search")
 _MARK = '"""Dux'
+_INTERRUPTED = 130
 
 
 def shadowed() -> str | None:
@@ -40,7 +42,14 @@ def main() -> None:
         sys.exit(_complain(problem))
     from search.cli import main as run
 
-    run()
+    try:
+        run()
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(_INTERRUPTED)  # Python may make another code of an interruption, and its end may wait for threads
+        raise
 
 
 def _complain(line: str) -> int:

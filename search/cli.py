@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search.front import Bounds, Front, NoStudent, parse_bound, shortened, show
-from search.signals import sigterm_as_ctrl_c
+from search.signals import ctrl_c_is_kept
 from spaces import BadInput
 
 # Typer brings its own click and names only this one of its errors; what we catch is their common base
@@ -302,7 +302,7 @@ def main() -> None:
     0 well, 1 refused or out of reach, 2 bad input, 3 no such student, 4 all trials failed, 130 interrupted.
     """
     warnings.simplefilter("ignore")  # other libraries' notes to their developers
-    with sigterm_as_ctrl_c():
+    with ctrl_c_is_kept():
         try:
             app(prog_name="dux", standalone_mode=False)
         except BadInput as error:

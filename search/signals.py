@@ -1,26 +1,53 @@
-"""SIGTERM, which schedulers send, is taken as Ctrl-C."""
+"""Ctrl-C that is not lost, and SIGTERM, which schedulers send, taken as Ctrl-C."""
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_pressed = threading.Event()
+
 
 @contextmanager
-def sigterm_as_ctrl_c() -> Iterator[None]:
-    """Inside, in the main thread; in others nothing changes."""
+def ctrl_c_is_kept() -> Iterator[None]:
+    """Inside, in the main thread, SIGTERM is Ctrl-C, and `raise_if_pressed` knows of either; elsewhere nothing changes.
+
+    A KeyboardInterrupt may be lost: where it meets an import that other code tries and goes on without (torch imports
+    much in the middle of training), or a destructor.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, _terminated)
+    kept = signal.getsignal(signal.SIGINT)
+    told = sys.unraisablehook
+    if kept is signal.default_int_handler:
+        _pressed.clear()
+        signal.signal(signal.SIGINT, _interrupted)
+        sys.unraisablehook = lambda lost: None if lost.exc_type is KeyboardInterrupt else told(lost)
     try:
         yield
     finally:
+        sys.unraisablehook = told
         signal.signal(signal.SIGTERM, before)
+        if kept is signal.default_int_handler:
+            signal.signal(signal.SIGINT, kept)
 
 
-def _interrupt(*_: object) -> None:
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # what a shell's script starts with & ignores Ctrl-C
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+def raise_if_pressed() -> None:
+    """Raise KeyboardInterrupt if Ctrl-C was pressed, and what it raised then was lost."""
+    if _pressed.is_set():
+        raise KeyboardInterrupt
+
+
+def _interrupted(*_: object) -> None:
+    _pressed.set()
+    raise KeyboardInterrupt
+
+
+def _terminated(*_: object) -> None:
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, signal.default_int_handler):
+        signal.signal(signal.SIGINT, _interrupted)  # what a shell's script starts with & ignores Ctrl-C
     os.kill(os.getpid(), signal.SIGINT)

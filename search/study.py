@@ -24,7 +24,7 @@ from search.chart import front_html, front_png
 from search.constraints import broken
 from search.front import Axis, Entry, Front
 from search.ledger import LOST, Ledger, Line, Outcome, delete, grouped, in_ledger, without_password
-from search.signals import sigterm_as_ctrl_c
+from search.signals import ctrl_c_is_kept, raise_if_pressed
 from search.stopping import Halving
 from search.study_file import StudyFile
 from search.tracking import Tracker, find_runs
@@ -471,7 +471,7 @@ class Study:
             if new:
                 write_whole(self.folder / "ledger.txt", self._database)
                 write_whole(self.folder / "study.json", self.file.to_json())
-            stack.enter_context(sigterm_as_ctrl_c())
+            stack.enter_context(ctrl_c_is_kept())
             try:
                 return _Session(self, display, verbose).run(address)
             except BadInput:
@@ -567,12 +567,13 @@ class _Session:
         file, search = self._study.file, self._study.file.search
         self._now("reading the data, looking for the teacher")
         epochs = file.task.teacher.epochs * file.task.teacher.members
+
+        def on_epoch(epoch: int, loss: float) -> None:
+            raise_if_pressed()
+            self._now(f"training the teacher: epoch {epoch} of {epochs}")
+
         try:
-            task = Task.load(
-                file.task,
-                self._study.home,
-                lambda epoch, loss: self._now(f"training the teacher: epoch {epoch} of {epochs}"),
-            )
+            task = Task.load(file.task, self._study.home, on_epoch)
         except Diverged as error:
             raise BadInput(f"`task.teacher` must be one that can be trained, but {error}") from None
         record = {
@@ -599,37 +600,37 @@ class _Session:
         self._start_telling()
         concurrent = search.at_a_time
         size = sum(array.nbytes for array in arrays.values())
-        with ExitStack() as stack:
-            stack.enter_context(
-                workers.cluster(
-                    address,
-                    cpus=concurrent * search.cpus,
-                    gpus=concurrent * search.gpus,
-                    store_bytes=size,
-                    verbose=self._verbose,
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(
+                    workers.cluster(
+                        address,
+                        cpus=concurrent * search.cpus,
+                        gpus=concurrent * search.gpus,
+                        store_bytes=size,
+                        verbose=self._verbose,
+                    )
                 )
-            )
-            stack.enter_context(sigterm_as_ctrl_c())  # anew: Ray's start takes SIGTERM for itself, and crashes on it
-            job = workers.Job(
-                task=file.task,
-                task_key=task.key,
-                classes=task.data.classes,
-                teacher_measurements=dict(task.teacher_measurements),
-                teacher_curve=task.curve,
-                trials_folder=str(self._study.folder / "trials"),
-                checkpoints_folder=str(self._study.checkpoints),
-                checkpoint_seconds=search.checkpoint_seconds,
-                knowledge_folder=str(self._study.home / "knowledge"),
-                driver_node=workers.this_node(),
-                threads=search.cpus,
-                device="cuda" if search.gpus else "cpu",
-                curve=file.space.fractions() if search.curve else (),
-                timed=self._study.file.timed,
-                import_folders=tuple(sys.path),
-            )
-            self._began = time.monotonic()
-            self._done_before = self._done + self._repeated
-            try:
+                stack.enter_context(ctrl_c_is_kept())  # anew: Ray's start takes SIGTERM for itself, and crashes on it
+                job = workers.Job(
+                    task=file.task,
+                    task_key=task.key,
+                    classes=task.data.classes,
+                    teacher_measurements=dict(task.teacher_measurements),
+                    teacher_curve=task.curve,
+                    trials_folder=str(self._study.folder / "trials"),
+                    checkpoints_folder=str(self._study.checkpoints),
+                    checkpoint_seconds=search.checkpoint_seconds,
+                    knowledge_folder=str(self._study.home / "knowledge"),
+                    driver_node=workers.this_node(),
+                    threads=search.cpus,
+                    device="cuda" if search.gpus else "cpu",
+                    curve=file.space.fractions() if search.curve else (),
+                    timed=self._study.file.timed,
+                    import_folders=tuple(sys.path),
+                )
+                self._began = time.monotonic()
+                self._done_before = self._done + self._repeated
                 workers.run(
                     job,
                     arrays,
@@ -644,8 +645,8 @@ class _Session:
                     trial_timeout=search.trial_timeout,
                     scratch=self._study.folder / "ray",
                 )
-            except workers.RayDied as error:
-                return f", because {error}"
+        except workers.RayDied as error:
+            return f", because {error}"
         return ""
 
     def _teacher_latency(self, task: Task) -> dict[str, float]:

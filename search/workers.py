@@ -103,6 +103,7 @@ def cluster(address: str | None, *, cpus: int, gpus: float, store_bytes: int, ve
 
     Raises:
         BadInput: nothing answers at `address`.
+        RayDied: no Ray could be started here.
     """
     level = logging.WARNING if verbose else logging.CRITICAL
     quiet: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose, "ignore_reinit_error": False}
@@ -114,13 +115,17 @@ def cluster(address: str | None, *, cpus: int, gpus: float, store_bytes: int, ve
             warnings.simplefilter("ignore")
         own = not ray.is_initialized()
         if own and address is None:
-            ray.init(
-                num_cpus=cpus,
-                num_gpus=int(np.ceil(gpus)),
-                include_dashboard=False,
-                object_store_memory=max(200_000_000, 2 * store_bytes),
-                **quiet,
-            )
+            try:
+                ray.init(
+                    num_cpus=cpus,
+                    num_gpus=int(np.ceil(gpus)),
+                    include_dashboard=False,
+                    object_store_memory=max(200_000_000, 2 * store_bytes),
+                    **quiet,
+                )
+            except Exception as error:  # a bare one is what Ray raises where the machine is too busy
+                ray.shutdown()
+                raise RayDied(f"Ray did not start ({' '.join(str(error).split())[:150]})") from None
         elif own and address is not None:
             # the nodes need Dux's dependencies, and get Dux itself from here
             ours = [str(Path(sys.modules[name].__file__ or "").parent) for name in ("search", "spaces", "trainers")]
@@ -216,7 +221,7 @@ def run(
 
 
 class RayDied(RuntimeError):
-    """Ray's own processes on this machine are gone, and no trial would ever run again."""
+    """Ray's own processes on this machine are gone, or did not start, and no trial would ever run again."""
 
 
 def _ray_is_dead() -> bool:

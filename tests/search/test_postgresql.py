@@ -21,12 +21,6 @@ SPACE = Space.from_mapping(
 OBJECTIVES = {"accuracy": "max", "parameters": "min"}
 PASSWORD = "hush-hush"
 
-# Optuna leaves its connections to the garbage collector
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::ResourceWarning",
-    "ignore:Exception ignored in. <function BaseConnection:pytest.PytestUnraisableExceptionWarning",
-)
-
 
 @pytest.fixture(scope="module")
 def storage() -> Iterator[str]:
