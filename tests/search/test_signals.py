@@ -34,11 +34,14 @@ def test_a_ctrl_c_that_a_destructor_loses_is_raised_later(capsys: pytest.Capture
 
 @pytest.mark.parametrize("ignored", [False, True])
 def test_sigterm_is_ctrl_c_even_where_that_is_ignored(ignored: bool) -> None:
+    def terminate() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1.0)
+
     before = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
     try:
         with ctrl_c_is_kept(), pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(1.0)
+            terminate()
     finally:
         signal.signal(signal.SIGINT, before)
