@@ -133,6 +133,7 @@ class Ledger:
         """Asked first, where there is one."""
         self._grid: Iterator[int] | None = None
         self._asked: dict[int, optuna.Trial] = {}
+        self._lines: dict[int, Line] = {}
 
     def ask(self) -> tuple[int, Recipe]:
         """The number of a new trial and its recipe: one that was interrupted, one to try first, or a new one."""
@@ -375,11 +376,19 @@ class Ledger:
     def lines(self) -> list[Line]:
         """Every trial that was ever begun, by number."""
         trials = self._study.get_trials(deepcopy=False)
-        return [_line(trial) for trial in trials if _is_own(trial)]
+        return [self._read(trial) for trial in trials if _is_own(trial)]
 
     def done(self) -> int:
         """How many of the trials asked for have ended, well or badly."""
         return sum(line.counts for line in self.lines())
+
+    def _read(self, trial: FrozenTrial) -> Line:
+        """A trial's line; those that ended do not change any more, and are read once."""
+        if not trial.state.is_finished():
+            return _line(trial)
+        if trial.number not in self._lines:
+            self._lines[trial.number] = _line(trial)
+        return self._lines[trial.number]
 
     def _learned(self) -> int:
         """Trials that a sampler learned from, points of curves not counted."""
