@@ -491,7 +491,12 @@ def document(results: Sequence[Line]) -> str:
         sums = [sum(kill[name] for kill in of) for name in ("lost", "doubled", "resumed", "epochs_twice")]
         cut_short = sum(len(kill["open"]) for kill in of)
         rows.append(f"| {called} | {len(of)} | {cut_short} | {' | '.join(map(str, sums))} |")
-    found = [f"- {line['key']}: {fault}" for line in results for fault in line["faults"]]
+    # of a traceback, its last line
+    found = [
+        f"- {line['key']}: {fault.partition(': ')[0]}: {fault.strip().splitlines()[-1]}"
+        for line in results
+        for fault in line["faults"]
+    ]
     torn = Counter(Path(kill["torn"].partition(" to ")[0]).parts[0] for kill in kills if kill["torn"])
     return "\n".join(
         [
