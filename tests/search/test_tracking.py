@@ -305,7 +305,7 @@ def test_a_kill_while_mlflow_makes_its_tables_leaves_no_half_made_store(tmp_path
         "import sys, pathlib\n"
         "from search.tracking import Tracker\n"
         f"tracker = Tracker(pathlib.Path({str(tmp_path)!r}), {study!r}, 'sqlite:///{store}')\n"
-        "tracker.teacher_measured({'accuracy': 0.5})\n"
+        "tracker.teacher_measured({'accuracy': 0.5}, {})\n"
         "tracker.flush(300.0)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[2])
