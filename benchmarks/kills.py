@@ -30,7 +30,7 @@ import safetensors.torch
 from common import ROOT, Line, arguments, commit, hardware, mean, read
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from processes import Command, alive, descendants, run
+from processes import TASK, Command, alive, descendants, run
 
 from search.ledger import Line as Trial
 from search.study import Study
@@ -50,13 +50,6 @@ KINDS: Mapping[Kind, str] = {
     "power": "all of these, and the youngest file torn",
 }
 
-TASK = """
-task:
-  dataset: digits
-  augment: none
-  train_limit: 200
-  teacher: {family: resnet, depth: 8, width: 0.25, epochs: 2, batch_size: 16}
-"""
 SEARCH = "concurrent: 2, retries: 9, checkpoint_seconds: 0"
 STUDIES: Mapping[str, str] = {
     "curves": f"""

@@ -13,6 +13,15 @@ from types import MappingProxyType
 
 Ended = subprocess.CompletedProcess[str]
 
+TASK = """
+task:
+  dataset: digits
+  augment: none
+  train_limit: 200
+  teacher: {family: resnet, depth: 8, width: 0.25, epochs: 2, batch_size: 16}
+"""
+"""200 digits and a teacher that is trained in a second, for study files."""
+
 
 def environment() -> dict[str, str]:
     """Of a subprocess: one thread, as the tests have, and no store but the home it is given."""

@@ -11,19 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from processes import Ended
+from processes import TASK, Ended
 
 from search.mlflow_view import Server, serve
 from search.study import Study
-
-TASK = """
-task:
-  dataset: digits
-  augment: none
-  train_limit: 200
-  teacher: {family: resnet, depth: 8, width: 0.25, epochs: 2, batch_size: 16}
-"""
-"""200 digits and a teacher that is trained in a second."""
 
 TINY = f"""
 name: tiny

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from processes import run
-from running import TASK, Said
+from processes import TASK, run
+from running import Said
 
 from search.study import Study
 from trainers import Knowledge, Task, load_student, measure, run_trial

@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 
 import pytest
 from mlflow import MlflowClient
-from processes import Command
-from running import TASK, Stand, wait_for
+from processes import TASK, Command
+from running import Stand, wait_for
 from test_tracking import contents, keep, models, run_trial, start, tracking
 
 from search.study import Study

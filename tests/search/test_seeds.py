@@ -18,8 +18,8 @@ import optuna
 import pytest
 from mlflow import MlflowClient
 from optuna.trial import FrozenTrial, TrialState
-from processes import Command, Ended, run
-from running import TASK, Said, wait_for
+from processes import TASK, Command, Ended, run
+from running import Said, wait_for
 from test_chart import own_part
 
 from search.chart import front_html, front_png

@@ -18,8 +18,8 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from processes import Command, Ended, descendants, run
-from running import TASK, Finished, Said, wait_for
+from processes import TASK, Command, Ended, descendants, run
+from running import Finished, Said, wait_for
 
 from search.ledger import Line
 from search.study import Study
