@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_OURS = (signal.SIGINT, signal.SIGTERM)
 _pressed = threading.Event()
 
 
@@ -34,6 +35,38 @@ def ctrl_c_is_kept() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
         if kept is signal.default_int_handler:
             signal.signal(signal.SIGINT, kept)
+
+
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """Inside, in the main thread, Ctrl-C and SIGTERM do nothing; the first that came is sent anew at the end.
+
+    Ray's shutdown must not be cut short: whatever of Ray's objects dies after half of one ends the process, silently.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in _OURS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            os.kill(os.getpid(), came[0])
+
+
+@contextmanager
+def handlers_stay() -> Iterator[None]:
+    """At the end, in the main thread, Ctrl-C and SIGTERM do what they did at the beginning."""
+    before = {number: signal.getsignal(number) for number in _OURS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def raise_if_pressed() -> None:

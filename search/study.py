@@ -611,7 +611,6 @@ class _Session:
                         verbose=self._verbose,
                     )
                 )
-                stack.enter_context(ctrl_c_is_kept())  # anew: Ray's start takes SIGTERM for itself, and crashes on it
                 job = workers.Job(
                     task=file.task,
                     task_key=task.key,

@@ -40,6 +40,7 @@ from ray.tune.search import Searcher  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
 from search.ledger import Ledger  # noqa: E402
+from search.signals import handlers_stay, signals_wait  # noqa: E402
 from search.stopping import Halving  # noqa: E402
 from spaces import BadInput, Recipe  # noqa: E402
 from trainers import Checkpoint, Knowledge, Report, Task, TaskSpec, run_trial, save_student  # noqa: E402
@@ -116,13 +117,14 @@ def cluster(address: str | None, *, cpus: int, gpus: float, store_bytes: int, ve
         own = not ray.is_initialized()
         if own and address is None:
             try:
-                ray.init(
-                    num_cpus=cpus,
-                    num_gpus=int(np.ceil(gpus)),
-                    include_dashboard=False,
-                    object_store_memory=max(200_000_000, 2 * store_bytes),
-                    **quiet,
-                )
+                with handlers_stay():  # Ray's start takes SIGTERM for itself, and crashes on it later
+                    ray.init(
+                        num_cpus=cpus,
+                        num_gpus=int(np.ceil(gpus)),
+                        include_dashboard=False,
+                        object_store_memory=max(200_000_000, 2 * store_bytes),
+                        **quiet,
+                    )
             except Exception as error:  # a bare one is what Ray raises where the machine is too busy
                 ray.shutdown()
                 raise RayDied(f"Ray did not start ({' '.join(str(error).split())[:150]})") from None
@@ -131,7 +133,8 @@ def cluster(address: str | None, *, cpus: int, gpus: float, store_bytes: int, ve
             ours = [str(Path(sys.modules[name].__file__ or "").parent) for name in ("search", "spaces", "trainers")]
             try:
                 _knock(address)
-                ray.init(address=address, runtime_env={"py_modules": ours}, **quiet)
+                with handlers_stay():
+                    ray.init(address=address, runtime_env={"py_modules": ours}, **quiet)
             except (OSError, ValueError, RuntimeError) as error:
                 raise BadInput(
                     f"`--address` must be of a running Ray cluster, but {address} does not answer "
@@ -143,7 +146,8 @@ def cluster(address: str | None, *, cpus: int, gpus: float, store_bytes: int, ve
             yield
         finally:
             if own:
-                ray.shutdown()
+                with signals_wait():
+                    ray.shutdown()
 
 
 def _knock(address: str) -> None:
