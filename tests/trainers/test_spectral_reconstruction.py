@@ -91,7 +91,7 @@ def test_a_convolution_is_fitted_by_least_squares(groups: int) -> None:
 
 def test_a_later_layer_is_fitted_on_what_the_earlier_fitted_ones_make() -> None:
     whole = randomised(
-        nn.Sequential(nn.Flatten(), nn.Linear(72, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 5))
+        nn.Sequential(nn.Flatten(), nn.Linear(72, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 5), nn.ReLU())
     )
     assert isinstance(whole, nn.Sequential)
     silent = silenced(whole, 1, [0, 5, 6])
@@ -102,9 +102,33 @@ def test_a_later_layer_is_fitted_on_what_the_earlier_fitted_ones_make() -> None:
     with torch.no_grad():
         x = torch.cat([silent[:5](IMAGES), torch.ones(40, 1)], 1).double().numpy()
         weight = torch.cat([old.weight, old.bias[:, None]], 1).double().numpy()
-        expected = ridge_regression(x, whole(IMAGES).double().numpy(), weight)
+        expected = ridge_regression(x, whole[:6](IMAGES).double().numpy(), weight)
     np.testing.assert_allclose(last.weight.detach().numpy(), expected[:, :-1], atol=1e-5)
     np.testing.assert_allclose(last.bias.detach().numpy(), expected[:, -1], atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_last_linear_layer_is_fitted_to_probabilities(bias: bool) -> None:
+    whole = randomised(
+        nn.Sequential(nn.Flatten(), nn.Linear(72, 9), nn.ReLU(), nn.Linear(9, 4, bias=bias), nn.Flatten(0))
+    )
+    assert isinstance(whole, nn.Sequential)
+    whole[3].weight.data *= 3.0
+    least_squares, fitted = silenced(whole, 1, [0, 5, 6]), silenced(whole[:4], 1, [0, 5, 6])
+    reconstruct(least_squares, whole, IMAGES, {"1": [0, 5, 6]})  # whose outputs are no linear layer's
+    reconstruct(fitted, whole[:4], IMAGES, {"1": [0, 5, 6]})
+    with torch.no_grad():
+        x = fitted[:3](IMAGES).double().numpy()
+        wanted = whole[:4](IMAGES).softmax(1).double().numpy()
+        found = fitted(IMAGES).softmax(1).double().numpy()
+        before = least_squares[:4](IMAGES).softmax(1).double().numpy()
+    assert -(wanted * np.log(found)).sum() < -(wanted * np.log(before)).sum()
+    ridge = 2 * RIDGE * np.square(x).mean()
+    for name, slope in (("weight", (found - wanted).T @ x / len(x)), ("bias", (found - wanted).mean(0))):
+        if name == "weight" or bias:
+            moved = (getattr(fitted[3], name) - getattr(least_squares[3], name)).detach().double().numpy()
+            np.testing.assert_allclose(slope + ridge * moved, 0.0, atol=1e-4)  # the convex problem's one minimum
+            assert np.abs(slope).max() > 1e-3 or np.abs(moved).max() > 1e-3
 
 
 def test_only_what_is_made_of_lost_inputs_changes() -> None:
