@@ -9,7 +9,8 @@ CHECKS = {
     "format": ["ruff", "format", "--check", *CODE],
     "lint": ["ruff", "check", *CODE],
     "types": ["mypy"],
-    "tests": ["pytest", *sys.argv[1:]],
+    # two files at a time: most of a study's test is waiting for processes to start
+    "tests": ["pytest", "-n", "2", "--dist", "loadfile", *sys.argv[1:]],
 }
 
 
