@@ -108,8 +108,8 @@ class Pruning(Part):
     fine_tune_epochs: int = Field(default=10, ge=0)
     """After all cuts together, split evenly between them; where that leaves a rest, later cuts have an epoch more."""
     fine_tune_learning_rate: float = Field(default=0.05, gt=0.0)
-    """0.05 was better than 0.02 in 8 of 12 comparisons and worse in 2 (resnet 8 of width 0.5 on digits and Fashion-MNIST,
-    30 to 90 % of the units cut)."""
+    """0.05 was better than 0.02 in 8 of 12 comparisons and worse in 2 (resnet 8 of width 0.5 on digits and
+    Fashion-MNIST, 30 to 90 % of the units cut)."""
 
 
 _PARTS: dict[str, type[Part]] = {"student": Student, "training": Training, "spectral": Spectral, "pruning": Pruning}
