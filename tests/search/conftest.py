@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,8 +35,8 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Co
     """Starts a `dux` command in a subprocess; what still runs after the test is ended."""
     started: list[Command] = []
 
-    def begin(*arguments: str, in_background: bool = False) -> Command:
-        started.append(Command(tmp_path_factory.mktemp("command"), *arguments, in_background=in_background))
+    def begin(*arguments: str, **how: Any) -> Command:
+        started.append(Command(tmp_path_factory.mktemp("command"), *arguments, **how))
         return started[-1]
 
     yield begin

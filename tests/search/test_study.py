@@ -761,6 +761,22 @@ def test_sigterm_while_ray_starts_ends_in_one_line_and_can_be_resumed(
     assert dux("status", "early", "--home", home)[1].startswith("early: interrupted; 0/24 trials done")
 
 
+def test_where_ray_does_not_start_one_line_says_so_and_the_study_can_go_on(
+    tmp_path: Path, start: Callable[..., Command], dux: Callable[..., Said]
+) -> None:
+    (tmp_path / "study.yaml").write_text(f"name: rayless\n{TASK}\nspace: {{}}\nsearch: {{concurrent: 1}}")
+    home = tmp_path / "home"
+    search = ("search", str(tmp_path / "study.yaml"), "--home", str(home))
+    command = start(*search, settings={"RAY_TMPDIR": "/dev/null/there"})
+    wait_for(lambda: not command.running, "the end")
+    assert (command.process.returncode, command.out) == (130, "")
+    resume = f"`dux resume rayless --home {home}` goes on"
+    assert command.err.startswith("dux: stopped after 0 of 24 trials, because Ray did not start ([Errno 20] ")
+    assert command.err.endswith(f"; {resume}\n")
+    assert command.err.count("\n") == 1
+    assert dux("status", "rayless", "--home", home)[1].startswith("rayless: interrupted; 0/24 trials done")
+
+
 def test_a_study_whose_trials_all_fail_says_why(tmp_path: Path, dux: Callable[..., Said]) -> None:
     (tmp_path / "study.yaml").write_text(
         f"name: hopeless\n{TASK}\nspace: {{training.learning_rate: 1.0e+30, training.epochs: 1}}\n"
