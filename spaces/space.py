@@ -176,13 +176,17 @@ class Space:
     def fractions(self) -> tuple[float, ...]:
         """Shares of pruning at which a trained student may be looked at: nine of an interval, all of a list.
 
+        The nine leave the same share of the units each time, so that sizes are as far apart on a logarithmic axis.
         None where the space has one share only, or none.
         """
         domain = self.parameters.get("pruning.fraction", Choice((0.0,)))
-        if isinstance(domain, Float):
-            steps = 8 if domain.step is None else round((domain.high - domain.low) / domain.step)
-            width = (domain.high - domain.low) / max(1, steps)
-            found = {round(domain.low + width * step, 9) for step in range(steps + 1)}
+        if isinstance(domain, Float) and domain.step is None:
+            ratio = (1 - domain.high) / (1 - domain.low)
+            inner = {round(1 - (1 - domain.low) * ratio ** (step / 8), 9) for step in range(1, 8)}
+            found = {domain.low, *(min(max(fraction, domain.low), domain.high) for fraction in inner), domain.high}
+        elif isinstance(domain, Float) and domain.step is not None:
+            steps = round((domain.high - domain.low) / domain.step)
+            found = {round(domain.low + domain.step * step, 9) for step in range(steps + 1)}
         else:
             found = {float(value) for value in domain.extremes()}
         return tuple(sorted(found)) if len(found) > 1 else ()

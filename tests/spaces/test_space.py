@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import optuna
@@ -189,7 +190,10 @@ def test_a_message_names_the_parameter_as_the_study_file_writes_it() -> None:
 @pytest.mark.parametrize(
     ("domain", "expected"),
     [
-        ({"low": 0.0, "high": 0.8}, (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)),
+        (
+            {"low": 0.0, "high": 0.9375},
+            (0.0, 0.292893219, 0.5, 0.646446609, 0.75, 0.82322330, 0.875, 0.91161165, 0.9375),
+        ),
         ({"low": 0.1, "high": 0.9, "step": 0.4}, (0.1, 0.5, 0.9)),
         ([0.5, 0.0, 0.25], (0.0, 0.25, 0.5)),
         (0.5, ()),
@@ -201,6 +205,13 @@ def test_the_curve_is_looked_at_where_the_space_may_draw(domain: Any, expected: 
     assert found == pytest.approx(expected)
     for fraction in found:  # and nowhere else
         Recipe.from_flat({"pruning.fraction": fraction})
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.9), (0.3, 0.95), (0.1, 0.999999)])
+def test_students_along_the_curve_are_evenly_spaced_on_a_logarithmic_axis(low: float, high: float) -> None:
+    kept = [1 - f for f in Space.from_mapping({"pruning.fraction": {"low": low, "high": high}}).fractions()]
+    assert (kept[0], kept[-1]) == (1 - low, 1 - high)
+    assert [b / a for a, b in pairwise(kept)] == pytest.approx([(kept[-1] / kept[0]) ** (1 / 8)] * 8, rel=1e-2)
 
 
 def test_a_space_without_pruning_has_no_curve() -> None:
