@@ -135,8 +135,8 @@ def document(setting: Setting, results: Mapping[str, Line]) -> str:
             "",
             "Where the rest is (seed 0): the curve of one student of width 0.625 has 97 % at 6,000 parameters and 93 % "
             "at 2,000, and fills that part of the front at once. Below, students that are narrow from the start are "
-            "better: width 0.125 uncut has 98 % at 1,384 parameters, wide ones cut to 1,050 to 1,290 have 76 to 80 %. A "
-            "study has to find the narrow ones and fine-tune what it cuts of them, with the curve or without.",
+            "better: width 0.125 uncut has 98 % at 1,384 parameters, wide ones cut to 1,050 to 1,290 have 76 to 80 %. "
+            "A study has to find the narrow ones and fine-tune what it cuts of them, with the curve or without.",
             "",
             "Tried on seed 0, 12 trials with the curve: TPE from the fifth trial on instead of the eleventh: 0.558 "
             "instead of 0.572 (points are not fine-tuned: it may learn from them that high fractions are poor); a "
