@@ -17,7 +17,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from common import ROOT, Line, against, arguments, hardware, load_task, loaded_task, mean, read, run_all, spread
+from common import (
+    MILD_L2,
+    ROOT,
+    Line,
+    against,
+    arguments,
+    hardware,
+    load_task,
+    loaded_task,
+    mean,
+    read,
+    run_all,
+    spread,
+)
 
 from spaces import Recipe
 from trainers import Task, TaskSpec, TeacherSpec, measure, run_trial
@@ -79,6 +92,7 @@ class Setting:
         """One student: the teachers' own architecture, as in the paper."""
         return Recipe.from_flat(
             {
+                **MILD_L2,
                 "student.family": "mlp",
                 "student.depth": self.depth,
                 "student.width": self.width,
@@ -240,8 +254,8 @@ def document(setting: Setting, home: Path, results: Mapping[str, Line]) -> str:
         "are over students' seeds.",
         f"- Student: BatchEnsemble of 4, mlp {setting.depth}, width {setting.width:g}; {setting.epochs} epochs, "
         f"batches of {setting.batch_size}, SGD {setting.learning_rate:g} with Nesterov momentum 0.9, warm-up and "
-        "cosine; weight 0.9, fast weights begin as N(1, 0.5), nothing pruned. Steps of "
-        f"{setting.step_size:g}/255 (the paper's 1/255 is below).",
+        "cosine; weight 0.9, fast weights begin as N(1, 0.5), L2 of 2.5e-4 on eigenvalues and eigenvectors, nothing "
+        f"pruned. Steps of {setting.step_size:g}/255 (the paper's 1/255 is below).",
         f"- {hardware(results.values())}; one thread a trial.",
         "",
         "Diversity: mean over pairs of members of KL(p_j ‖ p_i). DEE: how many of the four teachers are as good. KL "

@@ -15,7 +15,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from common import ROOT, Line, against, arguments, hardware, load_task, loaded_task, mean, read, run_all, spread
+from common import (
+    MILD_L2,
+    ROOT,
+    Line,
+    against,
+    arguments,
+    hardware,
+    load_task,
+    loaded_task,
+    mean,
+    read,
+    run_all,
+    spread,
+)
 
 from spaces import Recipe, Scalar
 from trainers import Task, TaskSpec, TeacherSpec, measure, run_trial
@@ -54,6 +67,7 @@ class Setting:
         """One trial; of the setting's epochs unless told otherwise."""
         return Recipe.from_flat(
             {
+                **MILD_L2,
                 "student.depth": self.student[0],
                 "student.width": self.student[1],
                 "training.epochs": epochs or self.epochs,
@@ -207,7 +221,7 @@ def document(setting: Setting, home: Path, path: Path) -> str:
             f"{teacher['parameters']:,.0f} parameters.",
             f"- Student: resnet {setting.student[0]}, width {setting.student[1]:g}, {student:,.0f} parameters; "
             f"{setting.epochs} epochs, batches of {setting.batch_size}, SGD {setting.learning_rate:g} with Nesterov "
-            "momentum 0.9, warm-up and cosine, nothing pruned.",
+            "momentum 0.9, warm-up and cosine, L2 of 2.5e-4 on eigenvalues and eigenvectors, nothing pruned.",
             "- Students of one seed begin alike and see the same batches (but for those of `ab` and `fsp`, which train "
             f"longer). Seeds: {setting.main_seeds} for {', '.join(MAIN)}, {setting.seeds} for the others.",
             f"- {hardware(results.values())}; one thread a trial.",
