@@ -525,11 +525,12 @@ def document(tables: Sequence[tuple[Setting, Mapping[str, Line]]]) -> str:
             "images; and before fine-tuning, weights behind which there is a batch norm are scaled to the size that "
             "they begin with. So every trial of Dux does it, and here it is done by every criterion.",
             "",
-            "In short (commit 220385c, three seeds): what Dux does leads every ordinary student that was cut by another "
-            "criterion, at every share, by 1 to 12 points up to 90 %; from 50 to 80 % nearly always beyond the spread. "
-            "About half of that is the fit, which helps ordinary students as much; the rest is the spectral training: "
-            "fitted ordinary ones stay 0.5 to 4 points behind, three times in four within the spread of three seeds. "
-            "Which units go matters least: by which criterion a spectral student is cut makes no difference.",
+            "In short (commit 220385c, three seeds): what Dux does leads every ordinary student that was cut by "
+            "another criterion, at every share, by 1 to 12 points up to 90 % (more against chance); from 50 to 80 % in "
+            "11 of 12 cases beyond the spread. Part of that is the fit, which helps ordinary students, too; the rest is "
+            "the spectral training: fitted ordinary ones stay 0.5 to 4 points behind (chance: 1 to 6), in 18 of 24 "
+            "cases within the spread of three seeds. Which units go matters least: by which criterion a spectral "
+            "student is cut makes no difference, but that chance is behind from 70 % on, within the spread.",
             "",
             "## On the test split",
             "",
