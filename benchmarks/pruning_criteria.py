@@ -527,7 +527,7 @@ def document(tables: Sequence[tuple[Setting, Mapping[str, Line]]]) -> str:
             "",
             "In short (commit 220385c, three seeds): what Dux does leads every ordinary student that was cut by "
             "another criterion, at every share, by 1 to 12 points up to 90 % (more against chance); from 50 to 80 % in "
-            "11 of 12 cases beyond the spread. Part of that is the fit, which helps ordinary students, too; the rest is "
+            "11 of 12 cases beyond the spread. Part of it is the fit, which helps ordinary students, too; the rest is "
             "the spectral training: fitted ordinary ones stay 0.5 to 4 points behind (chance: 1 to 6), in 18 of 24 "
             "cases within the spread of three seeds. Which units go matters least: by which criterion a spectral "
             "student is cut makes no difference, but that chance is behind from 70 % on, within the spread.",
