@@ -208,11 +208,12 @@ def test_rescaled_layers_have_the_size_that_they_begin_with_and_do_what_they_did
         rescale(network, image_shape=GREY)
         torch.testing.assert_close(network(images(4)), before, rtol=1e-4, atol=1e-4)
         assert all(torch.equal(network.get_parameter(key), value) for key, value in others.items())
-    for layer in convolutions:
-        assert float(layer.weight.detach().norm()) == pytest.approx(math.sqrt(2 * layer.out_channels))
-        again = layer.weight.detach().clone()
+    once = [layer.weight.detach().clone() for layer in convolutions]
+    for weight in once:
+        assert float(weight.norm()) == pytest.approx(math.sqrt(2 * len(weight)))
     rescale(network, image_shape=GREY)
-    torch.testing.assert_close(layer.weight.detach(), again)
+    for layer, weight in zip(convolutions, once, strict=True):
+        torch.testing.assert_close(layer.weight.detach(), weight)
 
 
 def test_cutting_dead_units_leaves_the_function_as_it_was() -> None:
