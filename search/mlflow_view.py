@@ -26,6 +26,8 @@ from urllib.request import urlopen
 from spaces.errors import BadInput
 
 VIEW_TAG = "mlflow.sharedViewState.dux"
+PARETO_TAG = "dux.pareto"
+"""Of a trial's run: "true" where its student is on the front, else "false"."""
 
 
 def view_path(experiment_id: str) -> str:
@@ -37,7 +39,8 @@ def view_state(objectives: Mapping[str, str], parameters: Sequence[str]) -> str:
     """The value of `VIEW_TAG`: which charts show a study's front, and how its table is ordered.
 
     A scatter of the two first objectives (x: the second, y: the first; left out where there is only one) stands beside
-    parallel coordinates over `parameters` and every objective, coloured by the first objective.
+    parallel coordinates over `parameters` and every objective, coloured by the first objective. MLflow loads 100 runs
+    into its charts: the front's members come first, then the latest others.
 
     Args:
         objectives: measurement -> "max" or "min", the most important first.
@@ -83,8 +86,9 @@ def view_state(objectives: Mapping[str, str], parameters: Sequence[str]) -> str:
             "runsHiddenMode": "SHOW_ALL",
             "hideEmptyCharts": False,
             "searchFilter": "tags.`dux.role` = 'trial'",
-            "orderByKey": f"metrics.`{first}`",
-            "orderByAsc": objectives[first] == "min",
+            # the charts show the first 100 runs of the table; by this order the front is among them
+            "orderByKey": f"tags.`{PARETO_TAG}`",
+            "orderByAsc": False,
             "startTime": "ALL",
             "lifecycleFilter": "Active",
             "modelVersionFilter": "All Runs",

@@ -34,7 +34,7 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
-from search.mlflow_view import VIEW_TAG, artifacts_of, database, redacted, view_state
+from search.mlflow_view import PARETO_TAG, VIEW_TAG, artifacts_of, database, redacted, view_state
 from spaces import Domain, Space
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -462,7 +462,7 @@ class _Mirror:
         for trial, run_id in self._runs.run_ids.items():
             value = "true" if trial in trials else "false"
             if self._on_front.get(trial) != value:
-                self._client.set_tag(run_id, "dux.pareto", value)
+                self._client.set_tag(run_id, PARETO_TAG, value)
                 self._on_front[trial] = value
 
     def study_finished(
@@ -494,7 +494,7 @@ class _Mirror:
             tags = {
                 "dux.role": "trial",
                 "dux.trial": str(trial),
-                "dux.pareto": "false",
+                PARETO_TAG: "false",
                 "mlflow.parentRunId": self._parent(time),
             }
             self._runs.run_ids[trial] = self._create_run(time, f"{self._study}/{trial}", tags)

@@ -1,4 +1,4 @@
-"""DKD and DIST against their equations written as loops in NumPy, and DKD against KD, which it takes apart."""
+"""No transfer, DKD and DIST against their equations written as loops in NumPy, and DKD against KD, which it takes apart."""
 
 import math
 
@@ -11,6 +11,7 @@ from trainers.transfer import Shapes, TeacherSignals
 from trainers.transfer.dist import DIST, uncorrelated
 from trainers.transfer.dkd import DKD, decoupled, ramped
 from trainers.transfer.kd import soft_label_loss
+from trainers.transfer.none import NoTransfer
 
 STUDENT, TEACHER = features((2, 2, 2), seed=1), features((2, 2, 2), seed=2)
 
@@ -23,6 +24,13 @@ def softmax(z: np.ndarray) -> np.ndarray:
 
 def divergence(p: np.ndarray, q: np.ndarray) -> float:
     return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+def test_without_transfer_the_loss_is_the_labels_cross_entropy() -> None:
+    method, signals = made(NoTransfer, STUDENT, TEACHER), everything(TEACHER, NoTransfer)
+    np.testing.assert_allclose(
+        method(STUDENT, signals, torch.tensor(LABELS)).item(), cross_entropy(array(STUDENT.logits))
+    )
 
 
 def test_both_parts_are_divergences_of_the_right_class_and_of_the_others() -> None:
