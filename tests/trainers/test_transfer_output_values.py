@@ -1,4 +1,4 @@
-"""No transfer, DKD and DIST against their equations written as loops in NumPy, and DKD against KD, which it takes apart."""
+"""No transfer, DKD and DIST against their equations as loops in NumPy, and DKD against KD, which it takes apart."""
 
 import math
 
