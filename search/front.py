@@ -126,7 +126,7 @@ class Entry:
     """Of the trial's run in MLflow; None where it is not there (yet)."""
     folder: Path | None = None
     curve_of: int | None = None
-    """The trial on whose pruning curve it is: its student, cut otherwise and not fine-tuned."""
+    """The trial on whose pruning curve it is: its student, cut otherwise and not fine-tuned, or between two rounds."""
     repeats: tuple[Mapping[str, float], ...] = ()
     """What the same recipe measured with other seeds, where its trial was repeated."""
     repeats_failed: int = 0
@@ -310,7 +310,11 @@ class Front:
         ends = Counter(name.rpartition(".")[2] for name in entry.recipe)
         short = {name: end if ends[end := name.rpartition(".")[2]] == 1 else name for name in varied or entry.recipe}
         values = {name: f"{v:.3g}" if isinstance(v := entry.recipe[name], float) else str(v) for name in short}
-        origin = "" if entry.curve_of is None else f" (trial {entry.curve_of} cut, not fine-tuned)"
+        origin = ""
+        if entry.curve_of is not None:
+            tuned = entry.recipe["pruning.fine_tune_epochs"]
+            way = f"after cut {entry.recipe['pruning.rounds']}" if tuned else "cut, not fine-tuned"
+            origin = f" (trial {entry.curve_of} {way})"
         return " ".join(f"{short[name]}={values[name]}" for name in short) + origin
 
     def to_json(self, study: str) -> dict[str, object]:

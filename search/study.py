@@ -497,6 +497,8 @@ class _Session:
         self._running: dict[int, float] = {}
         """Trial -> share of it that is done."""
         self._front: Front | None = None
+        self._told_members: set[int] = set()
+        """Those on the front by what MLflow was told last."""
         self._done = self._failed = self._stopped = 0
         self._done_before = 0
         self._repeats: list[tuple[int, int]] = []
@@ -699,7 +701,11 @@ class _Session:
                 self._tell_start(point)
                 self._tell(point)
         if self._front is not None and line.counts:
-            self._tracker.front_changed(self._done, self._front.hypervolume, len(self._front.members))
+            members = {entry.trial for entry in self._front.members}
+            if members != self._told_members:
+                self._tracker.front_members(members)
+                self._told_members = members
+            self._tracker.front_changed(self._done, self._front.hypervolume, len(members))
 
     def _drop_checkpoints(self, lines: Sequence[Line]) -> None:
         """Delete the checkpoints that no trial will go on from."""

@@ -41,7 +41,8 @@ class SearchSpec(Part):
     """Above 1, the trials that the front's students come from are repeated at the end with other seeds, so that each
     has been trained with so many."""
     curve: bool = True
-    """Whether every trained student is also measured at the other fractions of `pruning.fraction`, not fine-tuned."""
+    """Whether every trained student is also measured at the other fractions of `pruning.fraction`, not fine-tuned, and
+    between the rounds of an iterative cut."""
     first: list[dict[str, Scalar]] = Field(default_factory=list)
     """Recipes to try first, each by some of its parameters; the sampler draws the others."""
     start_from: str | None = None

@@ -498,6 +498,7 @@ class _Mirror:
                 "mlflow.parentRunId": self._parent(time),
             }
             self._runs.run_ids[trial] = self._create_run(time, f"{self._study}/{trial}", tags)
+            self._on_front[trial] = "false"
             self._save_runs()
         return self._runs.run_ids[trial]
 

@@ -1,5 +1,6 @@
 """A trial: one recipe carried out."""
 
+import copy
 import json
 import math
 import time
@@ -64,7 +65,8 @@ class TrialResult:
     resumed_at: int = 0
     """Epochs that were not done by this process, but taken from a checkpoint."""
     curve: tuple["TrialResult", ...] = ()
-    """The same trained student cut at other fractions and not fine-tuned: what their own recipes make, to the bit."""
+    """The same trained student cut at other fractions and not fine-tuned, then the students between the rounds of an
+    iterative cut: what their own recipes make, to the bit."""
 
     def points(self) -> list[dict[str, Any]]:
         """The curve without its networks, for JSON: recipe (flat), measurements and seconds of each point."""
@@ -124,7 +126,8 @@ def run_trial(
         task: data and teacher; the test split is not read.
         knowledge: of this task's teacher.
         report: called after every epoch; what it raises ends the trial.
-        curve: fractions at which the trained student is also cut and measured, at the price of inference.
+        curve: fractions at which the trained student is also cut and measured, at the price of inference; if there is
+            one, the students between the rounds of an iterative cut are measured, too.
         checkpoint: where an interrupted trial left how far it had come; it goes on from there, and its epochs until
             then are reported again. Written until the student is trained: fine-tuning begins anew. None keeps nothing.
         threads: torch threads to compute with; sums are rounded differently with another number.
@@ -292,19 +295,22 @@ def run_trial(
         cuts: Plan | None = None
         rounds = p.rounds if pruned else 1
         for turn in range(1, rounds + 1):
-            share = 1 - (1 - p.fraction) ** (turn / rounds)
-            network, cuts = smaller(network, share, cuts, generator)
-            epochs = turn * fine_tune_epochs // rounds - (turn - 1) * fine_tune_epochs // rounds
-            if epochs:
-                rescale(network, image_shape=shape)
-            if turn < rounds:
-                network = _spectral(network, recipe)  # the next cut ranks by what is learned until then
+            if cuts is not None:
+                network = _spectral(network, recipe)  # to be ranked by what it learned since the last cut
+            so_far = p.after(turn) if pruned else p
+            network, cuts = smaller(network, so_far.fraction, cuts, generator)
+            epochs = fine_tune_epochs // rounds + (turn <= fine_tune_epochs % rounds)
             costs = cost(network, shape) if turn == rounds else costs
             if epochs:
+                rescale(network, image_shape=shape)
                 network = network.to(memory_format=torch.channels_last)
                 method = made_for(network)
                 schedule = replace(schedule, epochs=epochs, learning_rate=p.fine_tune_learning_rate)
                 phase("fine_tune", network, method, method, schedule)
+            if curve and turn < rounds:
+                asked = time.monotonic()
+                point = recipe.model_copy(update={"pruning": so_far})
+                points.append(finished(point, copy.deepcopy(network), cuts, asked))
         assert cuts is not None
         return replace(finished(recipe, network, cuts, began), curve=tuple(points))
 

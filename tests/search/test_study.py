@@ -110,6 +110,18 @@ def test_the_parent_run_has_the_front_as_table_picture_and_page(finished: Finish
     assert student >= {"student/recipe.json", "student/student.json", "student/student.safetensors"}
 
 
+def test_mlflow_knows_who_is_on_the_front_while_the_study_runs(finished: Finished) -> None:
+    events = [json.loads(line) for line in (finished.study.folder / "spool.jsonl").read_text().splitlines()]
+    members, looked = [], 0
+    for event in events:
+        if event["event"] == "front_members":
+            members = event["trials"]
+        elif event["event"] == "front_changed":
+            looked += 1
+            assert len(members) == event["size"]
+    assert looked == TRIALS
+
+
 def test_the_parent_run_says_what_computed(finished: Finished) -> None:
     (parent,) = (run for run in runs(finished.study) if run.data.tags["dux.role"] == "study")
     tags = parent.data.tags

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from spaces import BadInput, Recipe
+from spaces import BadInput, Pruning, Recipe
 from trainers import Knowledge, Report, Task, TaskSpec, TrialResult, load_student, measure, run_trial, save_student
 from trainers.data.dataset import Dataset, Split
 from trainers.families import build
@@ -208,14 +208,38 @@ def test_cuts_in_rounds_take_the_same_share_each_and_share_the_epochs(task: Task
     assert outcome(again) == outcome(result)
 
 
-def test_between_cuts_the_network_is_spectral_again(task: Task) -> None:
-    # hardly trained, so that the sum of squares stays what it is, tens: it is in the loss of spectral networks alone
-    flat = {"training.learning_rate": 1e-6, "pruning.fine_tune_learning_rate": 1e-6, "spectral.eigenvector_l2": 1.0}
-    flat |= {"pruning.fraction": 0.2, "pruning.rounds": 3, "pruning.fine_tune_epochs": 3}
+@pytest.mark.parametrize("epochs", [0, 2, 3, 4, 7])
+def test_the_rounds_until_any_cut_are_the_first_of_the_whole(epochs: int) -> None:
+    whole = Pruning(fraction=0.9, rounds=4, fine_tune_epochs=epochs)
+    for turn in range(1, 5):
+        part = whole.after(turn)
+        assert part.rounds == turn
+        for earlier in range(1, turn + 1):
+            again, expected = part.after(earlier), whole.after(earlier)
+            assert again.fraction == pytest.approx(expected.fraction)
+            assert again.model_copy(update={"fraction": 0.0}) == expected.model_copy(update={"fraction": 0.0})
+    assert whole.after(4).model_copy(update={"fraction": 0.9}) == whole
+
+
+@pytest.mark.parametrize("family", ["resnet", "mlp"])
+@pytest.mark.parametrize("epochs", [0, 4])
+def test_the_students_between_cuts_are_on_the_curve_and_are_what_their_own_recipes_make(
+    family: str, epochs: int, task: Task
+) -> None:
+    flat: dict[str, float | str] = {"student.family": family, "student.depth": 8 if family == "resnet" else 3}
+    flat |= {"transfer": "kd", "pruning.fraction": 0.7, "pruning.rounds": 3, "pruning.fine_tune_epochs": epochs}
     recipe = Recipe.from_flat({**SMALL, **flat})
-    losses = [r.metrics["loss"] - r.metrics["nll"] for r in reports(recipe, task)]
-    assert all(loss > 10 for loss in losses[:-1])  # trained twice, tuned twice between cuts
-    assert losses[-1] < 1
+    result = run_trial(recipe, task, Knowledge(task), curve=(0.2,))
+    assert [(p.recipe.pruning.rounds, p.recipe.pruning.fine_tune_epochs) for p in result.curve] == [
+        (1, 0),  # at 0.2
+        (1, 2 if epochs else 0),
+        (2, 3 if epochs else 0),
+    ]
+    for point in result.curve:
+        assert outcome(run_trial(point.recipe, task, Knowledge(task))) == outcome(point)
+    assert outcome(run_trial(recipe, task, Knowledge(task))) == outcome(result)  # looking changes nothing
+    sizes = [found.measurements["parameters"] for found in (*result.curve[1:], result)]
+    assert sizes[0] > sizes[1] > sizes[2]
 
 
 def test_what_stays_is_rounded_for_hardware(task: Task) -> None:
@@ -355,7 +379,6 @@ def test_every_point_of_the_curve_is_the_student_that_its_own_recipe_makes(famil
             "student.depth": 8 if family == "resnet" else 3,
             "transfer": "kd",
             "pruning.fraction": 0.4,
-            "pruning.rounds": 2,
             "pruning.fine_tune_epochs": 2,
             "seed": 5,
         }
