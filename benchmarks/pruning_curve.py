@@ -5,8 +5,8 @@
     python benchmarks/pruning_curve.py --table     # the document again, from what has been run
 
 The study of examples/digits.yaml, one trial after the other, with the ledger and the sampler of a real study and
-without Ray. With the curve, every trial is also measured at nine fractions without fine-tuning; the sampler learns of
-these, and the front has them.
+without Ray. With the curve, every trial is also measured at nine fractions without fine-tuning, and between the rounds
+in which it is cut; the sampler learns of these, and the front has them. Both with the file's rounds and with one.
 """
 
 import tempfile
@@ -19,6 +19,7 @@ from common import ROOT, Line, against, arguments, hardware, load_task, loaded_t
 from search.front import Axis, hypervolume
 from search.ledger import Ledger
 from search.study_file import StudyFile
+from spaces import Choice, Space
 from trainers import METRICS, run_trial
 from trainers.measure import ends
 from trainers.store import digest
@@ -34,14 +35,16 @@ class Setting:
     """Of a study without the curve."""
     share: float = 1 / 2
     """Of them, a study with the curve has; looked at after a third, too."""
-    seeds: int = 3
+    seeds: int = 5
     epochs: int = 30
     teacher_epochs: int = 30
 
-    @property
-    def file(self) -> StudyFile:
-        """The study; the seed is its caller's."""
+    def file(self, rounds: int | None = None) -> StudyFile:
+        """The study, with `pruning.rounds` in place of the file's; the seed is its caller's."""
         file = StudyFile.read(ROOT / "examples" / "digits.yaml")
+        if rounds is not None:
+            parameters = {**file.space.parameters, "pruning.rounds": Choice((rounds,))}
+            file = file.model_copy(update={"space": Space(parameters)})
         teacher = file.task.teacher.model_copy(update={"epochs": self.teacher_epochs})
         return file.model_copy(update={"task": file.task.model_copy(update={"teacher": teacher})})
 
@@ -53,23 +56,31 @@ QUICK = Setting(trials=3, seeds=1, epochs=2, teacher_epochs=8)
 class Job:
     """One study."""
 
-    name: str
     curve: bool
+    rounds: int
     seed: int
     setting: Setting
 
+    @property
+    def name(self) -> str:
+        """What its result is found by."""
+        return f"{'with' if self.curve else 'without'} the curve, {self.rounds} rounds, seed {self.seed}"
+
 
 def jobs(setting: Setting) -> Iterator[Job]:
-    """All studies, the long ones of a seed first."""
+    """All studies, a seed after the other."""
+    (many,) = setting.file().space.parameters["pruning.rounds"].extremes()
+    assert isinstance(many, int)
     for seed in range(setting.seeds):
-        yield Job(f"without the curve, seed {seed}", False, seed, setting)
-        yield Job(f"with the curve, seed {seed}", True, seed, setting)
+        for rounds in (many, 1):
+            for curve in (True, False):
+                yield Job(curve, rounds, seed, setting)
 
 
 def carry_out(job: Job) -> Line:
     """A line of the results: the hypervolume and the seconds after each trial."""
     task, knowledge = loaded_task()
-    setting, file = job.setting, job.setting.file
+    setting, file = job.setting, job.setting.file(job.rounds)
     axes = [
         Axis(name, direction, METRICS[name].scale, *ends(name, direction, task.teacher_measurements, task.data.classes))
         for name, direction in file.objectives.items()
@@ -87,7 +98,7 @@ def carry_out(job: Job) -> Line:
             points = [[line.measurements[axis.name] for axis in axes] for line in ledger.lines()]
             reached.append(hypervolume(points, axes))
             seconds.append(time.monotonic() - began)
-    return {**asdict(job), "reached": reached, "spent": seconds, "seconds": seconds[-1]}
+    return {"name": job.name, **asdict(job), "reached": reached, "spent": seconds, "seconds": seconds[-1]}
 
 
 def document(setting: Setting, results: Mapping[str, Line]) -> str:
@@ -153,7 +164,7 @@ def main() -> None:
     path = given.home / f"pruning_curve_{digest(asdict(setting))}.jsonl"
     done = read(path, "name")
     if not given.table and (left := [job for job in jobs(setting) if job.name not in done]):
-        load_task(setting.file.task, given.home)  # so that no two processes train the teacher
+        load_task(setting.file().task, given.home)  # so that no two processes train the teacher
 
         def shown(line: Line) -> str:
             return f"{line['name']}: {line['reached'][-1]:.4f} after {len(line['reached'])}"
@@ -165,7 +176,7 @@ def main() -> None:
             given.processes,
             shown=shown,
             load=load_task,
-            load_with=(setting.file.task, given.home),
+            load_with=(setting.file().task, given.home),
         )
     text = document(setting, read(path, "name"))
     if not given.quick:
