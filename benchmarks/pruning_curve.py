@@ -88,7 +88,8 @@ def carry_out(job: Job) -> Line:
     trials = round(setting.trials * setting.share) if job.curve else setting.trials
     began, reached, seconds = time.monotonic(), [], []
     with tempfile.TemporaryDirectory() as folder:
-        ledger = Ledger(f"sqlite:///{folder}/ledger.db", "study", file.objectives, "tpe", job.seed, file.space)
+        storage = f"sqlite:///{folder}/ledger.db"
+        ledger = Ledger(storage, "study", file.objectives, "tpe", job.seed, file.space, curve=job.curve)
         for _ in range(trials):
             number, recipe = ledger.ask()
             training = recipe.training.model_copy(update={"epochs": setting.epochs})

@@ -15,11 +15,18 @@ from typing import Any, Literal
 
 import optuna
 import sqlalchemy
-from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import (
+    BaseSampler,
+    GPSampler,
+    NSGAIISampler,
+    PartialFixedSampler,
+    RandomSampler,
+    TPESampler,
+)
 from optuna.trial import FrozenTrial, TrialState
 
 from search.constraints import Limits, violations
-from spaces import BadInput, Recipe, Space
+from spaces import BadInput, Choice, Recipe, Space
 from spaces.errors import known, shown
 
 SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = MappingProxyType(
@@ -96,6 +103,9 @@ class Ledger:
         seed: of the sampler.
         space: what recipes are drawn from.
         constraints: measurement -> its limits; the sampler learns by how far a trial oversteps them.
+        curve: whether trials come with their pruning curve. Where the space cuts in several rounds, too, a trial that
+            goes all the way has a fine-tuned student of every size on it; so those drawn at random, before the sampler
+            models the space, are cut by the largest fraction there is.
     """
 
     def __init__(
@@ -107,6 +117,7 @@ class Ledger:
         seed: int,
         space: Space,
         constraints: Mapping[str, Limits] | None = None,
+        curve: bool = False,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._objectives = dict(objectives)
@@ -129,8 +140,12 @@ class Ledger:
             self._study.set_metric_names(list(objectives))
         self._seed = seed
         self._sampler: tuple[str, int] | None = (sampler, seed)
-        self._at_random: RandomSampler | None = None
+        self._at_random: BaseSampler | None = None
         """Asked first, where there is one."""
+        self._all_the_way: dict[str, Any] = {}
+        rounds = space.parameters.get("pruning.rounds", Choice((1,))).extremes()
+        if curve and space.fractions() and 1 not in rounds:
+            self._all_the_way["pruning.fraction"] = space.fractions()[-1]
         self._grid: Iterator[int] | None = None
         self._asked: dict[int, optuna.Trial] = {}
         self._lines: dict[int, Line] = {}
@@ -142,7 +157,7 @@ class Ledger:
             # another seed for each session: the same one would propose the first session's random recipes again
             before = len(self._study.get_trials(deepcopy=False))
             self._chosen = make_sampler(sampler, seed + before)
-            self._at_random = RandomSampler(seed + before) if sampler in _MODELS else None
+            self._at_random = _at_random(seed + before, self._all_the_way) if sampler in _MODELS else None
             self._study.sampler = self._at_random or self._chosen
             if sampler == "grid":
                 self._grid = iter(random.Random(seed).sample(range(self._space.size), self._space.size))
@@ -422,6 +437,15 @@ class Ledger:
     def _set(self, number: int, **attributes: Any) -> None:
         for key, value in attributes.items():
             self._asked[number].set_user_attr(key, value)
+
+
+def _at_random(seed: int, fixed: dict[str, Any]) -> BaseSampler:
+    """Draws by chance what is not `fixed`."""
+    if not fixed:
+        return RandomSampler(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return PartialFixedSampler(fixed, RandomSampler(seed))
 
 
 def make_sampler(name: str, seed: int) -> BaseSampler:

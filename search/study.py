@@ -15,7 +15,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, NoReturn, Protocol, Self
 
 import torch
 from filelock import FileLock, Timeout
@@ -242,6 +242,7 @@ class Study:
             search.seed,
             self.file.space,
             self.file.constraints,
+            search.curve,
         )
 
     def search(self, *, address: str | None = None, display: Display | None = None, verbose: bool = False) -> Front:
@@ -411,6 +412,12 @@ class Study:
                 "set it to 0, or name a cluster by --address"
             )
 
+    def _end_at_once(self) -> NoReturn:
+        """End the process, as a kill would: Ray's calls hang, and would end it later. The ledger has what ended."""
+        why = "because the head of the Ray cluster does not answer any more"
+        os.write(2, f"\ndux: stopped, {why}; {self.command('resume')} goes on\n".encode())
+        os._exit(130)
+
     def _lock(self) -> FileLock:
         return FileLock(self.folder / ".driver.lock")
 
@@ -447,7 +454,10 @@ class Study:
             if address is not None:  # joined first: an address where nothing answers is told before anything is written
                 from search import workers
 
-                stack.enter_context(workers.cluster(address, cpus=0, gpus=0.0, store_bytes=0, verbose=verbose))
+                joined = workers.cluster(
+                    address, cpus=0, gpus=0.0, store_bytes=0, verbose=verbose, on_silence=self._end_at_once
+                )
+                stack.enter_context(joined)
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:

@@ -6,6 +6,7 @@ import math
 import os
 import socket
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -45,6 +46,12 @@ from search.stopping import Halving  # noqa: E402
 from spaces import BadInput, Recipe  # noqa: E402
 from trainers import Checkpoint, Knowledge, Report, Task, TaskSpec, run_trial, save_student  # noqa: E402
 from trainers.store import write_whole  # noqa: E402
+
+
+SILENCE_S = 20.0
+"""For how long the head of a joined cluster may not answer. After 60 s Ray itself ends any process that had joined it,
+at once and without a word of ours."""
+_LOOK_S = 2.0
 
 
 class Watcher(Protocol):
@@ -92,7 +99,15 @@ class Job:
 
 
 @contextmanager
-def cluster(address: str | None, *, cpus: int, gpus: float, store_bytes: int, verbose: bool) -> Iterator[None]:
+def cluster(
+    address: str | None,
+    *,
+    cpus: int,
+    gpus: float,
+    store_bytes: int,
+    verbose: bool,
+    on_silence: Callable[[], object] = lambda: None,
+) -> Iterator[None]:
     """Ray, started here with `cpus` CPUs or joined at `address`; left as it was found.
 
     Args:
@@ -101,6 +116,7 @@ def cluster(address: str | None, *, cpus: int, gpus: float, store_bytes: int, ve
         gpus: of a Ray started here.
         store_bytes: how much the trials share in the object store of a Ray started here.
         verbose: whether Ray's own messages are shown.
+        on_silence: called in a thread of its own when the head of a joined cluster has not answered for SILENCE_S.
 
     Raises:
         BadInput: nothing answers at `address`.
@@ -142,19 +158,37 @@ def cluster(address: str | None, *, cpus: int, gpus: float, store_bytes: int, ve
                 ) from None
         for logger in loggers:
             logger.setLevel(level)  # ray.init sets its own
+        over = threading.Event()
+        if address is not None:
+            threading.Thread(target=_listen, args=(over, on_silence), name="dux-ray", daemon=True).start()
         try:
             yield
         finally:
+            over.set()
             if own:
                 with signals_wait():
                     ray.shutdown()
 
 
-def _knock(address: str) -> None:
+def _listen(over: threading.Event, on_silence: Callable[[], object]) -> None:
+    """Look now and then whether the head of the cluster answers.
+
+    In a thread: Ray's calls, Tune's own among them, do not return while it does not.
+    """
+    answered = time.monotonic()
+    while not over.wait(_LOOK_S):
+        if not _ray_is_dead():
+            answered = time.monotonic()
+        elif time.monotonic() - answered > SILENCE_S:
+            on_silence()
+            return
+
+
+def _knock(address: str, timeout_s: float = 10.0) -> None:
     """Raise OSError if nothing listens at HOST:PORT: Ray would try for many minutes."""
     host, colon, port = address.rpartition(":")
     if colon and port.isdigit() and "//" not in address:
-        with socket.create_connection((host, int(port)), timeout=10.0):
+        with socket.create_connection((host, int(port)), timeout=timeout_s):
             pass
 
 
@@ -220,18 +254,36 @@ def run(
         tuner.fit()
     except Exception as error:
         if _ray_is_dead():
-            raise RayDied("Ray's own processes on this machine died, for want of memory perhaps") from error
+            died = "the head of the Ray cluster does not answer any more"
+            if _is_ours():
+                died = "Ray's own processes on this machine died, for want of memory perhaps"
+            raise RayDied(died) from error
         raise
 
 
 class RayDied(RuntimeError):
-    """Ray's own processes on this machine are gone, or did not start, and no trial would ever run again."""
+    """Ray is gone, or did not start, and no trial would ever run again."""
+
+
+def _is_ours() -> bool:
+    """Whether the Ray that this process is connected to was started by it."""
+    node = ray._private.worker._global_node
+    return node is not None and bool(node.all_processes)
 
 
 def _ray_is_dead() -> bool:
-    """Whether a process that the Ray started here cannot do without is gone. Ray does not tell: Tune would wait."""
+    """Whether something that Ray cannot do without is gone: a process of the Ray started here, or the answer of a
+    joined cluster's head. Ray does not tell: Tune would wait."""
     node = ray._private.worker._global_node
-    return node is not None and any(kind in ("raylet", "gcs_server") for kind, _ in node.dead_processes())
+    if node is None:
+        return False
+    if _is_ours():
+        return any(kind in ("raylet", "gcs_server") for kind, _ in node.dead_processes())
+    try:
+        _knock(node.gcs_address, _LOOK_S)
+    except OSError:
+        return True
+    return False
 
 
 def this_node() -> str:
@@ -257,6 +309,8 @@ class _Searcher(Searcher):  # type: ignore[misc]
         self.stopped_at: dict[str, int] = {}
         self.killed: dict[str, str] = {}
         """Why the driver ended a trial's worker process."""
+        self.ray_died = False
+        """Seen when a worker died, which is then not its trial's outcome."""
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles the searcher into snapshots that nobody reads
@@ -292,10 +346,11 @@ class _Searcher(Searcher):  # type: ignore[misc]
             self._ledger.stop(number, self.stopped_at[trial_id], result["time_total_s"])
         elif "reason" in result:
             self._fail(number, result["reason"], result["again"])
-        elif error and not _ray_is_dead():
+        elif error and not (dead := _ray_is_dead()):
             died = "the worker process died, for want of memory perhaps: then lower search.concurrent"
             self._fail(number, self.killed.get(trial_id, died), True)
         else:
+            self.ray_died = error and dead
             return
         self._open.discard(trial_id)
         self._left = self._trials - self._ledger.done()
@@ -391,7 +446,7 @@ class _Callback(tune.Callback):  # type: ignore[misc]
         """End the workers that take too long, whatever they are at, and tell the watcher."""
         assert self._searcher is not None
         assert self._watcher is not None
-        if _ray_is_dead():
+        if self._searcher.ray_died or (_is_ours() and _ray_is_dead()):
             raise RuntimeError("Ray is dead")  # which ends `fit`
         late = time.monotonic() - self._timeout
         for trial in trials if self._timeout < math.inf else ():
