@@ -9,12 +9,13 @@ without Ray. With the curve, every trial is also measured at nine fractions with
 in which it is cut; the sampler learns of these, and the front has them. Both with the file's rounds and with one.
 """
 
+import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from common import ROOT, Line, against, arguments, hardware, load_task, loaded_task, read, run_all, spread
+from common import ROOT, Line, against, arguments, hardware, load_task, loaded_task, read, run_all
 
 from search.front import Axis, hypervolume
 from search.ledger import Ledger
@@ -104,58 +105,90 @@ def carry_out(job: Job) -> Line:
 
 def document(setting: Setting, results: Mapping[str, Line]) -> str:
     """The table, in Markdown."""
-    plain = {job.seed: results[job.name] for job in jobs(setting) if not job.curve and job.name in results}
-    curved = {job.seed: results[job.name] for job in jobs(setting) if job.curve and job.name in results}
-    seeds, third = sorted(plain.keys() & curved.keys()), round(setting.trials / 3)
-    rows, needed = [], []
-    for seed in seeds:
-        goal, line = plain[seed]["reached"][-1], curved[seed]
-        first = next((n for n, volume in enumerate(line["reached"], start=1) if volume >= goal), None)
-        needed.append(first)
-        spent = "" if first is None else format(line["spent"][first - 1], ".0f")
-        rows.append(
-            f"| {seed} | {plain[seed]['reached'][third - 1]:.4f} | {goal:.4f} | {line['reached'][third - 1]:.4f} "
-            f"| {line['reached'][-1]:.4f} | {'not reached' if first is None else first} "
-            f"| {plain[seed]['spent'][-1]:.0f} | {spent} |"
+    arms: dict[tuple[bool, int], dict[int, list[float]]] = {}
+    for job in jobs(setting):
+        if job.name in results:
+            arms.setdefault((job.curve, job.rounds), {})[job.seed] = results[job.name]["reached"]
+    many = max((rounds for _, rounds in arms), default=1)
+    third, half = round(setting.trials / 3), round(setting.trials * setting.share)
+    columns = [
+        (f"without, {many} rounds, {third}", (False, many), third),
+        (f"{setting.trials}", (False, many), setting.trials),
+        (f"without, one cut, {third}", (False, 1), third),
+        (f"{setting.trials}", (False, 1), setting.trials),
+        (f"with, one cut, {third}", (True, 1), third),
+        (f"with, {many} rounds, {third}", (True, many), third),
+        (f"{half}", (True, many), half),
+    ]
+    ours = arms.get((True, many), {})
+    goals = {rounds: {s: line[-1] for s, line in arms.get((False, rounds), {}).items()} for rounds in (many, 1)}
+    needed = {
+        rounds: {s: _first(ours[s], goal) for s, goal in by_seed.items() if s in ours}
+        for rounds, by_seed in goals.items()
+    }
+
+    def needs(trials: int | None) -> str:
+        return f"more than {half}" if trials is None else str(trials)
+
+    rows = []
+    for seed in range(setting.seeds):
+        found = [arms.get(arm, {}).get(seed, []) for _, arm, _ in columns]
+        cells = [f"{line[after - 1]:.4f}" if line else "" for line, (_, _, after) in zip(found, columns, strict=True)]
+        cells += [needs(needed[rounds][seed]) if seed in needed[rounds] else "" for rounds in (many, 1)]
+        rows.append(f"| {seed} | {' | '.join(cells)} |")
+    ends = [f"trials to reach {setting.trials} without, {many} rounds", f"{setting.trials} without, one cut"]
+    header = [name for name, _, _ in columns] + ends
+    at_third = {seed: line[third - 1] for seed, line in ours.items()}
+    verdicts = []
+    for rounds, name in ((many, f"in {many} rounds"), (1, "in one cut")):
+        by_seed = needed[rounds]
+        reached = [trials for trials in by_seed.values() if trials is not None]
+        within = sum(trials <= third for trials in reached)
+        verdicts.append(
+            f"- Of {setting.trials} trials without the curve that cut {name}: reached within {third} trials with it, a "
+            f"third, in {within} of {len(by_seed)} studies (within {half}: {len(reached)}). Hypervolume after {third} "
+            f"with it, against {setting.trials} without: {against(at_third, goals[rounds], 4)}."
         )
-    found = [n / setting.trials for n in needed if n is not None]
-    goals = {seed: plain[seed]["reached"][-1] for seed in seeds}
-    at_third = {seed: curved[seed]["reached"][third - 1] for seed in seeds}
-    early = {seed: plain[seed]["reached"][third - 1] for seed in seeds}
-    within = sum(n <= third for n in needed if n)
-    half = round(setting.trials * setting.share)
+    seconds: dict[tuple[bool, int], list[float]] = {arm: [] for arm in arms}
+    for job in jobs(setting):
+        if job.name in results:
+            line = results[job.name]
+            seconds[job.curve, job.rounds].append(line["seconds"] / len(line["reached"]))
+    prices = "; ".join(
+        f"{'with' if curve else 'without'}, {rounds} round{'s' * (rounds > 1)}: {statistics.median(found):.1f}"
+        for (curve, rounds), found in sorted(seconds.items())
+    )
     return "\n".join(
         [
             "# What the pruning curve is worth to a study",
             "",
             "Written by `python benchmarks/pruning_curve.py`: the study of `examples/digits.yaml`, one trial at a "
-            f"time, TPE, {setting.epochs} epochs; {setting.trials} trials without the curve, {half} with it. "
-            "Hypervolume as `dux front` reckons it. The same seed draws the same first ten recipes on both sides.",
+            f"time, TPE, {setting.epochs} epochs, {setting.seeds} seeds; {setting.trials} trials without the curve, "
+            f"{half} with it; cut in the file's {many} rounds, and in one. Hypervolume as `dux front` reckons it. "
+            "The same seed draws the same first recipes everywhere, but for the fraction: with the curve and rounds "
+            "the first ten trials are cut as far as the space goes, since every size on the way is on the curve.",
             "",
-            f"- {hardware(results.values())}; one thread a study; seconds include training and looking, on a machine "
-            "that did other things, too.",
+            f"- {hardware(results.values())}; one thread a study.",
+            f"- Seconds a trial (median of the studies), on a machine that did other things, too: {prices}.",
             "",
-            f"| seed | without, after {third} | without, after {setting.trials} "
-            f"| with, after {third} | with, after {half} | trials with it to get as far | s without | s with |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- |",
+            f"| seed | {' | '.join(header)} |",
+            "| --- " * (1 + len(header)) + "|",
             *rows,
             "",
-            f"Reached in {len(found)} of {len(needed)} studies, in {within} of them within a third of the trials; "
-            f"share of the trials where reached: {spread(found) if found else 'none'} (n = {len(found)}). "
-            f"Hypervolume after {third} trials with the curve, against {setting.trials} without: "
-            f"{against(at_third, goals, 4)}; against {third} without: {against(at_third, early, 4)}.",
+            *verdicts,
             "",
-            "Where the rest is (seed 0): the curve of one student of width 0.625 has 97 % at 6,000 parameters and 93 % "
-            "at 2,000, and fills that part of the front at once. Below, students that are narrow from the start are "
-            "better: width 0.125 uncut has 98 % at 1,384 parameters, wide ones cut to 1,050 to 1,290 have 76 to 80 %. "
-            "A study has to find the narrow ones and fine-tune what it cuts of them, with the curve or without.",
-            "",
-            "Tried on seed 0, 12 trials with the curve: TPE from the fifth trial on instead of the eleventh: 0.558 "
-            "instead of 0.572 (points are not fine-tuned: it may learn from them that high fractions are poor); a "
-            "Latin hypercube in place of the random start: 0.528.",
+            "What did it. Points that are not fine-tuned alone (one cut) fill the front at the larger sizes at once, "
+            "but not at the small ones, which decide: there students that are fine-tuned are far better. With "
+            "rounds, the students between two cuts are fine-tuned, and each trial leaves as many of them as "
+            "there are rounds, for the same epochs. The rounds alone, without these points, do a study no good.",
             "",
         ]
     )
+
+
+def _first(reached: Sequence[float], goal: float) -> int | None:
+    """After how many trials."""
+    return next((count for count, volume in enumerate(reached, start=1) if volume >= goal), None)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What MLflow shows of a study: the shared view of its front, and a server for a store that has none.
+"""MLflow as Dux uses it: its settings, its stores, the shared view of a front, and a server for a store without one.
 
 The view is an experiment tag holding JSON; MLflow's UI opens it by its key. The fields are those that MLflow 3.17
 reads, found by trying them in a browser (tests/search/test_mlflow_view.py does so again).
@@ -16,18 +16,32 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import urlopen
 
+from filelock import FileLock
+
 from spaces.errors import BadInput
 
 VIEW_TAG = "mlflow.sharedViewState.dux"
 PARETO_TAG = "dux.pareto"
 """Of a trial's run: "true" where its student is on the front, else "false"."""
+
+
+_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # The spool is what tries again. MLflow's own tries would hold one call for minutes, and repeat a "create run" whose
+    # answer was lost, which makes a second run; the spool's next try looks first.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+"""Environment variables that MLflow reads; one that is set already keeps its value."""
 
 
 def view_path(experiment_id: str) -> str:
@@ -117,6 +131,33 @@ def database(tracking_uri: str) -> Path | None:
     return path
 
 
+def quiet_mlflow() -> AbstractContextManager[None]:
+    """Imports MLflow (seconds) with our settings; inside, this thread's messages of MLflow's are dropped.
+
+    Not where the user has set MLFLOW_LOGGING_LEVEL: then they want to see them.
+    """
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from mlflow.utils.logging_utils import suppress_logs_in_thread
+
+    quiet: AbstractContextManager[None] = suppress_logs_in_thread()
+    return nullcontext() if "MLFLOW_LOGGING_LEVEL" in os.environ else quiet
+
+
+def make_store(file: Path) -> None:
+    """Make a SQLite store where there is none; several processes may do so at a time, and be killed in between."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_name(f".{file.name}.lock")):
+        if not file.exists():
+            from mlflow import MlflowClient  # seconds, which others need not wait for
+
+            # made beside its place: MLflow never again opens a file whose tables a kill left half made
+            fresh = file.with_name(f".{file.name}.new")
+            fresh.unlink(missing_ok=True)
+            MlflowClient(tracking_uri=f"sqlite:///{fresh}").search_experiments(max_results=1)
+            fresh.replace(file)
+
+
 def artifacts_of(database: Path) -> Path:
     """Where the files logged to a SQLite store lie."""
     return database.parent / "mlflow-artifacts"
@@ -162,8 +203,10 @@ def serve(tracking_uri: str, port: int = 0, timeout_s: float = 180.0) -> Server:
     file = database(tracking_uri)
     if file is None:
         raise BadInput(f"a store to serve must be sqlite:////…, but {redacted(tracking_uri)} is a server; open it")
-    artifacts_of(file).mkdir(parents=True, exist_ok=True)
     server_port = _free_port(port)
+    with quiet_mlflow():
+        make_store(file)
+    artifacts_of(file).mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(server_port)]
     command += ["--workers", "1", "--uvicorn-opts", "--log-level warning"]
     command += ["--backend-store-uri", tracking_uri, "--artifacts-destination", str(artifacts_of(file))]

@@ -20,37 +20,31 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import posixpath
 import re
 import shutil
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock
-
-from search.mlflow_view import PARETO_TAG, VIEW_TAG, artifacts_of, database, redacted, view_state
+from search.mlflow_view import (
+    PARETO_TAG,
+    VIEW_TAG,
+    artifacts_of,
+    database,
+    make_store,
+    quiet_mlflow,
+    redacted,
+    view_state,
+)
 from spaces import Domain, Space
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 15.0  # between tries while MLflow does not answer
-
-_SETTINGS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # The spool is what tries again. MLflow's own tries would hold one call for minutes, and repeat a "create run" whose
-    # answer was lost, which makes a second run; the spool's next try looks first.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-}
-"""Environment variables that MLflow reads; one that is set already keeps its value."""
 
 _FINAL_CODES = {"BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"}
 _FINAL_STATUS = {400, 413, 422}  # of an artifact upload
@@ -148,7 +142,7 @@ def find_runs(folder: Path, study: str, tracking_uri: str) -> Runs | None:
     if file is not None and not file.exists():
         return None
     try:
-        with _mlflow():
+        with quiet_mlflow():
             client = _connect(tracking_uri)
             experiment = client.get_experiment_by_name(f"dux-{study}")
             return None if experiment is None else _runs_of(client, experiment.experiment_id)
@@ -308,7 +302,7 @@ class Tracker:
         wait_s = _FIRST_WAIT_S
         while self._await_event():
             try:
-                with _mlflow():
+                with quiet_mlflow():
                     mirror = mirror or self._open_mirror()
                     self._send_next(mirror)
                 wait_s = _FIRST_WAIT_S
@@ -602,32 +596,12 @@ def _is_final(error: Exception) -> bool:
     return isinstance(error, _FINAL_FILE_ERRORS) or not isinstance(error, OSError)
 
 
-def _mlflow() -> AbstractContextManager[None]:
-    """Imports MLflow (seconds) with our settings; inside, this thread's messages of MLflow's are dropped.
-
-    Not where the user has set MLFLOW_LOGGING_LEVEL: then they want to see them.
-    """
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
-    from mlflow.utils.logging_utils import suppress_logs_in_thread
-
-    quiet: AbstractContextManager[None] = suppress_logs_in_thread()
-    return nullcontext() if "MLFLOW_LOGGING_LEVEL" in os.environ else quiet
-
-
 def _connect(tracking_uri: str) -> Any:
     from mlflow import MlflowClient
 
     file = database(tracking_uri)
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(file.with_name(f".{file.name}.lock")):
-            if not file.exists():
-                # made beside its place: MLflow never again opens a file whose tables a kill left half made
-                fresh = file.with_name(f".{file.name}.new")
-                fresh.unlink(missing_ok=True)
-                MlflowClient(tracking_uri=f"sqlite:///{fresh}").search_experiments(max_results=1)
-                fresh.replace(file)
+        make_store(file)
     return MlflowClient(tracking_uri=tracking_uri)
 
 

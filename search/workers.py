@@ -47,7 +47,6 @@ from spaces import BadInput, Recipe  # noqa: E402
 from trainers import Checkpoint, Knowledge, Report, Task, TaskSpec, run_trial, save_student  # noqa: E402
 from trainers.store import write_whole  # noqa: E402
 
-
 SILENCE_S = 20.0
 """For how long the head of a joined cluster may not answer. After 60 s Ray itself ends any process that had joined it,
 at once and without a word of ours."""

@@ -28,7 +28,7 @@ search: {trials: 3, concurrent: 2}
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """A Ray head of its own with token authentication, as `ray_cluster.yaml` starts one; its address."""
     with socket.socket() as probe:
@@ -79,6 +79,57 @@ def test_a_study_runs_on_a_running_cluster_and_leaves_it_running(cluster: str, t
     host, _, port = cluster.partition(":")
     with socket.create_connection((host, int(port)), timeout=5):
         pass  # the cluster is still there: it is not ours to end
+
+
+def test_a_study_whose_clusters_head_is_gone_ends_in_one_line_and_goes_on_elsewhere(
+    cluster: str, tmp_path: Path
+) -> None:
+    # after the other tests of the cluster: there is none any more
+    file, home = tmp_path / "there.yaml", tmp_path / "home"
+    file.write_text(STUDY.replace("training.epochs: 1", "training.epochs: 100"))
+    environment = {**os.environ, "RAY_AUTH_MODE": "token"}
+    dux = [sys.executable, "-m", "dux"]
+    study = subprocess.Popen(
+        [*dux, "search", str(file), "--home", str(home), "--address", cluster],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    trials = home / "studies" / "there" / "trials"
+    try:
+        deadline = time.monotonic() + 300
+        while not list(trials.glob("*/student.safetensors")):
+            assert study.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        for server in processes("gcs_server", cluster.rpartition(":")[2]):
+            os.kill(server, signal.SIGKILL)
+        out, err = study.communicate(timeout=120)
+    finally:
+        study.kill()
+    assert (study.returncode, out) == (130, "")
+    assert err.strip() == (
+        "dux: stopped, because the head of the Ray cluster does not answer any more; "
+        f"`dux resume there --home {home}` goes on"
+    )
+    done = subprocess.run([*dux, "resume", "there", "--home", str(home)], capture_output=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr
+    status = subprocess.run([*dux, "status", "there", "--home", str(home)], capture_output=True, text=True, check=True)
+    assert status.stdout.startswith("there: finished; 3/3 trials done")
+
+
+def processes(name: str, argument: str) -> list[int]:
+    """Those of a program that were given an argument with this in it."""
+    listed = subprocess.run(["ps", "-wweo", "pid=,args="], capture_output=True, text=True, check=True).stdout
+    commands = [line.split() for line in listed.splitlines()]
+    found = [
+        int(pid)
+        for pid, program, *rest in commands
+        if program.endswith(name) and any(argument in word for word in rest)
+    ]
+    assert found
+    return found
 
 
 def test_the_cluster_file_passes_rays_own_validation() -> None:

@@ -149,6 +149,19 @@ def test_of_more_runs_than_the_charts_load_the_front_is_shown(folder: Path, serv
     assert set(front) <= set(shown)
 
 
+def test_a_study_and_a_server_may_make_the_store_at_the_same_time(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    tracker = Tracker(tmp_path, "race", store)
+    tracker.study_started({}, {}, OBJECTIVES, SPACE)
+    server = serve(store)
+    try:
+        assert tracker.close(120.0) == 0, tracker.last_error
+        assert find_runs(tmp_path, "race", server.url) is not None
+    finally:
+        server.stop()
+    assert {file.name for file in tmp_path.glob("*mlflow.db*")} <= {"mlflow.db", ".mlflow.db.lock"}
+
+
 def test_one_objective_has_no_scatter() -> None:
     state = json.loads(view_state({"nll": "min"}, ["student.width"]))
     assert [chart["type"] for chart in state["compareRunCharts"]] == ["PARALLEL"]
