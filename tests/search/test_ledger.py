@@ -649,3 +649,31 @@ def test_points_are_held_to_the_constraints(storage: str) -> None:
     ledger.complete(trial, MEASURED, 1.0, curve(recipe, (0.0, 0.5)))
     kept = optuna.load_study(study_name="study", storage=storage).trials
     assert [max(t.constraints.values()) <= 0 for t in kept] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("rounds", "curve", "sampler", "goes_all_the_way"),
+    [
+        (5, True, "tpe", True),
+        ([2, 5], True, "tpe", True),
+        (5, False, "tpe", False),
+        (1, True, "tpe", False),
+        ([1, 5], True, "tpe", False),
+        (None, True, "tpe", False),
+        (5, True, "random", False),
+    ],
+)
+def test_where_every_size_on_the_way_is_on_the_curve_the_first_trials_go_all_the_way(
+    rounds: int | list[int] | None, curve: bool, sampler: str, goes_all_the_way: bool, storage: str
+) -> None:
+    space = Space(
+        {**SPACE.parameters, **({} if rounds is None else Space.from_mapping({"pruning.rounds": rounds}).parameters)}
+    )
+    ledger = Ledger(storage, "study", OBJECTIVES, sampler, 0, space, curve=curve)
+    ledger.try_first([{"pruning.fraction": 0.25}])
+    recipes = asked(ledger, 30)
+    fractions = [recipe.pruning.fraction for recipe in recipes]
+    assert fractions[0] == 0.25  # asked for, and kept
+    assert (set(fractions[1:10]) == {0.9}) is goes_all_the_way
+    assert len(set(fractions[10:])) > 10  # the sampler has learned what to propose
+    assert len({recipe.student.width for recipe in recipes[:10]}) == 10
