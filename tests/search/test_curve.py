@@ -16,13 +16,17 @@ from trainers import Knowledge, Task, load_student, measure, run_trial
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 
 TRIALS, FRACTIONS = 2, [0.0, 0.3, 0.6]
+BETWEEN = 1 - (1 - 0.6) ** (1 / 2)
+"""The fraction after the first of two rounds."""
+POINTS = len(FRACTIONS) + 1
 CURVED = f"""
 name: curved
 {TASK}
 space:
   student.width: {{low: 0.25, high: 0.5}}
   pruning.fraction: {FRACTIONS}
-  pruning.fine_tune_epochs: 1
+  pruning.rounds: 2
+  pruning.fine_tune_epochs: 2
   training.epochs: 3
   training.batch_size: 16
 search: {{trials: {TRIALS}, concurrent: 2}}
@@ -42,7 +46,7 @@ def test_every_trial_has_its_whole_curve_in_ledger_files_and_mlflow_exactly_once
     lines = study.lines()
     trials = [line.trial for line in lines if line.point is None]
     assert len(trials) == sum(line.counts for line in lines) == TRIALS
-    assert len(lines) == TRIALS * (1 + len(FRACTIONS))
+    assert len(lines) == TRIALS * (1 + POINTS)
     client = MlflowClient(tracking_uri=study.tracking_uri)
     run_ids = study.run_ids()
     assert set(run_ids) == {line.trial for line in lines}
@@ -59,15 +63,19 @@ def test_every_trial_has_its_whole_curve_in_ledger_files_and_mlflow_exactly_once
             f"student/{name}" for name in ("recipe.json", "student.json", "student.safetensors", "result.json")
         }
     for trial in trials:
-        points = sorted(line.recipe.pruning.fraction for line in lines if line.point and line.point[0] == trial)
-        assert points == FRACTIONS
+        points = [line.recipe.pruning for line in lines if line.point and line.point[0] == trial]
+        assert [(point.fraction, point.fine_tune_epochs) for point in points] == [
+            *((fraction, 0) for fraction in FRACTIONS),
+            (pytest.approx(BETWEEN), 1),
+        ]
 
 
-def test_a_point_is_the_student_that_its_recipe_makes(study: Study) -> None:
+@pytest.mark.parametrize(("place", "epochs"), [(2, 0), (3, 1)])
+def test_a_point_is_the_student_that_its_recipe_makes(place: int, epochs: int, study: Study) -> None:
     task = Task.load(study.file.task, study.home)
-    line = next(line for line in study.lines() if line.point is not None and line.recipe.pruning.fraction == 0.6)
+    line = next(line for line in study.lines() if line.point is not None and line.point[1] == place)
     assert line.recipe is not None
-    assert line.recipe.pruning.fine_tune_epochs == 0
+    assert line.recipe.pruning.fine_tune_epochs == epochs
     assert run_trial(line.recipe, task, Knowledge(task)).measurements == line.measurements
     loaded = load_student(study.line_folder(line))
     assert measure(loaded, task.data.validation, curve=task.curve) == line.measurements
@@ -77,15 +85,20 @@ def test_the_front_is_of_trials_and_points_alike_and_says_which_is_which(
     study: Study, dux: Callable[..., Said]
 ) -> None:
     front = study.front()
-    assert len(front.entries) == TRIALS * (1 + len(FRACTIONS))
+    assert len(front.entries) == TRIALS * (1 + POINTS)
     points = {line.trial: line.point[0] for line in study.lines() if line.point is not None}
     code, out, _ = dux("front", "curved", "--home", study.home, "--json")
     assert code == 0
     members = json.loads(out)["members"]
     assert [member["curve_of"] for member in members] == [points.get(member["trial"]) for member in members]
-    on_curves = [entry for entry in front.members if entry.curve_of is not None]
-    assert on_curves  # the untouched student at the least: it is larger and better than most
-    assert "cut, not fine-tuned)" in front.brief(on_curves[0])
+    on_curves = [entry for entry in front.entries if entry.curve_of is not None]
+    marks = {front.brief(entry).rpartition(" (")[2]: entry.recipe["pruning.fine_tune_epochs"] for entry in on_curves}
+    expected = {
+        f"trial {trial} {way}" for trial in set(points.values()) for way in ("cut, not fine-tuned)", "after cut 1)")
+    }
+    assert set(marks) == expected
+    assert all(("not fine-tuned" in mark) is (epochs == 0) for mark, epochs in marks.items())
+    assert any(entry.curve_of is not None for entry in front.members)
 
 
 def test_a_student_on_a_curve_is_exported_as_it_was_measured(
