@@ -249,7 +249,8 @@ class Study:
         """Begin the study and carry it out.
 
         Args:
-            address: of a running Ray cluster; None computes on this machine.
+            address: of a running Ray cluster; None computes on this machine. Where the cluster's head is silent for
+                20 s, Ray's calls hang, and the process ends with a line and code 130; `resume` goes on.
             display: who shows progress.
             verbose: whether Ray's and MLflow's messages are shown.
 
@@ -415,7 +416,8 @@ class Study:
     def _end_at_once(self) -> NoReturn:
         """End the process, as a kill would: Ray's calls hang, and would end it later. The ledger has what ended."""
         why = "because the head of the Ray cluster does not answer any more"
-        os.write(2, f"\ndux: stopped, {why}; {self.command('resume')} goes on\n".encode())
+        shown = "\x1b[?25h" if os.isatty(2) else ""  # the cursor, which a progress line hides
+        os.write(2, f"{shown}\ndux: stopped, {why}; {self.command('resume')} goes on\n".encode())
         os._exit(130)
 
     def _lock(self) -> FileLock:
