@@ -140,7 +140,7 @@ def document(setting: Setting, results: Mapping[str, Line]) -> str:
     header = [name for name, _, _ in columns] + ends
     at_third = {seed: line[third - 1] for seed, line in ours.items()}
     verdicts = []
-    for rounds, name in ((many, f"in {many} rounds"), (1, "in one cut")):
+    for rounds, name in ((many, f"in {many} rounds"), (1, "once")):
         by_seed = needed[rounds]
         reached = [trials for trials in by_seed.values() if trials is not None]
         within = sum(trials <= third for trials in reached)
