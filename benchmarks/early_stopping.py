@@ -216,24 +216,28 @@ POLICIES: dict[str, Callable[[Sequence[Axis]], Policy]] = {
 }
 
 
+UNITS = ("epochs", "seconds")
+"""In which compute is reckoned: epochs of all trials, and seconds of all workers."""
+
+
 @dataclass(frozen=True)
 class Replayed:
     """What a study comes to under a policy."""
 
-    epochs: int
-    seconds: float
+    spent: Mapping[str, float]
+    """Of UNITS."""
     finished: int
-    volumes: tuple[tuple[int, float], ...]
-    """(epochs spent until then, hypervolume), from each trial that came to its end."""
+    volumes: tuple[tuple[Mapping[str, float], float], ...]
+    """(spent until then, hypervolume), from each trial that came to its end."""
 
     @property
     def volume(self) -> float:
         """At the end."""
         return self.volumes[-1][1] if self.volumes else 0.0
 
-    def at(self, epochs: float) -> float:
-        """The hypervolume when so many epochs were spent."""
-        return max((volume for spent, volume in self.volumes if spent <= epochs), default=0.0)
+    def at(self, amount: float, unit: str) -> float:
+        """The hypervolume when so much was spent."""
+        return max((volume for spent, volume in self.volumes if spent[unit] <= amount), default=0.0)
 
 
 def replay(lines: Sequence[Line], make: Callable[[Sequence[Axis]], Policy]) -> Replayed:
@@ -250,6 +254,7 @@ def replay(lines: Sequence[Line], make: Callable[[Sequence[Axis]], Policy]) -> R
 
     def begin(now: float) -> None:
         if (trial := next(waiting, None)) is not None:
+            running.add(trial)
             follow(now, trial, 1)
 
     def follow(began: float, trial: int, epoch: int) -> None:
@@ -259,11 +264,12 @@ def replay(lines: Sequence[Line], make: Callable[[Sequence[Axis]], Policy]) -> R
         heapq.heappush(events, (starts[trial] + ends_at, trial, epoch))
 
     starts: dict[int, float] = {}
+    running: set[int] = set()
     for _ in range(WORKERS):
         begin(0.0)
     epochs, busy, finished = 0, 0.0, 0
     points: list[list[float]] = []
-    volumes: list[tuple[int, float]] = []
+    volumes: list[tuple[Mapping[str, float], float]] = []
     while events:
         now, trial, epoch = heapq.heappop(events)
         line = lines[trial]
@@ -276,10 +282,12 @@ def replay(lines: Sequence[Line], make: Callable[[Sequence[Axis]], Policy]) -> R
         else:
             finished += 1
             points += [[values[axis.name] for axis in axes] for values in line["found"]]
-            volumes.append((epochs, hypervolume(points, axes)))
+            seconds = busy + sum(now - starts[other] for other in running)
+            volumes.append(({"epochs": epochs, "seconds": seconds}, hypervolume(points, axes)))
         busy += now - starts[trial]
+        running.remove(trial)
         begin(now)
-    return Replayed(epochs, busy, finished, tuple(volumes))
+    return Replayed({"epochs": epochs, "seconds": busy}, finished, tuple(volumes))
 
 
 def tables(setting: Setting, results: Mapping[str, Line]) -> tuple[list[str], dict[str, dict[str, list[Replayed]]]]:
@@ -305,23 +313,33 @@ def tables(setting: Setting, results: Mapping[str, Line]) -> tuple[list[str], di
             f"{len(whole)} studies of {setting.trials} trials; {bad} of all trials diverged.",
             "",
             "| stopping | trials that ended | epochs | of FIFO's | seconds | of FIFO's | hypervolume "
-            "| against FIFO on the same trials | against FIFO at the same epochs |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+            "| against FIFO on the same trials | against FIFO at the same epochs | at the same seconds |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         ]
+        said: list[str] = []
         for name, by_seed in found.items():
-            same = {seed: base[seed].at(r.epochs) for seed, r in by_seed.items()}
+            same = {u: {seed: base[seed].at(r.spent[u], u) for seed, r in by_seed.items()} for u in UNITS}
+            shares = {u: mean(r.spent[u] / base[seed].spent[u] for seed, r in by_seed.items()) for u in UNITS}
             volumes = {seed: r.volume for seed, r in by_seed.items()}
             is_base = by_seed is base
             text.append(
                 f"| {name} | {spread((r.finished for r in by_seed.values()), 1)} "
-                f"| {spread((r.epochs for r in by_seed.values()), 0)} "
-                f"| {mean(r.epochs / base[seed].epochs for seed, r in by_seed.items()):.0%} "
-                f"| {spread((r.seconds for r in by_seed.values()), 0)} "
-                f"| {mean(r.seconds / base[seed].seconds for seed, r in by_seed.items()):.0%} "
+                f"| {spread((r.spent['epochs'] for r in by_seed.values()), 0)} "
+                f"| {shares['epochs']:.0%} "
+                f"| {spread((r.spent['seconds'] for r in by_seed.values()), 0)} "
+                f"| {shares['seconds']:.0%} "
                 f"| {spread(volumes.values(), 4)} "
                 f"| {'' if is_base else against(volumes, {seed: r.volume for seed, r in base.items()}, 4)} "
-                f"| {'' if is_base else against(volumes, same, 4)} |"
+                f"| {'' if is_base else against(volumes, same['epochs'], 4)} "
+                f"| {'' if is_base else against(volumes, same['seconds'], 4)} |"
             )
+            if not is_base:
+                said.append(
+                    f"- {name} saves {1 - shares['epochs']:.0%} of the epochs and {1 - shares['seconds']:.0%} of the "
+                    f"seconds, for a difference of {mean(volumes[s] - base[s].volume for s in volumes):+.4f} in "
+                    "hypervolume."
+                )
+        text += ["", *said]
     return text, drawn
 
 
@@ -343,28 +361,29 @@ def document(setting: Setting, results: Mapping[str, Line], rows: Sequence[str])
             "measured in full, on a machine that may have done other things, too.",
             *rows,
             "",
-            f"![Hypervolume against epochs]({FIGURE.name})",
+            f"![Hypervolume against epochs and seconds]({FIGURE.name})",
             "",
         ]
     )
 
 
 def draw(drawn: Mapping[str, Mapping[str, Sequence[Replayed]]]) -> None:
-    """The mean hypervolume against epochs spent, as a share of what FIFO spends on all trials."""
-    figure = Figure(figsize=(5 * len(drawn), 3.8), layout="constrained")
-    for axes, (study, policies) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items(), strict=True):
-        total = [r.epochs for r in policies["none (FIFO)"]]
-        shares = [place / 100 for place in range(101)]
-        for name, replays in policies.items():
-            means = [
-                statistics.fmean(r.at(share * all_epochs) for r, all_epochs in zip(replays, total, strict=True))
-                for share in shares
-            ]
-            end = mean(r.epochs / all_epochs for r, all_epochs in zip(replays, total, strict=True))
-            shown = [place for place, share in enumerate(shares) if share <= end + 0.01]
-            axes.plot([shares[place] for place in shown], [means[place] for place in shown], label=name)
-        axes.set(title=study, xlabel="epochs, as a share of FIFO's", ylabel="hypervolume")
-        axes.legend()
+    """The mean hypervolume against what was spent, as a share of what FIFO spends on all trials."""
+    figure = Figure(figsize=(5 * len(drawn), 3.8 * len(UNITS)), layout="constrained")
+    for unit, row in zip(UNITS, figure.subplots(len(UNITS), len(drawn), squeeze=False), strict=True):
+        for axes, (study, policies) in zip(row, drawn.items(), strict=True):
+            total = [r.spent[unit] for r in policies["none (FIFO)"]]
+            shares = [place / 100 for place in range(101)]
+            for name, replays in policies.items():
+                means = [
+                    statistics.fmean(r.at(share * whole, unit) for r, whole in zip(replays, total, strict=True))
+                    for share in shares
+                ]
+                end = mean(r.spent[unit] / whole for r, whole in zip(replays, total, strict=True))
+                shown = [place for place, share in enumerate(shares) if share <= end + 0.01]
+                axes.plot([shares[place] for place in shown], [means[place] for place in shown], label=name)
+            axes.set(title=study, xlabel=f"{unit}, as a share of FIFO's", ylabel="hypervolume")
+            axes.legend()
     figure.savefig(FIGURE, dpi=150)
 
 
