@@ -250,6 +250,13 @@ class Ledger:
                     )
                 )
 
+    def note_runs(self, run_ids: Mapping[int, str]) -> None:
+        """Record which MLflow run is which trial's, in the Optuna study's attribute `mlflow_runs`.
+
+        Not in the trials' own: MLflow may learn of a trial when it is long over, and Optuna then takes no more.
+        """
+        self._study.set_user_attr("mlflow_runs", {str(trial): run for trial, run in sorted(run_ids.items())})
+
     def fail(self, number: int, reason: str) -> None:
         """Record a trial that ended badly; the sampler learns nothing from it, and it is not tried again."""
         self._set(number, reason=reason)

@@ -850,7 +850,9 @@ class _Session:
         front = study.front()
         self._tracker.front_members([entry.trial for entry in front.members])
         self._tracker.flush(FLUSH_S)
-        front = study.front(study.run_ids())
+        run_ids = study.run_ids()
+        self._ledger.note_runs(run_ids)
+        front = study.front(run_ids)
         paths = write_front(front, study.name, study.folder, teacher)
         rows = [
             {

@@ -279,6 +279,16 @@ def test_the_same_seed_asks_for_the_same_recipes(sampler: str, tmp_path: Path) -
     assert sequence("third", 6) != first
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", "random"])
+def test_recipes_asked_for_at_the_same_time_do_not_pile_up(sampler: str, opened: Callable[..., Ledger]) -> None:
+    ledger = opened(sampler)
+    asked(ledger, 20)
+    open_now = [ledger.ask()[1] for _ in range(8)]
+    assert len(set(open_now)) == 8
+    widths = [recipe.student.width for recipe in open_now]
+    assert max(widths) - min(widths) > 0.01  # not about one point either
+
+
 def test_a_resumed_session_does_not_repeat_the_first_sessions_draws(opened: Callable[..., Ledger]) -> None:
     first = asked(opened(), 5)
     assert not set(first) & set(asked(opened(), 5))

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -82,6 +83,8 @@ def test_ledger_mlflow_and_folders_have_every_trial_exactly_once(finished: Finis
         assert given == {name: str(value) for name, value in line.recipe.flat().items() if name in given}
         assert set(study.file.space.parameters) <= set(run.data.params)  # with a filler for what was not drawn
     assert study.run_ids() == {trial: run.info.run_id for trial, run in found.items()}
+    in_optuna = optuna.load_study(study_name=study.name, storage=study.storage)
+    assert in_optuna.user_attrs["mlflow_runs"] == {str(trial): run.info.run_id for trial, run in found.items()}
 
 
 def test_mlflow_has_every_epoch_of_every_trial(finished: Finished) -> None:
