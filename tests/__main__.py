@@ -10,7 +10,7 @@ CHECKS = {
     "lint": ["ruff", "check", *CODE],
     "types": ["mypy"],
     # two files at a time: most of a study's test is waiting for processes to start
-    "tests": ["pytest", "-n", "2", "--dist", "loadfile", *sys.argv[1:]],
+    "tests": ["pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", *sys.argv[1:]],
 }
 
 

@@ -12,6 +12,26 @@ from running import TINY, Finished, Said, Stand
 
 from search.cli import main
 
+SLOWEST = (
+    "test_study.py",
+    "test_seeds.py",
+    "test_kills.py",
+    "test_outage.py",
+    "test_cluster.py",
+    "test_tracking.py",
+    "test_mlflow_view.py",
+    "test_curve.py",
+    "test_postgresql.py",
+    "test_export.py",
+    "test_cli.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that of two processes none waits long for the other at the end."""
+    rank = {name: place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
