@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from search.study import Study
+
 ROOT = Path(__file__).parents[2]
 
 STUDY = """
@@ -86,7 +88,7 @@ def test_a_study_whose_clusters_head_is_gone_ends_in_one_line_and_goes_on_elsewh
 ) -> None:
     # after the other tests of the cluster: there is none any more
     file, home = tmp_path / "there.yaml", tmp_path / "home"
-    file.write_text(STUDY.replace("training.epochs: 1", "training.epochs: 100"))
+    file.write_text(STUDY.replace("training.epochs: 1", "training.epochs: 30"))
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}
     dux = [sys.executable, "-m", "dux"]
     study = subprocess.Popen(
@@ -96,10 +98,10 @@ def test_a_study_whose_clusters_head_is_gone_ends_in_one_line_and_goes_on_elsewh
         stderr=subprocess.PIPE,
         text=True,
     )
-    trials = home / "studies" / "there" / "trials"
     try:
         deadline = time.monotonic() + 300
-        while not list(trials.glob("*/student.safetensors")):
+        # a trial is under way
+        while not ((home / "studies" / "there" / "task.json").exists() and Study.open("there", home).lines()):
             assert study.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.2)

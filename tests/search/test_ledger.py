@@ -279,7 +279,7 @@ def test_the_same_seed_asks_for_the_same_recipes(sampler: str, tmp_path: Path) -
     assert sequence("third", 6) != first
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
 def test_recipes_asked_for_at_the_same_time_do_not_pile_up(sampler: str, opened: Callable[..., Ledger]) -> None:
     ledger = opened(sampler)
     asked(ledger, 20)
