@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import ROOT, Line, arguments, hardware, read
+from common import ROOT, Line, arguments, commit, hardware, read
 from ray import cloudpickle, tune
 
 from search import Study, workers
@@ -239,7 +239,7 @@ def main() -> None:
             with multiprocessing.get_context("spawn").Pool(1) as pool:  # a fresh driver, whose memory is its own
                 line = pool.apply(carry_out, (job,))
             with path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps({**line, "commit": commit()}) + "\n")
             print(f"{job.name}: {line['seconds']:.0f} s", flush=True)
     text = document(read(path, "key"), jobs)
     if not given.quick:
