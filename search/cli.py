@@ -264,6 +264,7 @@ def ui(
 ) -> None:
     """Serve MLflow's user interface for the studies' store, until Ctrl-C."""
     from search.mlflow_view import database, serve, view_path
+    from search.secrets import HIDDEN, without_secrets
     from search.study import Study
     from search.tracking import find_runs
 
@@ -280,7 +281,7 @@ def ui(
         server = serve(uri, port) if local else None
     except RuntimeError as error:
         _fail(1, str(error))
-    base = server.url if server is not None else uri.rstrip("/")
+    base = server.url if server is not None else without_secrets(uri).replace(f"{HIDDEN}@", "").rstrip("/")
     try:
         for study in named:
             runs = find_runs(study.folder, study.name, uri)

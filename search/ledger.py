@@ -26,6 +26,7 @@ from optuna.samplers import (
 from optuna.trial import FrozenTrial, TrialState
 
 from search.constraints import Limits, violations
+from search.secrets import redacted, without_secrets
 from spaces import BadInput, Choice, Recipe, Space
 from spaces.errors import known, shown
 
@@ -507,28 +508,20 @@ def delete(storage: str, name: str) -> None:
         optuna.delete_study(study_name=name, storage=_storage(storage))
 
 
-def without_password(url: str) -> str:
-    """A database URL for messages and notes."""
-    try:
-        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
-        return "its value"
-
-
 def _storage(url: str) -> optuna.storages.RDBStorage:
     # another study's driver may hold SQLite's lock for a moment
     connect = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
     try:
         return optuna.storages.RDBStorage(url, engine_kwargs=connect)
-    except (*LOST, ImportError) as error:
-        why = str(getattr(error, "orig", error)).splitlines()[0]
+    except (*LOST, ImportError, ValueError) as error:
+        why = redacted(str(getattr(error, "orig", error)).splitlines()[0], url)
         way_out = (
             "install its driver (for PostgreSQL `psycopg[binary]`)"
             if isinstance(error, ImportError)
             else "start it, or correct the URL"
         )
         raise BadInput(
-            f"`DUX_STORAGE` must name a database that answers, but {without_password(url)} does not ({why}); "
+            f"`DUX_STORAGE` must name a database that answers, but {without_secrets(url)} does not ({why}); "
             f"{way_out}, or leave DUX_STORAGE out for a file in the home folder"
         ) from None
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -20,11 +19,12 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from filelock import FileLock
 
+from search.secrets import without_secrets
 from spaces.errors import BadInput
 
 VIEW_TAG = "mlflow.sharedViewState.dux"
@@ -126,7 +126,7 @@ def database(tracking_uri: str) -> Path | None:
     if not tracking_uri.startswith("sqlite:///") or not path.is_absolute():
         raise BadInput(
             f"the tracking URI must be sqlite:////absolute/path.db or an MLflow server's http(s)://host:port, but got "
-            f"{redacted(tracking_uri)}; for another database start `mlflow server` on it and give its address"
+            f"{without_secrets(tracking_uri)}; for another database start `mlflow server` on it and give its address"
         )
     return path
 
@@ -163,15 +163,6 @@ def artifacts_of(database: Path) -> Path:
     return database.parent / "mlflow-artifacts"
 
 
-def redacted(text: str, tracking_uri: str = "") -> str:
-    """`text` without the credentials of any URL in it, nor the password of `tracking_uri` anywhere."""
-    text = re.sub(r"(?<=://)[^/\s]*@", "***@", text)
-    password = urlsplit(tracking_uri).password or ""
-    for secret in {password, unquote(password)} - {""}:
-        text = text.replace(secret, "***")
-    return text
-
-
 @dataclass(frozen=True)
 class Server:
     """An MLflow server that we started, and its address."""
@@ -202,7 +193,9 @@ def serve(tracking_uri: str, port: int = 0, timeout_s: float = 180.0) -> Server:
     """
     file = database(tracking_uri)
     if file is None:
-        raise BadInput(f"a store to serve must be sqlite:////…, but {redacted(tracking_uri)} is a server; open it")
+        raise BadInput(
+            f"a store to serve must be sqlite:////…, but {without_secrets(tracking_uri)} is a server; open it"
+        )
     server_port = _free_port(port)
     with quiet_mlflow():
         make_store(file)

@@ -23,7 +23,8 @@ from filelock import FileLock, Timeout
 from search.chart import front_html, front_png
 from search.constraints import broken
 from search.front import Axis, Entry, Front
-from search.ledger import LOST, Ledger, Line, Outcome, delete, grouped, in_ledger, without_password
+from search.ledger import LOST, Ledger, Line, Outcome, delete, grouped, in_ledger
+from search.secrets import without_secrets
 from search.signals import ctrl_c_is_kept, raise_if_pressed
 from search.stopping import Halving
 from search.study_file import StudyFile
@@ -216,9 +217,9 @@ class Study:
 
     @property
     def _database(self) -> str:
-        """What DUX_STORAGE names, without its password; empty where it is not set."""
+        """What DUX_STORAGE names, without its secrets; empty where it is not set."""
         url = os.environ.get("DUX_STORAGE")
-        return without_password(url) if url else ""
+        return without_secrets(url) if url else ""
 
     def ledger(self) -> Ledger:
         """The study's ledger.

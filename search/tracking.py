@@ -37,9 +37,9 @@ from search.mlflow_view import (
     database,
     make_store,
     quiet_mlflow,
-    redacted,
     view_state,
 )
+from search.secrets import redacted, without_secrets
 from spaces import Domain, Space
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -135,7 +135,7 @@ def find_runs(folder: Path, study: str, tracking_uri: str) -> Runs | None:
     file = database(tracking_uri)
     try:
         note = json.loads((folder / "runs.json").read_bytes())
-        if note.pop("store") == redacted(tracking_uri):
+        if note.pop("store") == without_secrets(tracking_uri):
             return Runs(**note | {"run_ids": {int(trial): run for trial, run in note["run_ids"].items()}})
     except (FileNotFoundError, KeyError, TypeError, ValueError):
         pass  # not there, or another version's
@@ -171,7 +171,7 @@ class Tracker:
         database(tracking_uri)  # raises BadInput here rather than in the thread
         self.last_error: str | None = None
         self._folder, self._study, self._uri = folder, study, tracking_uri
-        self._store = redacted(tracking_uri)
+        self._store = without_secrets(tracking_uri)
         self._spool = Spool(folder)
         self._sent = self._spool.load_sent(self._store)
         self._last_time = 0

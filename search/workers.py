@@ -41,6 +41,7 @@ from ray.tune.search import Searcher  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
 from search.ledger import Ledger  # noqa: E402
+from search.secrets import redacted  # noqa: E402
 from search.signals import handlers_stay, signals_wait  # noqa: E402
 from search.stopping import Halving  # noqa: E402
 from spaces import BadInput, Recipe  # noqa: E402
@@ -152,8 +153,8 @@ def cluster(
                     ray.init(address=address, runtime_env={"py_modules": ours}, **quiet)
             except (OSError, ValueError, RuntimeError) as error:
                 raise BadInput(
-                    f"`--address` must be of a running Ray cluster, but {address} does not answer "
-                    f"({' '.join(str(error).split())[:150]}); start one, or leave --address out"
+                    f"`--address` must be of a running Ray cluster, but {redacted(address, address)} does not answer "
+                    f"({redacted(' '.join(str(error).split()), address)[:150]}); start one, or leave --address out"
                 ) from None
         for logger in loggers:
             logger.setLevel(level)  # ray.init sets its own
