@@ -30,9 +30,9 @@ from search.stopping import Halving
 from search.study_file import StudyFile
 from spaces import Recipe
 from trainers import METRICS, Report, run_trial
+from trainers.files import digest
 from trainers.loop import Diverged
-from trainers.measure import ends
-from trainers.store import digest
+from trainers.metrics import ends
 
 DOCUMENT = ROOT / "docs" / "early_stopping.md"
 FIGURE = DOCUMENT.with_suffix(".png")

@@ -33,13 +33,13 @@ from common import (
 )
 
 from spaces import Recipe
-from trainers import Task, TaskSpec, TeacherSpec, measure, run_trial
+from trainers import Task, TaskSpec, TeacherSpec, run_trial
 from trainers.computing import computing
 from trainers.data.dataset import Split, pixels
 from trainers.families import combined
+from trainers.files import digest
 from trainers.loop import Diverged
-from trainers.measure import ensemble_curve, fitted_temperature, outputs, uncertainty
-from trainers.store import digest
+from trainers.measure import ensemble_curve, fitted_temperature, measure, outputs, uncertainty
 from trainers.transfer.perturbation import Perturbation
 
 DOCUMENT = ROOT / "docs" / "ensembles.md"

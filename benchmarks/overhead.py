@@ -32,7 +32,8 @@ from ray import cloudpickle, tune
 from search import Study, workers
 from search.study_file import StudyFile
 from spaces import Recipe
-from trainers.store import digest, save_student
+from trainers.files import digest
+from trainers.store import save_student
 
 DOCUMENT = ROOT / "docs" / "overhead.md"
 EPOCHS = 3

@@ -31,11 +31,12 @@ from trainers.computing import computing
 from trainers.data import load_dataset
 from trainers.data.dataset import Dataset, Split, pixels
 from trainers.families import Network, build
+from trainers.files import digest, write_whole
 from trainers.loop import Batch, Schedule, fit
 from trainers.measure import predictions, quality
 from trainers.seeding import seeded
 from trainers.spectral import cut, fold, plan, rescale, spectral_penalty, spectralize
-from trainers.store import digest, weights_bytes, write_whole
+from trainers.store import weights_bytes
 from trainers.trial import SEEN
 
 DOCUMENT = ROOT / "docs" / "pruning_criteria.md"

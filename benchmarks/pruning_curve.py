@@ -22,8 +22,8 @@ from search.ledger import Ledger
 from search.study_file import StudyFile
 from spaces import Choice, Space
 from trainers import METRICS, run_trial
-from trainers.measure import ends
-from trainers.store import digest
+from trainers.files import digest
+from trainers.metrics import ends
 
 DOCUMENT = ROOT / "docs" / "pruning_curve.md"
 

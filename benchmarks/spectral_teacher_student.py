@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from trainers.computing import computing
+from trainers.files import digest
 from trainers.seeding import seeded
 from trainers.spectral import SpectralLinear, relevances, spectral_penalty
-from trainers.store import digest
 
 DOCUMENT = ROOT / "docs" / "spectral_teacher_student.md"
 FIGURE = DOCUMENT.with_suffix(".png")

@@ -31,9 +31,10 @@ from common import (
 )
 
 from spaces import Recipe, Scalar
-from trainers import Task, TaskSpec, TeacherSpec, measure, run_trial
+from trainers import Task, TaskSpec, TeacherSpec, run_trial
+from trainers.files import digest
 from trainers.loop import Diverged
-from trainers.store import digest
+from trainers.measure import measure
 from trainers.transfer import METHODS, StageFailed, method_of
 
 DOCUMENT = ROOT / "docs" / "transfer_methods.md"

@@ -3,9 +3,9 @@
 import json
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -13,9 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from search.front import Bounds, Front, NoStudent, parse_bound, shortened, show
 from search.signals import ctrl_c_is_kept
-from spaces import BadInput
+from spaces.errors import BadInput
+
+if TYPE_CHECKING:  # each command imports what it needs, so that none waits for what others need
+    from search.front import Bounds, Front
 
 # Typer brings its own click and names only this one of its errors; what we catch is their common base
 _ClickException: Any = typer.BadParameter.__mro__[2]
@@ -155,9 +157,7 @@ def front(
     png: Annotated[Path | None, typer.Option(help="Write a picture to this file.", show_default=False)] = None,
 ) -> None:
     """The students that no other student of the study beats on every objective."""
-    from search.chart import front_html, front_png
     from search.study import Study
-    from trainers.store import write_whole
 
     study = Study.open(name, _home(home))
     found = study.front(study.run_ids())
@@ -165,8 +165,13 @@ def front(
     if as_json:
         print(json.dumps(found.to_json(name), indent=1))
     if html is not None:
+        from search.chart import front_html
+        from trainers.files import write_whole
+
         write_whole(html, front_html(found, name, None, teacher))
     if png is not None:
+        from search.chart import front_png
+
         png.parent.mkdir(parents=True, exist_ok=True)
         front_png(found, name, png, teacher)
     if as_json:
@@ -196,13 +201,18 @@ def export(
     formats: Annotated[str, typer.Option("--format", help="onnx, pt2, or both with a comma.")] = "onnx",
 ) -> None:
     """Write the best student within bounds, proved to be the one that was measured."""
-    from search.export import ExportRefused
-    from search.export import export as write
+    from search.front import NoStudent, show
     from search.study import Study
 
     bounds = _bounds(minimum or [], maximum or [])
     study = Study.open(name, _home(home))
-    entry = study.front(study.run_ids()).select(bounds)
+    try:
+        entry = study.front(study.run_ids()).select(bounds)
+    except NoStudent as error:
+        _fail(3, str(error))
+    from search.export import ExportRefused  # only now: torch takes seconds, which a mistake need not wait for
+    from search.export import export as write
+
     try:
         paths = write(study, entry, folder or Path(f"{name}-export"), [part.strip() for part in formats.split(",")])
     except ExportRefused as error:
@@ -215,11 +225,12 @@ def export(
 @app.command()
 def check(study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml")]) -> None:
     """A dry run: one tiny trial from data to ONNX, and an estimate of what the study will cost."""
-    from search.check import check as dry_run
     from search.progress import duration
     from search.study_file import StudyFile
 
     file = StudyFile.read(study_file)
+    from search.check import check as dry_run  # only now: torch takes seconds, which a mistake need not wait for
+
     found = dry_run(file)
     for what, seconds in found.steps:
         out.print(f"{seconds:6.1f} s  {what}")
@@ -233,9 +244,9 @@ def check(study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml")]) -> 
 @app.command()
 def methods(as_json: Annotated[bool, typer.Option("--json", help="As JSON, and nothing else.")] = False) -> None:
     """The transfer methods that can be searched, their parameters, defaults and papers."""
-    from trainers.transfer import METHODS
+    from trainers.catalogue import described
 
-    found = [_described(method) for method in METHODS.values()]
+    found = [_described(name, method) for name, method in described().items()]
     if as_json:
         print(json.dumps(found, indent=1))
         return
@@ -308,8 +319,6 @@ def main() -> None:
             app(prog_name="dux", standalone_mode=False)
         except BadInput as error:
             _fail(2, str(error))
-        except NoStudent as error:
-            _fail(3, str(error))
         except _ClickException as error:
             if type(error).__name__ == "NoArgsIsHelpError":
                 print(error.format_message())
@@ -336,7 +345,7 @@ def _home(home: Path | None) -> Path:
     return default_home() if home is None else home.expanduser().absolute()
 
 
-def _run(name: str, carry_out: Callable[[Any], Front], study: Any, verbose: bool) -> None:
+def _run(name: str, carry_out: "Callable[[Any], Front]", study: Any, verbose: bool) -> None:
     from search.progress import Terminal
     from search.study import AllFailed, Interrupted
 
@@ -352,18 +361,20 @@ def _run(name: str, carry_out: Callable[[Any], Front], study: Any, verbose: bool
     out.print(f"the study in MLflow: {study.command('ui')}")
 
 
-def _print_front(found: Front) -> None:
+def _print_front(found: "Front") -> None:
     out.print(Text(found.plot(width=min(100, out.width))))
     out.print()
     out.print(found.table())
 
 
-def _front_in_brief(found: Front | None) -> tuple[str, str]:
+def _front_in_brief(found: "Front | None") -> tuple[str, str]:
     """How many members, and the hypervolume."""
     return ("0", "–") if found is None else (str(len(found.members)), f"{found.hypervolume:.4f}")
 
 
-def _bounds(minimum: list[str], maximum: list[str]) -> Bounds:
+def _bounds(minimum: list[str], maximum: list[str]) -> "Bounds":
+    from search.front import parse_bound, shortened
+
     bounds: dict[str, tuple[Any, float]] = {}
     for side, texts in (("min", minimum), ("max", maximum)):
         for text in texts:
@@ -384,27 +395,25 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _described(method: Any) -> dict[str, Any]:
+def _described(method: str, catalogued: Mapping[str, Any]) -> dict[str, Any]:
     """A transfer method as `dux methods --json` has it."""
-    schema = method.Options.model_json_schema()
     parameters = []
-    for name, field in method.Options.model_fields.items():
-        limits = schema["properties"][name]
+    for name, limits in catalogued["parameters"].items():
         ends = [f"{sign} {limits[key]:g}" for key, sign in _LIMITS.items() if key in limits]
         allowed = "one of " + ", ".join(map(str, limits["enum"])) if "enum" in limits else " and ".join(ends)
         parameters.append(
             {
-                "name": f"{method.name}.{name}",
-                "default": field.default,
+                "name": f"{method}.{name}",
+                "default": limits["default"],
                 "range": allowed or limits.get("type", ""),
                 "search": limits.get("search"),
-                "description": field.description or "",
+                "description": limits.get("description", ""),
             }
         )
     return {
-        "name": method.name,
-        "abbreviation": method.abbreviation,
-        "paper": vars(method.paper),
+        "name": method,
+        "abbreviation": catalogued["abbreviation"],
+        "paper": catalogued["paper"],
         "parameters": parameters,
     }
 

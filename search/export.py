@@ -31,8 +31,10 @@ from spaces.errors import known
 from trainers.computing import computing
 from trainers.data import pixels
 from trainers.data.dataset import Split
-from trainers.measure import EVALUATION_BATCH, METRICS, fitted_temperature, measure, predictions, quality
-from trainers.store import load_student, write_whole
+from trainers.files import write_whole
+from trainers.measure import EVALUATION_BATCH, fitted_temperature, measure, predictions, quality
+from trainers.metrics import METRICS
+from trainers.store import load_student
 
 # before ONNX Runtime is imported: it then leaves a device id in the user's home and tells its maker what it is used for
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

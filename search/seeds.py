@@ -30,8 +30,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from scipy.stats import t as student_t
-
 CONFIDENCE = 0.95
 """Of the interval around the difference of two means."""
 
@@ -59,8 +57,11 @@ def margin(a: Spread, b: Spread) -> float:
     total = sum(error for error, _ in errors)
     if total == 0.0:
         return 0.0
+    from scipy.special import stdtrit  # Student's quantile; here, since few fronts need it, and not of `scipy.stats`,
+    # which takes a second to import
+
     freedom = total**2 / sum(error**2 / (seeds - 1) for error, seeds in errors)
-    return float(student_t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(total)
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(total)
 
 
 def is_within_noise(

@@ -15,12 +15,10 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, Self
 
-import torch
 from filelock import FileLock, Timeout
 
-from search.chart import front_html, front_png
 from search.constraints import broken
 from search.front import Axis, Entry, Front
 from search.ledger import LOST, Ledger, Line, Outcome, delete, grouped, in_ledger
@@ -31,14 +29,12 @@ from search.study_file import StudyFile
 from search.tracking import Tracker, find_runs
 from spaces import BadInput, Choice, Recipe, Space
 from spaces.errors import known
-from trainers.computing import computing
-from trainers.knowledge import Knowledge
-from trainers.loop import Diverged
-from trainers.measure import METRICS, ends, latency_ms
-from trainers.store import digest, write_whole
-from trainers.task import Task
-from trainers.transfer import Needs, StageFailed, method_named
-from trainers.trial import curve_folder
+from trainers.files import curve_folder, digest, write_whole
+from trainers.metrics import METRICS, ends
+
+if TYPE_CHECKING:  # torch takes seconds, and a gigabyte, which looking at a study should not need
+    from trainers.task import Task
+    from trainers.transfer import Needs
 
 FLUSH_S = 60.0
 """How long a finished study waits for MLflow; what is not sent by then goes out with `dux resume`."""
@@ -402,6 +398,8 @@ class Study:
 
     def _check_machine(self) -> None:
         """Raise BadInput where a trial wants more than this machine has: it would wait for ever, or fail."""
+        import torch
+
         search, cpus = self.file.search, os.cpu_count() or 1
         if search.cpus > cpus:
             raise BadInput(
@@ -579,6 +577,11 @@ class _Session:
 
     def _carry_out(self, address: str | None) -> str:
         """All that Ray is needed for; returns why it ended early, where that is for the user to know."""
+        from trainers.knowledge import Knowledge
+        from trainers.loop import Diverged
+        from trainers.task import Task
+        from trainers.transfer import StageFailed
+
         file, search = self._study.file, self._study.file.search
         self._now("reading the data, looking for the teacher")
         epochs = file.task.teacher.epochs * file.task.teacher.members
@@ -663,8 +666,11 @@ class _Session:
             return f", because {error}"
         return ""
 
-    def _teacher_latency(self, task: Task) -> dict[str, float]:
+    def _teacher_latency(self, task: "Task") -> dict[str, float]:
         """Measured once a study, if it asks for latency: the front is reckoned from it."""
+        from trainers.computing import computing
+        from trainers.measure import latency_ms
+
         file = self._study.file
         if not file.timed:
             return {}
@@ -876,6 +882,8 @@ class _Session:
 
 def write_front(front: Front, study: str, folder: Path, teacher: Mapping[str, float]) -> list[Path]:
     """Write front.json, front.html and front.png into `folder`; returns their paths."""
+    from search.chart import front_html, front_png
+
     paths = [folder / f"front.{kind}" for kind in ("json", "html", "png")]
     write_whole(paths[0], json.dumps(front.to_json(study), indent=1))
     write_whole(paths[1], front_html(front, study, None, teacher))
@@ -883,11 +891,13 @@ def write_front(front: Front, study: str, folder: Path, teacher: Mapping[str, fl
     return paths
 
 
-def needs_of(space: Space, method: str) -> list[Needs]:
+def needs_of(space: Space, method: str) -> "list[Needs]":
     """What a method of the space needs of the teacher, as far as that can be listed before recipes are drawn.
 
     Empty where a stage depends on a parameter drawn from an interval: that is left to the first trial that needs it.
     """
+    from trainers.transfer import method_named
+
     own = {key: domain for key, domain in space.parameters.items() if key.rpartition(".")[0] == method}
     options = [key.rpartition(".")[2] for key in own]
     combinations = itertools.product(*(domain.extremes() for domain in own.values()))
@@ -898,7 +908,7 @@ def needs_of(space: Space, method: str) -> list[Needs]:
     return sorted(found, key=repr) if listed else []
 
 
-def _described(task: Task) -> list[dict[str, object]]:
+def _described(task: "Task") -> list[dict[str, object]]:
     """What students are trained on and validated with, as `Tracker.data_described` takes it."""
     data, spec = task.data, task.spec
     return [

@@ -5,9 +5,10 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationError
@@ -17,12 +18,13 @@ from search.ledger import MOST_ON_A_GRID, make_sampler
 from spaces import BadInput, Choice, Float, Scalar, Space, Student
 from spaces.errors import known, one_line, shown
 from spaces.recipe import Part
-from trainers import check_pair
-from trainers.data.dataset import Dataset
-from trainers.families import check_student
-from trainers.measure import METRICS
-from trainers.task import TaskSpec
-from trainers.transfer import method_named
+from trainers import catalogue
+from trainers.depths import check_student
+from trainers.metrics import METRICS
+from trainers.task_spec import TaskSpec
+
+if TYPE_CHECKING:
+    from trainers.data.dataset import Dataset
 
 Direction = Literal["min", "max"]
 
@@ -186,12 +188,14 @@ class StudyFile(Part):
         asked, space = self.search.trials, self.space
         return min(asked, space.size) if self.search.sampler == "grid" else asked
 
-    def check_pairs(self, data: Dataset) -> None:
+    def check_pairs(self, data: "Dataset") -> None:
         """Raise BadInput where a method of the space cannot work with one of its students and the teacher.
 
         Args:
             data: the task's; the features' sizes depend on its images.
         """
+        from trainers import check_pair  # here: it needs torch, and a mistake in the file is told before that is there
+
         for recipe in self.space.extremes("transfer", "student.family", "student.depth"):
             try:
                 check_pair(recipe, self.task, data)
@@ -224,18 +228,15 @@ def _check_objectives(objectives: Mapping[str, Direction]) -> None:
 
 
 def _check_space(space: Space) -> None:
-    try:
-        methods = {method: method_named(method) for method in space.methods}
-    except BadInput as error:
-        raise BadInput(f"space: {error}") from None
+    checks = {method: _check_of_options(method) for method in space.methods}
     for name, domain in space.parameters.items():
         method, _, option = name.rpartition(".")
-        if method in methods:
+        if method in checks:
             values = [*domain.extremes()]
             if isinstance(domain, Float):  # inside, too: an option may take the ends alone, as 1 or 2
                 values.append(min(domain.high, domain.low + (domain.step or (domain.high - domain.low) / 2)))
             for value in values:
-                methods[method].parse({option: value}, called=method)
+                checks[method]({option: value})
     families = space.parameters.get("student.family", Choice((Student().family,))).extremes()
     depths = space.parameters.get("student.depth", Choice((Student().depth,))).extremes()
     for family in families:
@@ -246,8 +247,26 @@ def _check_space(space: Space) -> None:
                 raise BadInput(f"`space.student`: {error}") from None
 
 
+def _check_of_options(method: str) -> Callable[[Mapping[str, Scalar]], object]:
+    """What raises BadInput where a method does not take options; needs no torch where Dux knows the method."""
+    if method in catalogue.described():
+        return partial(catalogue.check_options, method)
+    try:
+        if ":" not in method:
+            raise catalogue.unknown_method(method, catalogue.described())
+        from trainers.transfer import method_named
+
+        return partial(method_named(method).parse, called=method)
+    except BadInput as error:
+        raise BadInput(f"space: {error}") from None
+
+
 def _check_members(space: Space, teacher: int) -> None:
     members = space.parameters.get("student.members", Choice((Student().members,))).extremes()
+    if teacher == 1 and {*members} == {1}:
+        return  # every method can; and it is not for this that torch is imported
+    from trainers.transfer import method_named
+
     for name in space.methods:
         method = method_named(name)
         for student in members:

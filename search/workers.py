@@ -46,7 +46,7 @@ from search.signals import handlers_stay, signals_wait  # noqa: E402
 from search.stopping import Halving  # noqa: E402
 from spaces import BadInput, Recipe  # noqa: E402
 from trainers import Checkpoint, Knowledge, Report, Task, TaskSpec, run_trial, save_student  # noqa: E402
-from trainers.store import write_whole  # noqa: E402
+from trainers.files import write_whole  # noqa: E402
 
 SILENCE_S = 20.0
 """For how long the head of a joined cluster may not answer. After 60 s Ray itself ends any process that had joined it,

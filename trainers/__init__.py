@@ -1,11 +1,31 @@
 """Dux, one trial: data, students, teachers, transfer methods, spectral layers, the loop, measurement."""
 
-from trainers.checkpoint import Checkpoint
-from trainers.knowledge import Knowledge
-from trainers.measure import METRICS, measure
-from trainers.store import load_student, save_student
-from trainers.task import Task, TaskSpec, TeacherSpec
-from trainers.trial import Report, TrialResult, check_pair, run_trial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainers.checkpoint import Checkpoint
+    from trainers.knowledge import Knowledge
+    from trainers.metrics import METRICS
+    from trainers.store import load_student, save_student
+    from trainers.task import Task
+    from trainers.task_spec import TaskSpec, TeacherSpec
+    from trainers.trial import Report, TrialResult, check_pair, run_trial
+
+_FOUND_IN = {
+    "METRICS": "metrics",
+    "Checkpoint": "checkpoint",
+    "Knowledge": "knowledge",
+    "Report": "trial",
+    "Task": "task",
+    "TaskSpec": "task_spec",
+    "TeacherSpec": "task_spec",
+    "TrialResult": "trial",
+    "check_pair": "trial",
+    "load_student": "store",
+    "run_trial": "trial",
+    "save_student": "store",
+}
 
 __all__ = [
     "METRICS",
@@ -18,7 +38,13 @@ __all__ = [
     "TrialResult",
     "check_pair",
     "load_student",
-    "measure",
     "run_trial",
     "save_student",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # on demand: most need torch, which checking a study file and looking at a study should not wait seconds for
+    if name not in _FOUND_IN:
+        raise AttributeError(f"module 'trainers' has no attribute {name!r}")
+    return getattr(import_module(f"trainers.{_FOUND_IN[name]}"), name)

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from trainers.computing import computing
 from trainers.data.dataset import pixels
 from trainers.families import by_member, capture, combined
+from trainers.files import digest, write_whole
 from trainers.loop import Batch, batches
 from trainers.seeding import seeded
-from trainers.store import digest, weights_bytes, write_whole
+from trainers.store import weights_bytes
 from trainers.task import Task
 from trainers.transfer import Needs, Stage, Taps, TeacherSignals
 

@@ -1,13 +1,10 @@
-"""What is measured of a network, and how each measurement reads as an objective."""
+"""How a network is measured; `trainers.metrics` says what each measurement means."""
 
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import pairwise
-from types import MappingProxyType
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,39 +19,6 @@ from trainers.store import weights_bytes
 
 EVALUATION_BATCH = 512
 """Fixed, because sums over batches of another size round differently."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One measurement: which direction is better, on which scale it is compared, its unit."""
-
-    direction: Literal["min", "max"] | None
-    """None where either may be wanted."""
-    scale: Literal["linear", "log"]
-    unit: str
-
-
-METRICS: Mapping[str, Metric] = MappingProxyType(
-    {
-        "accuracy": Metric("max", "linear", "share of images"),
-        "nll": Metric("min", "linear", "nats"),
-        "brier": Metric("min", "linear", "mean squared error of the probabilities, summed over classes"),
-        "ece": Metric("min", "linear", "mean gap between confidence and accuracy, 15 bins"),
-        "calibrated_nll": Metric("min", "linear", "nats"),
-        "calibrated_brier": Metric("min", "linear", "as brier"),
-        "calibrated_ece": Metric("min", "linear", "as ece"),
-        "entropy": Metric(None, "linear", "nats"),
-        "diversity": Metric("max", "linear", "nats between members"),
-        "deep_ensemble_equivalent": Metric("max", "linear", "members of the teacher"),
-        "parameters": Metric("min", "log", "numbers"),
-        "macs": Metric("min", "log", "multiply-adds an image"),
-        "size_bytes": Metric("min", "log", "bytes"),
-        "latency_ms": Metric("min", "log", "milliseconds for one image"),
-    }
-)
-"""`calibrated_*`: after temperature scaling (Guo et al., ICML 2017; arXiv 1706.04599).
-`latency_ms` is measured only where it is asked for: it is no property of the student alone, and never twice the same.
-"""
 
 
 def outputs(network: nn.Module, split: Split) -> Tensor:
@@ -254,29 +218,3 @@ def measure(
     if curve is not None:
         found["deep_ensemble_equivalent"] = deep_ensemble_equivalent(found["calibrated_nll"], curve)
     return {**found, **cost(network, (c, h, w))}
-
-
-def ends(
-    name: str, direction: Literal["min", "max"], teacher: Mapping[str, float], classes: int
-) -> tuple[float, float]:
-    """The values of a measurement between which hypervolume is reckoned: worth nothing, and unbeatable.
-
-    Nothing right, guessing, the teacher's own cost on the one side; on the other what cannot be better, or 1 where the
-    scale is logarithmic (of latency, a microsecond). Measurements of uncertainty, whose direction the study chooses,
-    have the same two ends.
-    """
-    guessing = math.log(classes)
-    known: dict[str, tuple[float, float]] = {
-        "accuracy": (0.0, 1.0),
-        "nll": (guessing, 0.0),
-        "calibrated_nll": (guessing, 0.0),
-        "brier": (1.0 - 1.0 / classes, 0.0),
-        "calibrated_brier": (1.0 - 1.0 / classes, 0.0),
-        "ece": (1.0, 0.0),
-        "calibrated_ece": (1.0, 0.0),
-        "entropy": (0.0, guessing) if direction == "max" else (guessing, 0.0),
-        "diversity": (0.0, guessing),
-        "latency_ms": (teacher.get("latency_ms", math.nan), 1e-3),
-        "deep_ensemble_equivalent": (0.0, max(1.0, teacher.get("deep_ensemble_equivalent", 1.0))),
-    }
-    return known.get(name, (teacher.get(name, math.nan), 1.0))

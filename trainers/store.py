@@ -1,9 +1,6 @@
-"""Files that outlive a process: written whole or not at all, read back without pickle."""
+"""Networks as files, written and read back without pickle."""
 
-import hashlib
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,30 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spaces import Student
 from trainers.families import Network, build
+from trainers.files import write_whole
 
 Model = TypeVar("Model", bound=nn.Module)
-
-
-def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file so that a reader, or a kill at any moment, finds the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with part.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def digest(*values: object) -> str:
-    """A short name for values: 16 hex digits of SHA-256 over their JSON, or over their bytes as they are."""
-    sha = hashlib.sha256()
-    for value in values:
-        sha.update(value if isinstance(value, bytes) else json.dumps(value, sort_keys=True).encode())
-    return sha.hexdigest()[:16]
 
 
 def weights_bytes(network: nn.Module) -> bytes:

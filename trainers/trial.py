@@ -17,13 +17,16 @@ from spaces import Pruning, Recipe
 from trainers.checkpoint import Checkpoint, Kept
 from trainers.computing import computing
 from trainers.data.dataset import Dataset
-from trainers.families import Features, Network, build, capture, check_student
+from trainers.depths import check_student
+from trainers.families import Features, Network, build, capture
+from trainers.files import curve_folder, digest
 from trainers.knowledge import Knowledge
 from trainers.loop import Batch, Schedule, State, batches, fit
 from trainers.measure import cost, latency_ms, measure, predictions, quality
 from trainers.spectral import Plan, cut, fold, plan, reestimate, rescale, spectral_penalty, spectralize
-from trainers.store import digest, network_description, weights_bytes
-from trainers.task import Task, TaskSpec
+from trainers.store import network_description, weights_bytes
+from trainers.task import Task
+from trainers.task_spec import TaskSpec
 from trainers.transfer import Method, Shapes, TeacherSignals, method_of
 
 SEEN = 1024
@@ -97,11 +100,6 @@ class TrialResult:
         for place, point in enumerate(self.curve):
             files |= {f"{curve_folder(place)}/{name}": content for name, content in point.files(task).items()}
         return files
-
-
-def curve_folder(place: int) -> str:
-    """Where the files of a point of the pruning curve are, from its trial's folder."""
-    return f"curve/{place}"
 
 
 def run_trial(

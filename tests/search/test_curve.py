@@ -10,7 +10,8 @@ from processes import TASK, run
 from running import Said
 
 from search.study import Study
-from trainers import Knowledge, Task, load_student, measure, run_trial
+from trainers import Knowledge, Task, load_student, run_trial
+from trainers.measure import measure
 
 # MLflow maps its tables with an option that SQLAlchemy 2.1 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from spaces import BadInput, Student
-from trainers.families import FAMILIES, Network, build, capture, check_student
+from trainers.depths import DEPTHS, check_student
+from trainers.families import FAMILIES, Network, build, capture
 from trainers.families.family import scaled
 
 GREY = (1, 8, 8)
@@ -133,3 +134,4 @@ def test_a_network_that_does_not_exist_is_refused(student: Student, message: str
 
 def test_every_family_is_in_the_catalogue_under_its_name() -> None:
     assert all(family.name == name for name, family in FAMILIES.items())
+    assert list(DEPTHS) == list(FAMILIES)

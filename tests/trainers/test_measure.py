@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spaces import Student
-from trainers import METRICS, Task, measure
+from trainers import METRICS, Task
 from trainers.data.dataset import Split
 from trainers.families import DeepEnsemble, build
 from trainers.loop import Diverged
@@ -20,14 +20,15 @@ from trainers.measure import (
     calibration,
     cost,
     deep_ensemble_equivalent,
-    ends,
     ensemble_curve,
     fitted_temperature,
     latency_ms,
+    measure,
     predictions,
     quality,
     uncertainty,
 )
+from trainers.metrics import ends
 from trainers.store import weights_bytes
 
 

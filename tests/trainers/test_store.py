@@ -15,8 +15,9 @@ import torch
 from spaces import Student
 from trainers import load_student, save_student
 from trainers.families import Network, build
+from trainers.files import digest, write_whole
 from trainers.spectral import cut, plan, spectralize
-from trainers.store import digest, load_network, network_description, weights_bytes, write_whole
+from trainers.store import load_network, network_description, weights_bytes
 
 GREY = (1, 8, 8)
 ROOT = Path(__file__).parent.parent.parent
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parent.parent.parent
 WRITER = """
 import sys
 from pathlib import Path
-from trainers.store import write_whole
+from trainers.files import write_whole
 path, turn = Path(sys.argv[1]), 0
 while True:
     turn += 1

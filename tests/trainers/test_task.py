@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from spaces import BadInput, Recipe
-from trainers import Task, TaskSpec, TeacherSpec, measure
+from trainers import Task, TaskSpec, TeacherSpec
 from trainers.families import DeepEnsemble
+from trainers.measure import measure
 from trainers.store import weights_bytes
 
 QUICK = {"family": "mlp", "depth": 2, "width": 0.03, "epochs": 1}

@@ -1,7 +1,8 @@
 """What every transfer method promises: one suite, run over the catalogue."""
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from spaces import BadInput, Float, Int, Recipe, Space, Student
 from spaces.recipe import RECIPE_NAMES
+from trainers import catalogue
 from trainers.families import Features, Network, build, capture
 from trainers.seeding import seeded
 from trainers.transfer import METHODS, Method, Needs, Shapes, Taps, TeacherSignals, method_of
@@ -318,6 +320,31 @@ def test_a_method_is_found_under_its_name_with_its_defaults(method_type: type[Me
     assert method_type.paper.title
     # a method called like a part of a recipe would have its options taken for the part's
     assert not any(name.startswith(f"{method_type.name}.") for name in RECIPE_NAMES)
+
+
+def test_the_catalogue_is_what_the_methods_say() -> None:
+    assert catalogue.FILE.read_text(encoding="utf-8") == catalogue.generated(), "run `python -m trainers.catalogue`"
+
+
+@each_method
+def test_the_catalogue_takes_and_refuses_what_the_method_does_in_the_same_words(method_type: type[Method]) -> None:
+    def said(check: Callable[[dict[str, Any]], object], options: dict[str, Any]) -> str:
+        try:
+            check(options)
+        except BadInput as error:
+            return str(error)
+        return ""
+
+    values = (-1, -1.0, 0, 0.0, 0.5, 1, 1.0, 1.5, 2, 3, 1e9, math.nan, math.inf, True, "none", "half", [1.0])
+    tried = [{option: value} for option in (*method_type.Options.model_fields, "temprature") for value in values]
+    for options in [{}, *tried]:
+        by_catalogue = said(lambda given: catalogue.check_options(method_type.name, given), options)
+        assert by_catalogue == said(method_type.parse, options)
+
+
+@each_method
+def test_every_method_works_with_one_network_and_one_teacher(method_type: type[Method]) -> None:
+    method_type.check_members(method_type.parse({}), 1, 1)  # so a study file without ensembles need not ask
 
 
 def test_the_documentation_has_every_method_and_its_defaults() -> None:

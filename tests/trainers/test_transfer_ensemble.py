@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from spaces import BadInput, Recipe
-from trainers import Knowledge, Task, TaskSpec, TeacherSpec, load_student, measure, run_trial, save_student
+from trainers import Knowledge, Task, TaskSpec, TeacherSpec, load_student, run_trial, save_student
 from trainers.data.dataset import pixels
 from trainers.families import Features
 from trainers.loop import Batch
+from trainers.measure import measure
 from trainers.store import weights_bytes
 from trainers.transfer import METHODS, Needs, Shapes, TeacherSignals
 from trainers.transfer.ensemble import Ensemble, EnsembleOptions

@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 from spaces import BadInput, Pruning, Recipe
-from trainers import Knowledge, Report, Task, TaskSpec, TrialResult, load_student, measure, run_trial, save_student
+from trainers import Knowledge, Report, Task, TaskSpec, TrialResult, load_student, run_trial, save_student
 from trainers.data.dataset import Dataset, Split
 from trainers.families import build
+from trainers.files import curve_folder
 from trainers.loop import Diverged
+from trainers.measure import measure
 from trainers.store import weights_bytes
 from trainers.transfer import StageFailed
-from trainers.trial import curve_folder
 
 SMALL = {"student.width": 0.25, "training.epochs": 2, "pruning.fine_tune_epochs": 1}
 PRUNED_KD = Recipe.from_flat({**SMALL, "transfer": "kd", "pruning.fraction": 0.5, "seed": 3})

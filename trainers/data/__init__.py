@@ -1,4 +1,7 @@
-"""The catalogue of data sets. A new one is a file beside this one, a line in DATASETS, and a test."""
+"""The catalogue of data sets. A new one is a file beside this one, a line in DATASETS, and a test.
+
+A study file is checked against it, which is to take no seconds: torch is imported where images are read.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +11,6 @@ from pathlib import Path
 
 from spaces.errors import BadInput
 from trainers.data import cifar, digits, fashion_mnist, imagefolder
-from trainers.data.augment import AUGMENTATIONS, augment
 from trainers.data.dataset import Dataset, Split, pixels, shared_tensor
 from trainers.data.splits import limit_train
 
@@ -18,12 +20,15 @@ __all__ = [
     "Dataset",
     "Source",
     "Split",
-    "augment",
     "check_dataset",
     "load_dataset",
     "pixels",
     "shared_tensor",
 ]
+
+
+AUGMENTATIONS = ("none", "crop", "crop_flip")
+"""What `trainers.data.augment` does with training images, by name in study files."""
 
 
 @dataclass(frozen=True, kw_only=True)

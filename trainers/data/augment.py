@@ -5,8 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spaces.errors import BadInput
-
-AUGMENTATIONS = ("none", "crop", "crop_flip")
+from trainers.data import AUGMENTATIONS
 
 
 def augment(images: Tensor, policy: str, generator: torch.Generator) -> Tensor:

@@ -7,19 +7,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from spaces.errors import BadInput
 from trainers.data.dataset import Dataset, Split
 from trainers.data.fetching import fetching
 from trainers.data.splits import VALIDATION_SHARE, split_off
 
 CLASSES = {"cifar10": 10, "cifar100": 100}
+FILES = {
+    "cifar10": ("cifar-10-batches-py", *(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"),
+    "cifar100": ("cifar-100-python", "train", "test", "meta"),
+}
+"""Folder and files, as torchvision has them; here, so that one that is missing is told without importing that."""
 
 
 def check(name: str, root: Path, download: bool) -> None:
     """Raises BadInput if a file is missing and shall not be fetched; opens none."""
-    for path, _ in () if download else _files(name, root):
+    folder, *files = FILES[name]
+    for path in () if download else (root / folder / file for file in files):
         if not path.is_file():
             raise BadInput(
                 f"{name} needs {path}, which is not there; set task.root to the folder that holds {path.parent.name}, "
@@ -65,5 +69,7 @@ def _files(name: str, root: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _split(half: Any) -> Split:
+    import torch
+
     images = torch.from_numpy(half.data).permute(0, 3, 1, 2)  # torchvision holds (N, H, W, C)
     return Split(images, torch.tensor(half.targets))

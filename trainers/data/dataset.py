@@ -1,23 +1,31 @@
 """What a data set is in memory: three splits of uint8 images and their labels."""
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GREY_LEVELS = 256
 
 
 def pixels(images: Tensor) -> Tensor:
     """(B, C, H, W) uint8 in 0..255 as a network reads it: float32 in [0, 1], on the same device."""
+    import torch
+
     return images.to(torch.float32) / (GREY_LEVELS - 1)
 
 
 def shared_tensor(array: np.ndarray) -> Tensor:
     """A tensor on the very memory of `array`, writable or not. Whoever writes into it writes into what others read."""
+    import torch
+
     with warnings.catch_warnings():
         # Ray's object store hands out read-only arrays, one memory for all workers. torch has no read-only tensors and
         # warns of them; a copy would silence it too, at the price of one data set per worker.
@@ -33,6 +41,8 @@ class Split:
     labels: Tensor
 
     def __post_init__(self) -> None:
+        import torch
+
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
             raise ValueError(f"images must be (N, C, H, W) uint8, but are {_kind(self.images)}")
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
@@ -86,6 +96,8 @@ class Dataset:
         Exact up to the last rounding, since grey levels are counted and not summed as floats. The deviation is never
         below one grey level, so that dividing by it is safe for a channel that is the same everywhere.
         """
+        import torch
+
         level = torch.arange(GREY_LEVELS, dtype=torch.float64) / (GREY_LEVELS - 1)
         images = self.train.images
         count = torch.stack(
@@ -105,7 +117,7 @@ class Dataset:
         }
 
     @classmethod
-    def from_arrays(cls, name: str, classes: int, arrays: Mapping[str, np.ndarray]) -> "Dataset":
+    def from_arrays(cls, name: str, classes: int, arrays: Mapping[str, np.ndarray]) -> Dataset:
         """The data set on the very memory of `arrays`, read-only arrays included; nothing is copied."""
 
         def split(which: str) -> Split:

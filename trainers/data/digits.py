@@ -5,7 +5,6 @@ test half of a larger set); ours is 1,077 / 360 / 360.
 """
 
 import numpy as np
-import torch
 
 from trainers.data.dataset import Dataset, Split
 from trainers.data.splits import TEST_SHARE, split_off
@@ -16,7 +15,8 @@ def check() -> None:
 
 
 def load() -> Dataset:
-    from sklearn.datasets import load_digits  # here, since it takes seconds to import
+    import torch  # here, as the next one: they take seconds to import
+    from sklearn.datasets import load_digits
 
     digits = load_digits()
     grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), from counts of 0..16 inked pixels

@@ -3,17 +3,21 @@
 60,000 train images, a tenth of which is split off for validation, and 10,000 of test.
 """
 
+from __future__ import annotations
+
 import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from spaces.errors import BadInput
 from trainers.data.dataset import Dataset, Split
 from trainers.data.fetching import fetching, one_line
 from trainers.data.splits import VALIDATION_SHARE, split_off
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CLASSES = 10
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts the files

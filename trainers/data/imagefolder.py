@@ -6,7 +6,6 @@ what is left. Classes are numbered in the order of their names.
 
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from spaces.errors import BadInput
@@ -114,6 +113,7 @@ def _format(paths: list[str], image_size: int | None) -> tuple[int, int, str]:
 
 
 def _read(samples: list[Sample], height: int, width: int, mode: str, image_size: int | None) -> Split:
+    import torch  # here, as the next one: they take seconds to import
     from torchvision.transforms.v2 import functional
 
     images = torch.empty((len(samples), len(mode), height, width), dtype=torch.uint8)

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from spaces.errors import BadInput
 from trainers.data.dataset import Dataset, Split
@@ -25,7 +24,8 @@ def split_off(whole: Split, taken: float, name: str) -> tuple[Split, Split]:
     Raises:
         BadInput: if there are too few images to part each class.
     """
-    from sklearn.model_selection import train_test_split  # here, since it takes seconds to import
+    import torch  # here, as the next one: they take seconds to import
+    from sklearn.model_selection import train_test_split
 
     numbers, labels = np.arange(len(whole)), whole.labels.numpy()
     try:

@@ -5,8 +5,8 @@ from types import MappingProxyType
 
 import torch
 
-from spaces import BadInput, Student
-from spaces.errors import known
+from spaces import Student
+from trainers.depths import check_student
 from trainers.families.batch_ensemble import batch_ensemble
 from trainers.families.deep_ensemble import DeepEnsemble
 from trainers.families.family import Family, Features, Network, by_member, capture, combined
@@ -15,16 +15,7 @@ from trainers.families.resnet import RESNET
 from trainers.seeding import seeded
 
 FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in (RESNET, MLP)})
-"""Every family by its name in study files."""
-
-
-def check_student(student: Student) -> None:
-    """Raise BadInput unless the family exists and has this depth."""
-    if student.family not in FAMILIES:
-        raise BadInput(
-            f"family of a network must be a known one, but got {student.family!r}; {known(FAMILIES, student.family)}"
-        )
-    FAMILIES[student.family].check_depth(student.depth)
+"""Every family by its name in study files; `trainers.depths` says which depths it has."""
 
 
 def build(student: Student, image_shape: tuple[int, int, int], classes: int, *, generator: torch.Generator) -> Network:
@@ -54,6 +45,5 @@ __all__ = [
     "build",
     "by_member",
     "capture",
-    "check_student",
     "combined",
 ]

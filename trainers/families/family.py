@@ -146,9 +146,5 @@ class Family(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def check_depth(self, depth: int) -> None:
-        """Raise BadInput unless the family has networks of this depth."""
-
-    @abstractmethod
     def build(self, depth: int, width: float, image_shape: tuple[int, int, int], classes: int) -> Network:
         """A network initialised from PyTorch's global generator: use `trainers.families.build`."""

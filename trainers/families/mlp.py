@@ -4,7 +4,6 @@ import math
 
 from torch import Tensor, nn
 
-from spaces import BadInput
 from trainers.families.family import Family, Network, Normalize, scaled
 
 
@@ -31,12 +30,6 @@ class FullyConnected(Network):
 
 class _Family(Family):
     name = "mlp"
-
-    def check_depth(self, depth: int) -> None:
-        if not 2 <= depth <= 16:
-            raise BadInput(
-                f"depth of an mlp must be from 2 to 16 layers with weights, but got {depth}; 3 has two hidden layers"
-            )
 
     def build(self, depth: int, width: float, image_shape: tuple[int, int, int], classes: int) -> FullyConnected:
         return FullyConnected(depth, scaled(256, width), image_shape, classes)

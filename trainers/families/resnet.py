@@ -8,7 +8,6 @@ cannot follow a pruned channel.
 
 from torch import Tensor, nn
 
-from spaces import BadInput
 from trainers.families.family import Family, Network, Normalize, scaled
 
 
@@ -69,11 +68,6 @@ class ResNet(Network):
 
 class _Family(Family):
     name = "resnet"
-
-    def check_depth(self, depth: int) -> None:
-        if depth < 8 or (depth - 2) % 6:
-            near = max(8, 6 * round((depth - 2) / 6) + 2)
-            raise BadInput(f"depth of a resnet must be 6n+2 with n >= 1, but got {depth}; the nearest is {near}")
 
     def build(self, depth: int, width: float, image_shape: tuple[int, int, int], classes: int) -> ResNet:
         channels = (scaled(16, width), scaled(32, width), scaled(64, width))

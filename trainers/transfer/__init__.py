@@ -1,4 +1,7 @@
-"""The catalogue of transfer methods. A new one adds its file, its line here, and its test."""
+"""The catalogue of transfer methods. A new one adds its file, its line here, and its test.
+
+`python -m trainers.catalogue` writes down what it says of itself.
+"""
 
 import importlib
 from collections.abc import Mapping
@@ -6,7 +9,8 @@ from inspect import isabstract
 from types import MappingProxyType
 
 from spaces import BadInput, Recipe
-from spaces.errors import known, shown
+from spaces.errors import shown
+from trainers.catalogue import unknown_method
 from trainers.transfer.ab import AB
 from trainers.transfer.attention import Attention
 from trainers.transfer.correlation import Correlation
@@ -66,8 +70,7 @@ def method_named(name: str) -> type[Method]:
         return METHODS[name]
     module_name, colon, class_name = name.partition(":")
     if not colon:
-        own = "; one of your own is named `package.module:Class`"
-        raise BadInput(f"`transfer` must be a known method, but got {name!r}; {known(METHODS, name)}{own}")
+        raise unknown_method(name, METHODS)
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except (Exception, SystemExit) as error:  # whatever a user's module may raise; it may be a script that exits

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from spaces.errors import BadInput
-from trainers.data import AUGMENTATIONS, augment
+from trainers.data import AUGMENTATIONS
+from trainers.data.augment import augment
 
 
 def images(B: int, C: int, H: int, W: int) -> Tensor:

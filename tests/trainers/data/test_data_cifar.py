@@ -12,7 +12,7 @@ from numpy._core.multiarray import _reconstruct
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from spaces.errors import BadInput
-from trainers.data import Dataset, check_dataset, load_dataset
+from trainers.data import Dataset, check_dataset, cifar, load_dataset
 
 READERS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 SIZES = {"cifar10": (20, 20), "cifar100": (1000, 200)}  # images in each train file and in the test file
@@ -171,3 +171,10 @@ def test_a_download_of_something_else_says_so(
     monkeypatch.setattr(CIFAR10, "url", f"{address}/{CIFAR10.filename}")
     with pytest.raises(BadInput, match=r"fetching cifar10 failed: File not found or corrupted.; try again, or put the"):
         load_dataset("cifar10", root=tmp_path, download=True)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_the_files_are_those_that_torchvision_reads(name: str) -> None:
+    reader = READERS[name]
+    files = (*(file for file, _ in (*reader.train_list, *reader.test_list)), reader.meta["filename"])
+    assert cifar.FILES[name] == (reader.base_folder, *files)

@@ -1,0 +1,81 @@
+"""What a command does not wait for: libraries that take seconds, and a gigabyte, are imported by those that use them.
+
+How long the commands take is in docs/startup.md.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from running import Finished
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("matplotlib", "mlflow", "onnx", "pandas", "plotly", "ray", "scipy.stats", "sklearn", "torch", "torchvision")
+LEDGER = ("numpy", "optuna", "sqlalchemy")
+"""What a study is looked at with; a third of a second."""
+
+
+def imported(*arguments: object) -> tuple[int, set[str]]:
+    """The exit code of a command, and those of HEAVY and LEDGER that it had imported at its end."""
+    program = (
+        "import atexit, sys; import dux\n"
+        f"known = {(*HEAVY, *LEDGER)}\n"
+        "atexit.register(lambda: print('IMPORTED', *(name for name in known if name in sys.modules)))\n"
+        "dux.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    return done.returncode, set(done.stdout.splitlines()[-1].removeprefix("IMPORTED").split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(("--help",), 0), (("search", "--help"), 0), (("methods", "--json"), 0), (("serach",), 2)],
+)
+def test_help_and_the_methods_wait_for_no_library(arguments: tuple[str, ...], code: int) -> None:
+    assert imported(*arguments) == (code, set())
+
+
+@pytest.mark.parametrize("command", ["status", "front"])
+def test_looking_at_a_study_waits_for_its_ledger_and_no_more(command: str, finished: Finished) -> None:
+    for options in ((), ("--json",)):
+        code, found = imported(command, "tiny", "--home", finished.home, *options)
+        assert code == 0
+        assert found <= {*LEDGER}
+
+
+BAD = {
+    "a key": "nme: other",
+    "a depth": "space: {student.depth: [9]}",
+    "a parameter of a method": "space: {transfer: [kd], kd.temperature: [-1.0]}",
+    "a method": "space: {transfer: [kt]}",
+    "an objective": "objectives: {accuracy: min}",
+    "a data set": "task: {dataset: digit}",
+    "a folder": "task: {dataset: imagefolder, root: nowhere}",
+    "a sampler": "search: {sampler: tpee}",
+    "YAML": "space: [",
+}
+
+
+@pytest.mark.parametrize("mistake", BAD)
+@pytest.mark.parametrize("command", ["search", "check"])
+def test_a_mistake_in_a_study_file_is_told_before_torch_is_there(command: str, mistake: str, tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(f"name: mistaken\n{BAD[mistake]}\n{'' if 'space' in BAD[mistake] else 'space: {}'}\n")
+    code, found = imported(command, file)
+    assert code == 2
+    assert found <= {*LEDGER}
+
+
+@pytest.mark.parametrize("command", ["resume", "export", "ui", "front"])
+def test_a_study_that_is_not_there_is_told_before_torch_is_there(command: str, tmp_path: Path) -> None:
+    code, found = imported(command, "nobody", "--home", tmp_path)
+    assert code == 2
+    assert found <= {*LEDGER}

@@ -1,0 +1,83 @@
+"""The transfer methods without torch: names, papers, parameters.
+
+A method is a `torch.nn.Module` in a file of its own, with its paper and its parameters; importing it takes seconds.
+`dux methods` and the check of a study file need only the latter. They are read from `catalogue.json`, which is
+generated, so that a method stays one file and nobody writes anything twice:
+
+    python -m trainers.catalogue
+
+writes it, and a test says so when it is not what the methods say. (Parameters in files of their own beside the methods
+would part what is read together, twenty times; a `torch` that is imported on first use cannot be subclassed.)
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, create_model
+
+from spaces.errors import BadInput, known, one_line
+from spaces.recipe import Part, Scalar
+
+FILE = Path(__file__).with_name("catalogue.json")
+
+_TYPES: Mapping[str, type[Scalar]] = {"integer": int, "number": float, "string": str, "boolean": bool}
+_LIMITS = {"exclusiveMinimum": "gt", "minimum": "ge", "exclusiveMaximum": "lt", "maximum": "le"}
+"""JSON schema's words for limits, and pydantic's."""
+
+
+@cache
+def described() -> dict[str, dict[str, Any]]:
+    """Every known method by name: `abbreviation`, `paper` and `parameters`, these as a JSON schema has them."""
+    found: dict[str, dict[str, Any]] = json.loads(FILE.read_bytes())
+    return found
+
+
+def unknown_method(name: str, names: Iterable[str]) -> BadInput:
+    """The error where a method that `transfer` names is none of `names`, and no class of the user's."""
+    own = "; one of your own is named `package.module:Class`"
+    return BadInput(f"`transfer` must be a known method, but got {name!r}; {known(names, name)}{own}")
+
+
+def check_options(method: str, options: Mapping[str, Scalar]) -> None:
+    """What the `parse` of a known method does with the same options, its messages included, and no value returned.
+
+    Raises:
+        BadInput: an unknown name, or a value out of range.
+    """
+    model = _model(method)
+    try:
+        model.model_validate(dict(options))
+    except ValidationError as error:
+        raise BadInput(one_line(error, model, prefix=method)) from None
+
+
+@cache
+def _model(method: str) -> type[Part]:
+    fields: dict[str, Any] = {}
+    for name, schema in described()[method]["parameters"].items():
+        kind = Literal[*schema["enum"]] if "enum" in schema else _TYPES[schema["type"]]
+        limits = {word: schema[key] for key, word in _LIMITS.items() if key in schema}
+        fields[name] = (kind, Field(default=schema["default"], **limits))
+    return create_model(method, __base__=Part, **fields)
+
+
+def generated() -> str:
+    """What `catalogue.json` must hold, by the methods' own files."""
+    from trainers.transfer import METHODS
+
+    found = {
+        name: {
+            "abbreviation": method.abbreviation,
+            "paper": vars(method.paper),
+            "parameters": method.Options.model_json_schema()["properties"],
+        }
+        for name, method in METHODS.items()
+    }
+    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    FILE.write_text(generated(), encoding="utf-8")
