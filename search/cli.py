@@ -81,12 +81,15 @@ def search(
 @app.command()
 def resume(name: Name, home: Home = None, address: Address = None, verbose: Verbose = False) -> None:
     """Go on with a study after any interruption; a finished one is left as it is."""
-    from search.study import Study
+    from search.study import LedgerGone, Study
 
     study = Study.open(name, _home(home))
-    stands = study.status()
-    if stands.state == "finished":
-        out.print(f"{name} is finished: {stands.trials} of {stands.trials} trials are done; nothing to resume")
+    try:
+        stands = study.status()
+        if stands.state == "finished":
+            out.print(f"{name} is finished: {stands.trials} of {stands.trials} trials are done; nothing to resume")
+    except LedgerGone:
+        out.print(f"the ledger of {name} is not there any more: it is rebuilt from the study's files")
     _run(name, lambda display: study.resume(address=address, display=display, verbose=verbose), study, verbose)
 
 

@@ -5,13 +5,17 @@ import importlib
 import inspect
 import json
 import math
+import os
 import random
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
+from urllib.parse import quote
 
 import optuna
 import sqlalchemy
@@ -26,6 +30,7 @@ from optuna.samplers import (
 from optuna.trial import FrozenTrial, TrialState
 
 from search.constraints import Limits, violations
+from search.journal import Journal
 from search.secrets import redacted, without_secrets
 from spaces import BadInput, Choice, Recipe, Space
 from spaces.errors import known, shown
@@ -52,6 +57,9 @@ MOST_ON_A_GRID = 100_000
 Outcome = Literal["complete", "failed", "stopped", "interrupted", "running"]
 
 _RUNG = "rung."
+_LOST = "lost"
+"""Of a trial that only takes a number, in a ledger that was rebuilt: nobody knows what it was."""
+_MOST_REPEATS = 64
 _ENDED = ("complete", "failed", "stopped")
 
 
@@ -107,6 +115,7 @@ class Ledger:
         curve: whether trials come with their pruning curve. Where the space cuts in several rounds, too, a trial that
             goes all the way has a fine-tuned student of every size on it; so those drawn at random, before the sampler
             models the space, are cut by the largest fraction there is.
+        journal: a file in which every trial is written down, for `restore`; None for a ledger that only looks.
     """
 
     def __init__(
@@ -119,6 +128,7 @@ class Ledger:
         space: Space,
         constraints: Mapping[str, Limits] | None = None,
         curve: bool = False,
+        journal: Path | None = None,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._objectives = dict(objectives)
@@ -150,6 +160,7 @@ class Ledger:
         self._grid: Iterator[int] | None = None
         self._asked: dict[int, optuna.Trial] = {}
         self._lines: dict[int, Line] = {}
+        self._journal = None if journal is None else Journal(journal)
 
     def ask(self) -> tuple[int, Recipe]:
         """The number of a new trial and its recipe: one that was interrupted, one to try first, or a new one."""
@@ -171,6 +182,7 @@ class Ledger:
         recipe = self._space.draw(trial)
         trial.set_user_attr("recipe", recipe.to_json())
         self._asked[trial.number] = trial
+        self._write_down()
         return trial.number, recipe
 
     def ask_again(self, trial: int, repeat: int) -> tuple[int, Recipe]:
@@ -189,6 +201,7 @@ class Ledger:
         study = self._storage.get_study_id_from_name(self._study.study_name)
         asked = optuna.Trial(self._study, self._storage.create_new_trial(study, begun))
         self._asked[asked.number] = asked
+        self._write_down()
         return asked.number, recipe
 
     def complete(
@@ -216,6 +229,7 @@ class Ledger:
             self._asked[number].set_constraint(limit, over)
         self._study.tell(self._asked.pop(number), values)
         self._add_curves()
+        self._write_down()
         return True
 
     def _add_curves(self) -> None:
@@ -262,6 +276,7 @@ class Ledger:
         """Record a trial that ended badly; the sampler learns nothing from it, and it is not tried again."""
         self._set(number, reason=reason)
         self._study.tell(self._asked.pop(number), state=TrialState.FAIL)
+        self._write_down()
 
     def tries(self, number: int) -> int:
         """How often the recipe of a running trial was tried before, by trials that ended in `retry`."""
@@ -284,6 +299,7 @@ class Ledger:
         trial = self._asked.pop(number)
         self._queue_again(number, trial.params, trial.user_attrs)
         self._study.tell(trial, state=TrialState.FAIL)
+        self._write_down()
 
     def try_first(self, recipes: Sequence[Mapping[str, Any]]) -> None:
         """Queue recipes, each by some of its parameters; those that were queued before are not queued again."""
@@ -305,13 +321,7 @@ class Ledger:
                 continue
             if line.repeat is not None:
                 continue
-            told = optuna.trial.FixedTrial(dict(line.recipe.flat()))
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("error")  # what Optuna says of a value out of range
-                    if self._space.draw(told) != line.recipe:
-                        continue
-            except (ValueError, UserWarning):
+            if (told := self._drawn(line.recipe)) is None:
                 continue
             learned += 1
             origin = f"{name}/{line.trial}"
@@ -342,6 +352,7 @@ class Ledger:
         """Record a trial that was stopped early; it has no measurements, and the sampler learns that it was poor."""
         self._set(number, seconds=seconds, stopped_at=epoch)
         self._study.tell(self._asked.pop(number), state=TrialState.PRUNED)
+        self._write_down()
 
     def reconcile(self, finished: Callable[[int], Mapping[str, Any] | None] = lambda trial: None) -> int:
         """Close trials that no process works on any more and queue their recipes again; returns how many.
@@ -368,11 +379,7 @@ class Ledger:
             attributes = trial.user_attrs  # with an outcome in them the kill came between record and telling
             told = {"reason", "again", "stopped_at", "measurements"} & {*attributes}
             if not told and (result := finished(trial.number)):
-                attributes = {
-                    "curve": json.dumps(result["curve"]),
-                    "measurements": json.dumps(result["measurements"]),
-                    "seconds": result["seconds"],
-                }
+                attributes = _of_result(result)
                 for key, value in attributes.items():
                     self._storage.set_trial_user_attr(self._id(trial.number), key, value)
             if "measurements" in attributes:
@@ -394,7 +401,71 @@ class Ledger:
                 again += 1
             self._study.tell(trial.number, state=TrialState.FAIL)
         self._add_curves()
+        self._write_down()
         return again
+
+    def restore(self, trials_folder: Path, numbers_given: int) -> int:
+        """Have every trial again that a ledger which is gone had, under its own number; returns how many it lacked.
+
+        From the journal, and from the trials' files what the journal does not know. To be called only by the process
+        that holds the study's lock, before `reconcile`. A kill in the midst of it leaves the rest to the next call.
+
+        Args:
+            trials_folder: where the trials' files are, each in a folder of its number.
+            numbers_given: how many numbers were given to trials, as far as others know: no new trial gets any of them.
+        """
+        there = len(self._study.get_trials(deepcopy=False))
+        known = {} if self._journal is None else self._journal.read()
+        folders = {int(folder.name): folder for folder in trials_folder.glob("*") if folder.name.isdecimal()}
+        if max((*known, *folders), default=-1) < there:
+            return 0
+        unknown = {number: folder for number, folder in folders.items() if number not in known}
+        seeds = {_other_seed(self._seed, n, k): [n, k] for n in folders for k in range(1, _MOST_REPEATS) if unknown}
+        known |= {number: self._of_files(folder, seeds) for number, folder in unknown.items()}
+        study = self._storage.get_study_id_from_name(self._study.study_name)
+        lost = optuna.trial.create_trial(state=TrialState.FAIL, user_attrs={_LOST: True})
+        numbers = range(there, max(max(known) + 1, numbers_given))
+        for number in numbers:
+            self._storage.create_new_trial(study, known.get(number, lost))
+        self._write_down()
+        return sum(number in known for number in numbers)
+
+    def _of_files(self, folder: Path, seeds: Mapping[int, list[int]]) -> FrozenTrial:
+        """A trial by its files alone; `seeds`: those of repeats -> the trial, and which repeat of it."""
+        try:
+            text = (folder / "recipe.json").read_text()
+            attributes = {"recipe": text, **_of_result(json.loads((folder / "result.json").read_text()))}
+            recipe, measurements = Recipe.from_json(text), json.loads(attributes["measurements"])
+            values = [float(measurements[name]) for name in self._objectives]
+        except (OSError, ValueError, KeyError, TypeError):
+            error = folder / "error.txt"
+            said = error.read_text(errors="replace").split("\n") if error.exists() else []
+            reason = next((line for line in reversed(said) if line.strip()), "its files are not whole")
+            return optuna.trial.create_trial(state=TrialState.FAIL, user_attrs={"reason": reason.strip()})
+        if recipe.seed in seeds:
+            attributes["repeat"] = seeds[recipe.seed]
+        drawn = None if "repeat" in attributes else self._drawn(recipe)
+        return optuna.trial.create_trial(
+            values=values,
+            params={} if drawn is None else drawn.params,
+            distributions={} if drawn is None else drawn.distributions,
+            user_attrs=attributes,
+            constraints=violations(self._constraints, measurements),
+        )
+
+    def _drawn(self, recipe: Recipe) -> optuna.trial.FixedTrial | None:
+        """The recipe as this space draws it; None where it cannot."""
+        told = optuna.trial.FixedTrial(dict(recipe.flat()))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # what Optuna says of a value out of range
+                return told if self._space.draw(told) == recipe else None
+        except (ValueError, UserWarning):
+            return None
+
+    def _write_down(self) -> None:
+        if self._journal is not None:
+            self._journal.write(self._study.get_trials(deepcopy=False))
 
     def lines(self) -> list[Line]:
         """Every trial that was ever begun, by number."""
@@ -497,9 +568,20 @@ def grouped(lines: Sequence[Line]) -> list[tuple[str, list[int]]]:
     return sorted(found.values(), key=lambda reason: -len(reason[1]))
 
 
+def read_lines(storage: str, name: str) -> list[Line] | None:
+    """A study's lines by a look that neither makes nor writes anything; None where it is not in the storage."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    found = _look(storage)
+    if found is None or name not in optuna.get_all_study_names(storage=found):
+        return None
+    trials = optuna.load_study(study_name=name, storage=found).get_trials(deepcopy=False)
+    return [_line(trial) for trial in trials if _is_own(trial)]
+
+
 def in_ledger(storage: str, name: str) -> bool:
     """Whether a study of this name is there."""
-    return name in optuna.get_all_study_names(storage=_storage(storage))
+    found = _look(storage)
+    return found is not None and name in optuna.get_all_study_names(storage=found)
 
 
 def delete(storage: str, name: str) -> None:
@@ -508,22 +590,52 @@ def delete(storage: str, name: str) -> None:
         optuna.delete_study(study_name=name, storage=_storage(storage))
 
 
+def _look(url: str) -> optuna.storages.RDBStorage | None:
+    """A storage to be read; None where there is none yet."""
+    with _told_as_bad_input(url):
+        parsed = sqlalchemy.make_url(url)
+        if parsed.get_backend_name() == "sqlite" and parsed.database and "uri" not in parsed.query:
+            file = Path(parsed.database)
+            if not file.exists():
+                return None
+            # of somebody else's home nothing may be written; else it may, since a kill may have left a hot journal
+            may_write = os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)
+            way = {"mode": "rw" if may_write else "ro", "uri": "true"}
+            parsed = parsed.set(database=f"file:{quote(str(file.absolute()))}").update_query_dict(way)
+        url = parsed.render_as_string(hide_password=False)
+        engine = sqlalchemy.create_engine(url)
+        try:
+            if not sqlalchemy.inspect(engine).has_table("studies"):
+                return None
+        finally:
+            engine.dispose()
+    return _storage(url)
+
+
+@contextmanager
+def _told_as_bad_input(url: str) -> Iterator[None]:
+    try:
+        yield
+    except (*LOST, ImportError, ValueError) as error:
+        why = redacted(str(getattr(error, "orig", error)).splitlines()[0], url)
+        if isinstance(error, ImportError):
+            way_out = "install its driver (for PostgreSQL `psycopg[binary]`)"
+        elif url.startswith("sqlite"):
+            way_out = "move the file away, and `dux resume NAME` rebuilds a study's ledger from its other files"
+        else:
+            way_out = "start it, or correct the URL"
+        if os.environ.get("DUX_STORAGE"):
+            way_out += ", or leave DUX_STORAGE out for a file in the home folder"
+        raise BadInput(
+            f"`DUX_STORAGE` must name a database that answers, but {without_secrets(url)} does not ({why}); {way_out}"
+        ) from None
+
+
 def _storage(url: str) -> optuna.storages.RDBStorage:
     # another study's driver may hold SQLite's lock for a moment
     connect = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-    try:
+    with _told_as_bad_input(url):
         return optuna.storages.RDBStorage(url, engine_kwargs=connect)
-    except (*LOST, ImportError, ValueError) as error:
-        why = redacted(str(getattr(error, "orig", error)).splitlines()[0], url)
-        way_out = (
-            "install its driver (for PostgreSQL `psycopg[binary]`)"
-            if isinstance(error, ImportError)
-            else "start it, or correct the URL"
-        )
-        raise BadInput(
-            f"`DUX_STORAGE` must name a database that answers, but {without_secrets(url)} does not ({why}); "
-            f"{way_out}, or leave DUX_STORAGE out for a file in the home folder"
-        ) from None
 
 
 def _other_seed(*values: int) -> int:
@@ -532,8 +644,17 @@ def _other_seed(*values: int) -> int:
 
 
 def _is_own(trial: FrozenTrial) -> bool:
-    """Whether it is a trial of this study that was begun, and none that it learned from."""
-    return trial.state != TrialState.WAITING and "from" not in trial.user_attrs
+    """Whether it is a trial of this study that was begun, and none that it learned from or that stands for one lost."""
+    return trial.state != TrialState.WAITING and not {"from", _LOST} & {*trial.user_attrs}
+
+
+def _of_result(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of a trial that ended well, by its file `result.json`."""
+    return {
+        "curve": json.dumps(result["curve"]),
+        "measurements": json.dumps(result["measurements"]),
+        "seconds": result["seconds"],
+    }
 
 
 def _outcome(trial: FrozenTrial) -> Outcome:

@@ -1,4 +1,4 @@
-"""What messages, files and tags show of a URL: nothing that could be a password, a token or a key.
+"""What messages, files and tags show of a URL: nothing that could be a password, a token or a key. And URLs of files.
 
 Passwords are written into URLs as they are, and parsers do not agree on what that means: of `u:p@s/s@host` SQLAlchemy
 takes `p` for the password and urllib `p@s/s@host` for a path. So where a URL can be read in two ways, no more than its
@@ -8,6 +8,7 @@ scheme is shown, and of a query only the values that are known to be harmless.
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 HIDDEN = "***"
@@ -32,6 +33,11 @@ _IN_THE_ENVIRONMENT = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGP
 _URL = re.compile(r"([A-Za-z][\w+.-]*)://(.*)", re.DOTALL)
 _SHORT = 4
 """A secret of fewer characters is hidden in a text where it is a word, and not within other words."""
+
+
+def sqlite_url(file: Path) -> str:
+    """Of a SQLite database, whatever characters its path has."""
+    return f"sqlite:///{quote(str(file), safe='/ +')}"  # as SQLAlchemy writes it, which reads it back
 
 
 def without_secrets(url: str) -> str:

@@ -21,8 +21,8 @@ from filelock import FileLock, Timeout
 
 from search.constraints import broken
 from search.front import Axis, Entry, Front
-from search.ledger import LOST, Ledger, Line, Outcome, delete, grouped, in_ledger
-from search.secrets import without_secrets
+from search.ledger import LOST, Ledger, Line, Outcome, delete, grouped, in_ledger, read_lines
+from search.secrets import sqlite_url, without_secrets
 from search.signals import ctrl_c_is_kept, raise_if_pressed
 from search.stopping import Halving
 from search.study_file import StudyFile
@@ -48,6 +48,10 @@ def default_home() -> Path:
 
 class AllFailed(RuntimeError):
     """Every trial of the study failed; the message has the reasons, grouped."""
+
+
+class LedgerGone(BadInput):
+    """The study's ledger is not where it was; the message says how to rebuild it."""
 
 
 class LedgerLost(ConnectionError):
@@ -204,12 +208,12 @@ class Study:
     @property
     def tracking_uri(self) -> str:
         """Where MLflow's records go."""
-        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.home}/mlflow.db"
+        return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_url(self.home / "mlflow.db")
 
     @property
     def storage(self) -> str:
         """Where the ledger is."""
-        return os.environ.get("DUX_STORAGE") or f"sqlite:///{self.home}/ledger.db"
+        return os.environ.get("DUX_STORAGE") or sqlite_url(self.home / "ledger.db")
 
     @property
     def _database(self) -> str:
@@ -217,20 +221,28 @@ class Study:
         url = os.environ.get("DUX_STORAGE")
         return without_secrets(url) if url else ""
 
+    @property
+    def journal(self) -> Path:
+        """What the ledger can be rebuilt from."""
+        return self.folder / "ledger.jsonl"
+
+    def _check_database(self) -> None:
+        note, here = self.folder / "ledger.txt", self._database
+        if note.exists() and (there := note.read_text().strip()) != here:
+            raise BadInput(
+                f"`DUX_STORAGE` must name the database that {self.name!r} was begun with, but is "
+                f"{here or 'not set'} instead of {there or 'not set'}; set it so, or, where the database has moved or "
+                f"is gone, correct {note}"
+            )
+
     def ledger(self) -> Ledger:
-        """The study's ledger.
+        """The study's ledger, for the process that works on it; made where there is none.
 
         Raises:
             BadInput: the study was begun with a ledger in another database, or the database does not answer.
         """
         search = self.file.search
-        note, here = self.folder / "ledger.txt", self._database
-        if note.exists() and (there := note.read_text().strip()) != here:
-            raise BadInput(
-                f"`DUX_STORAGE` must name the database that {self.name!r} was begun with, but is "
-                f"{here or 'not set'} instead of {there or 'not set'}; set it so, or, where the database has moved, "
-                f"correct {note}"
-            )
+        self._check_database()
         return Ledger(
             self.storage,
             self.name,
@@ -240,6 +252,7 @@ class Study:
             self.file.space,
             self.file.constraints,
             search.curve,
+            self.journal,
         )
 
     def search(self, *, address: str | None = None, display: Display | None = None, verbose: bool = False) -> Front:
@@ -383,8 +396,24 @@ class Study:
         return self.trial_folder(trial) / curve_folder(place)
 
     def lines(self) -> list[Line]:
-        """Every trial of the ledger."""
-        return self.ledger().lines()
+        """Every trial of the ledger; a look that writes nothing.
+
+        Raises:
+            LedgerGone: the study had a ledger that is not there any more, or lacks trials.
+            BadInput: as in `ledger`.
+        """
+        self._check_database()
+        folders = [int(folder.name) for folder in (self.folder / "trials").glob("*") if folder.name.isdecimal()]
+        lines = read_lines(self.storage, self.name)
+        if (lines is None and self.journal.exists()) or max(folders, default=-1) > max(
+            (line.trial for line in lines or ()), default=-1
+        ):
+            raise LedgerGone(
+                f"the ledger of {self.name!r} must be in {without_secrets(self.storage)}, but "
+                f"{'is' if lines is None else 'some of it is'} not there any more; "
+                f"{self.command('resume')} rebuilds it from the study's files"
+            )
+        return lines or []
 
     @property
     def at_work(self) -> bool:
@@ -477,7 +506,12 @@ class Study:
             if new and in_ledger(self.storage, self.name):
                 raise BadInput(
                     f"a new study must have a new name, but the ledger knows a {self.name!r} whose folder is gone; "
-                    "another `name:` begins anew"
+                    f"{self.command('delete')} has it forgotten, another `name:` begins anew"
+                )
+            if new and (self.journal.exists() or (self.folder / "trials").exists()):
+                raise BadInput(
+                    f"a new study must have a new name, but {self.folder} holds trials of an earlier {self.name!r}; "
+                    f"{self.command('delete')} removes them, another `name:` begins anew"
                 )
             if new:
                 write_whole(self.folder / "ledger.txt", self._database)
@@ -524,6 +558,7 @@ class _Session:
         trials, go_on = self._study.file.trials, f"{self._study.command('resume')} goes on"
         why = ""
         try:
+            self._restore_ledger()
             self._tell_the_sampler()
         except BadInput:
             self._tracker.close(0.0)
@@ -562,6 +597,13 @@ class _Session:
             others = f"; and {len(reasons) - 3} other reasons" if len(reasons) > 3 else ""
             raise AllFailed(f"all {self._done} trials {ended}: {why}{others}")
         return front
+
+    def _restore_ledger(self) -> None:
+        """Have the ledger know again what the study's files know."""
+        study, run_ids = self._study, self._study.run_ids()
+        told = [event["trial"] for event in self._told() if event.get("event") in _TRIAL_EVENTS]
+        if self._ledger.restore(study.folder / "trials", max([*told, *run_ids], default=-1) + 1):
+            self._ledger.note_runs(run_ids)
 
     def _tell_the_sampler(self) -> None:
         """What to try first, and what an earlier study found."""

@@ -44,8 +44,8 @@ def test_only_search_names_ray_optuna_and_mlflow() -> None:
         assert importers("spaces", library) | importers("trainers", library) == set()
 
 
-def test_optuna_is_named_in_the_ledger_alone() -> None:
-    assert importers("search", "optuna") == {"search/ledger.py"}
+def test_optuna_is_named_in_the_ledger_and_its_journal_alone() -> None:
+    assert importers("search", "optuna") == {"search/ledger.py", "search/journal.py"}
 
 
 def test_mlflow_is_named_in_tracking_and_its_view_alone() -> None:

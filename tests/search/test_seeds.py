@@ -6,6 +6,7 @@ and the live progress say what Optuna's and MLflow's own records say.
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -519,6 +520,56 @@ def test_a_study_whose_repeats_are_done_is_finished_and_is_not_resumed(story: St
 
 
 # --- status and live progress -----------------------------------------------------------------------------------------
+
+
+def told(study: Study) -> list[Any]:
+    """The ledger's lines as far as they are of what ended."""
+    return [line for line in study.lines() if line.ended]
+
+
+@pytest.mark.parametrize("kept", ["journal", "half of the ledger", "trials alone"])
+def test_a_ledger_that_is_gone_is_rebuilt_from_the_studys_files(
+    kept: str, story: Story, tmp_path: Path, dux: Callable[..., Said]
+) -> None:
+    home = shutil.copytree(story.study.home, tmp_path / "home")
+    study, before = Study.open("seeded", home), told(story.study)
+    front = json.loads((study.folder / "front.json").read_text())
+    files = {file: file.read_bytes() for file in (study.folder / "trials").rglob("*") if file.is_file()}
+    (home / "ledger.db").unlink()
+    if kept == "half of the ledger":  # a rebuilding was killed, or the file comes from a backup
+        half = (study.folder / "ledger.jsonl").read_bytes().splitlines()[:5]
+        (tmp_path / "half.jsonl").write_bytes(b"\n".join(half))
+        study_file = study.file
+        Ledger(
+            study.storage, "seeded", study_file.objectives, "grid", 0, study_file.space, journal=tmp_path / "half.jsonl"
+        ).restore(tmp_path / "none", 0)
+    elif kept == "trials alone":
+        (study.folder / "ledger.jsonl").unlink()
+    for verb in ("status", "front", "export"):
+        code, out, err = dux(verb, "seeded", "--home", home)
+        assert (code, out) == (2, "")
+        assert "not there any more; `dux resume seeded --home" in err
+        assert err.count("\n") == 1
+    assert (home / "ledger.db").exists() == (kept == "half of the ledger")
+    code, out, err = dux("resume", "seeded", "--home", home)
+    assert (code, err) == (0, "")
+    assert out.startswith("the ledger of seeded is not there any more")
+    assert {file: file.read_bytes() for file in files} == files
+    if kept == "trials alone":  # the numbers of the points are the ledger's own
+        assert {line.trial: line for line in told(study) if line.point is None}.items() <= {
+            line.trial: line for line in before
+        }.items()
+        assert {line.point: line.measurements for line in told(study)} == {
+            line.point: line.measurements for line in before
+        }
+        assert study.front().hypervolume == front["hypervolume"]
+        assert len(study.front().members) == len(front["members"])
+    else:
+        assert told(study) == before
+        assert study.front(study.run_ids()).to_json("seeded") == front
+        code, out, err = dux("resume", "seeded", "--home", home)
+        assert (code, err) == (0, "")
+        assert out.startswith("seeded is finished: 4 of 4 trials are done; nothing to resume")
 
 
 def test_the_live_progress_is_what_optuna_says_at_that_moment(story: Story) -> None:

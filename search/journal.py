@@ -1,0 +1,79 @@
+"""The ledger's trials once more, in a file of the study's folder, from which a ledger that is gone can be rebuilt.
+
+Every trial has a line for each state that it came to; the last one holds. A line that a kill tore is no line.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from optuna.distributions import distribution_to_json, json_to_distribution
+from optuna.trial import FrozenTrial, TrialState
+
+
+class Journal:
+    """One study's trials by number, as the file has them. Only the driver of the study writes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._states = {number: trial.state for number, trial in self.read().items()}
+
+    def read(self) -> dict[int, FrozenTrial]:
+        """Number -> the trial as it was written last."""
+        trials = {}
+        if self._path.exists():
+            for line in self._path.read_bytes().splitlines():
+                try:
+                    trial = _trial(json.loads(line))
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    continue
+                trials[trial.number] = trial
+        return trials
+
+    def write(self, trials: Iterable[FrozenTrial]) -> None:
+        """Add those that are new, or in another state than when they were written."""
+        fresh = [trial for trial in trials if self._states.get(trial.number) != trial.state]
+        if not fresh and self._path.exists():
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("ab") as file:
+            # each line on its own, also after one that was torn
+            file.write(b"".join(b"\n" + json.dumps(_plain(trial)).encode() for trial in fresh))
+            file.flush()
+            os.fsync(file.fileno())
+        self._states |= {trial.number: trial.state for trial in fresh}
+
+
+def _plain(trial: FrozenTrial) -> dict[str, Any]:
+    return {
+        "number": trial.number,
+        "state": trial.state.name,
+        "values": trial.values,
+        "params": trial.params,
+        "distributions": {name: distribution_to_json(found) for name, found in trial.distributions.items()},
+        "user_attrs": trial.user_attrs,
+        "system_attrs": trial.system_attrs,
+        "began": None if trial.datetime_start is None else trial.datetime_start.isoformat(),
+        "ended": None if trial.datetime_complete is None else trial.datetime_complete.isoformat(),
+    }
+
+
+def _trial(plain: dict[str, Any]) -> FrozenTrial:
+    began, ended = (None if plain[key] is None else datetime.fromisoformat(plain[key]) for key in ("began", "ended"))
+    return FrozenTrial(
+        number=int(plain["number"]),
+        trial_id=-1,
+        state=TrialState[plain["state"]],
+        value=None,
+        values=plain["values"],
+        datetime_start=began,
+        datetime_complete=ended,
+        params=plain["params"],
+        distributions={name: json_to_distribution(text) for name, text in plain["distributions"].items()},
+        user_attrs=plain["user_attrs"],
+        system_attrs=plain["system_attrs"],
+        intermediate_values={},
+    )
