@@ -24,10 +24,11 @@ def ctrl_c_is_kept() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, _terminated)
     kept = signal.getsignal(signal.SIGINT)
     told = sys.unraisablehook
-    if kept is signal.default_int_handler:
+    if kept in (signal.default_int_handler, signal.SIG_IGN):  # ignored: then SIGTERM is what becomes an interrupt
         _pressed.clear()
-        signal.signal(signal.SIGINT, _interrupted)
         sys.unraisablehook = lambda lost: None if lost.exc_type is KeyboardInterrupt else told(lost)
+    if kept is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupted)
     try:
         yield
     finally:

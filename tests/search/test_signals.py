@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -105,3 +107,22 @@ def test_ctrl_c_while_ray_ends_waits_for_its_end(tmp_path: Path) -> None:
         if command.running:
             command.kill()
     assert (command.process.returncode, command.out, command.err) == (0, "and on False\n", "")
+
+
+def test_a_sigterm_that_a_destructor_swallows_says_nothing_where_ctrl_c_is_ignored_either() -> None:
+    code = (
+        "import os, signal, weakref\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"  # as a shell's script starts what it puts in the background
+        "from search.signals import ctrl_c_is_kept, raise_if_pressed\n"
+        "class Thing: pass\n"
+        "with ctrl_c_is_kept():\n"
+        "    thing = Thing()\n"
+        "    ref = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "    del thing\n"
+        "    try:\n"
+        "        raise_if_pressed()\n"
+        "    except KeyboardInterrupt:\n"
+        "        print('told')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "told\n", "")
