@@ -18,17 +18,21 @@ A server before MLflow 3 has no logged models: it refuses these events, and has 
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
+import os
 import posixpath
 import re
-import shutil
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
 from search.mlflow_view import (
     PARETO_TAG,
@@ -47,10 +51,9 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 15.0  # between tries while MLflow does not answer
 
 _FINAL_CODES = {"BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"}
-_FINAL_STATUS = {400, 413, 422}  # of an artifact upload
+"""Of MLflow's own errors, in its words: that the request is at fault. `only_mlflow_answers` lets no other errors by."""
 _MODEL_TAG = "dux.model"
 """Of a logged model: "teacher", or the number of the trial whose student it is."""
-_FINAL_FILE_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, shutil.Error)
 
 
 class Spool:
@@ -107,12 +110,50 @@ class Spool:
         _replace(self._sent_path, {"store": store, "offset": offset})
 
     def refuse(self, line: bytes, why: str) -> None:
-        """Sets a line aside that no store will ever take."""
+        """Sets a line aside that the store will never take."""
         with self._refused_path.open("a") as file:
             file.write(json.dumps({"why": why, "line": line.decode(errors="replace").rstrip("\n")}) + "\n")
 
+    def forget_refused(self) -> None:
+        """What was refused is sent again, with all else: to be called where a store gets everything from the start."""
+        self._refused_path.unlink(missing_ok=True)
+
     def close(self) -> None:
         self._file.close()
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The events of a study that MLflow will never take; `str` tells of them in a line."""
+
+    count: int
+    first: str
+    """Which event it was, and why."""
+    path: Path
+    """Where all of them are."""
+
+    @classmethod
+    def of(cls, folder: Path) -> Self | None:
+        """What is set aside in a study's folder; None where nothing is."""
+        path = folder / "spool.refused.jsonl"
+        try:
+            lines = path.read_text(errors="replace").splitlines()
+        except FileNotFoundError:
+            return None
+        if not lines:
+            return None
+        first = "a line that cannot be read"
+        with suppress(AttributeError, KeyError, TypeError, ValueError):
+            note = json.loads(lines[0])
+            first = in_short(str(note["why"]))
+            event = json.loads(note["line"])
+            of_trial = f" of trial {event['trial']}" if "trial" in event else ""
+            first = f"{event['event']}{of_trial}: {first}"
+        return cls(len(lines), first, path)
+
+    def __str__(self) -> str:
+        which = "1 event for good" if self.count == 1 else f"{self.count} events for good, the first"
+        return f"MLflow refused {which}: {self.first}; see {self.path}"
 
 
 @dataclass(frozen=True)
@@ -137,7 +178,7 @@ def find_runs(folder: Path, study: str, tracking_uri: str) -> Runs | None:
         note = json.loads((folder / "runs.json").read_bytes())
         if note.pop("store") == without_secrets(tracking_uri):
             return Runs(**note | {"run_ids": {int(trial): run for trial, run in note["run_ids"].items()}})
-    except (FileNotFoundError, KeyError, TypeError, ValueError):
+    except (AttributeError, FileNotFoundError, KeyError, TypeError, ValueError):
         pass  # not there, or another version's
     if file is not None and not file.exists():
         return None
@@ -174,6 +215,10 @@ class Tracker:
         self._store = without_secrets(tracking_uri)
         self._spool = Spool(folder)
         self._sent = self._spool.load_sent(self._store)
+        if self._sent == 0:
+            self._spool.forget_refused()
+        self._doubted = -1
+        """Where the event starts that was refused once."""
         self._last_time = 0
         self._last_step: dict[int, int] = {}
         self._fillers: dict[str, str] = {}
@@ -308,7 +353,7 @@ class Tracker:
                 wait_s = _FIRST_WAIT_S
             except Exception as error:  # an outage of whatever kind: the event stays and is tried again
                 mirror = None
-                self.last_error = redacted(f"MLflow does not take events: {error}", self._uri)
+                self.last_error = redacted(in_short(f"MLflow does not take events: {error}"), self._uri)
                 with self._changed:
                     self._changed.wait_for(lambda: self._closing or self._hurry, wait_s)
                     wait_s = _FIRST_WAIT_S if self._hurry else min(2 * wait_s, _LONGEST_WAIT_S)
@@ -326,25 +371,32 @@ class Tracker:
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             self._note_sent(0)  # a store without the experiment has lost, or never had, what was sent before
+            self._spool.forget_refused()
             file = database(self._uri)
             # without one, MLflow would put the artifacts of a database into the current folder
             location = None if file is None else (artifacts_of(file) / name).as_uri()
             experiment_id = client.create_experiment(name, location)
+        elif experiment.name != name:
+            raise ConnectionError(f"asked for the experiment {name}, the answer was of {experiment.name!r}")
         else:
             experiment_id = experiment.experiment_id
             if experiment.lifecycle_stage == "deleted":
                 client.restore_experiment(experiment_id)
-        return _Mirror(client, experiment_id, self._study, self._folder / "runs.json", self._store)
+        return _Mirror(client, experiment_id, self._study, self._folder / "runs.json", self._uri)
 
     def _send_next(self, mirror: _Mirror) -> None:
         line = self._spool.read(self._sent)
         try:
-            event = json.loads(line)
-            getattr(mirror, event.pop("event"))(**event)
+            mirror.tell(line)
         except Exception as error:
             if not _is_final(error):
                 raise
-            self.last_error = redacted(f"MLflow refuses an event: {error}", self._uri)
+            if self._doubted != self._sent and not isinstance(error, Unsendable):
+                # asked once more, by a mirror made anew: this one may believe in a run that was deleted since, and
+                # whoever answered for a moment may have been another server
+                self._doubted = self._sent
+                raise
+            self.last_error = redacted(in_short(f"MLflow refuses an event: {error}"), self._uri)
             self._spool.refuse(line, self.last_error)
         self._note_sent(self._sent + len(line))
 
@@ -361,8 +413,8 @@ class _Mirror:
     Made anew after every failure, so that it never believes in a run the store did not get, nor overlooks one it did.
     """
 
-    def __init__(self, client: Any, experiment_id: str, study: str, runs_path: Path, store: str) -> None:
-        self._client, self._study, self._runs_path, self._store = client, study, runs_path, store
+    def __init__(self, client: Any, experiment_id: str, study: str, runs_path: Path, uri: str) -> None:
+        self._client, self._study, self._runs_path, self._uri = client, study, runs_path, uri
         self._runs = _runs_of(client, experiment_id)
         self._on_front: dict[int, str] = {}
         self._inputs: Any = None
@@ -370,6 +422,23 @@ class _Mirror:
         self._models: dict[str, str] | None = None
         """What is in `_MODEL_TAG` -> logged model, as far as it was asked for."""
         self._save_runs()
+
+    def tell(self, line: bytes) -> None:
+        """Sends a line of the spool.
+
+        Raises:
+            Unsendable: it is no event, or what it tells of is gone.
+        """
+        try:
+            event = json.loads(line)
+            name = str(event.pop("event"))
+            carry_out = getattr(self, name) if name in _EVENTS else None
+            if carry_out is None:
+                raise Unsendable(f"there is no event {name!r} in this version")
+            inspect.signature(carry_out).bind(**event)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise Unsendable(f"the line is damaged, or of another version ({error})") from None
+        carry_out(**event)
 
     def study_started(
         self,
@@ -405,9 +474,16 @@ class _Mirror:
         self, time: int, trial: int, parameters: Mapping[str, object], tags: Mapping[str, str] | None = None
     ) -> None:
         run_id = self._trial(trial, time)
-        inputs = self._study_inputs(time)
-        self._client.log_inputs(run_id, datasets=inputs.dataset_inputs, models=inputs.model_inputs)
-        self._log(run_id, time, parameters=parameters, tags=tags)
+
+        def give_inputs() -> None:
+            inputs = self._study_inputs(time)
+            self._client.log_inputs(run_id, datasets=inputs.dataset_inputs, models=inputs.model_inputs)
+
+        _each(
+            give_inputs,
+            lambda: self._log(run_id, time, tags=tags),
+            lambda: self._log(run_id, time, parameters=parameters),
+        )
 
     def student_kept(
         self,
@@ -441,12 +517,16 @@ class _Mirror:
         files: str | None,
     ) -> None:
         run_id = self._trial(trial, time)
-        self._log(run_id, time, step, metrics, tags=tags)
-        self._client.set_terminated(run_id, status, end_time=time)
-        if files is not None:
-            for file in sorted(Path(_existing(files)).iterdir()):
-                if file.is_file():  # the students of a pruning curve have runs of their own
-                    self._client.log_artifact(run_id, str(file), "student")
+
+        def log_files() -> None:
+            if files is not None:  # without the students of a pruning curve, which are told of by themselves
+                self._log_files(run_id, sorted(f for f in Path(_existing(files)).iterdir() if f.is_file()), "student")
+
+        _each(
+            lambda: self._log(run_id, time, step, metrics, tags=tags),
+            lambda: self._client.set_terminated(run_id, status, end_time=time),
+            log_files,
+        )
 
     def front_changed(self, time: int, trials_finished: int, hypervolume: float, size: int) -> None:
         course = {"hypervolume": hypervolume, "front_size": size}
@@ -463,17 +543,22 @@ class _Mirror:
         self, time: int, status: str, artifacts: Sequence[str], front: Sequence[Mapping[str, object]]
     ) -> None:
         run_id = self._parent(time)
-        self._client.set_terminated(run_id, status, end_time=time)
-        if front:
-            columns = list(dict.fromkeys(name for row in front for name in row))
-            table = {"columns": columns, "data": [[row.get(name) for name in columns] for row in front]}
-            # what `log_table` writes; that one appends to a table already there, so sending twice would double the rows
-            self._client.log_dict(run_id, table, "front/table.json")
-            self._client.set_tag(
-                run_id, "mlflow.loggedArtifacts", json.dumps([{"path": "front/table.json", "type": "table"}])
-            )
-        for path in artifacts:
-            self._client.log_artifact(run_id, _existing(path), "front")
+
+        def log_table() -> None:
+            if front:
+                columns = list(dict.fromkeys(name for row in front for name in row))
+                table = {"columns": columns, "data": [[row.get(name) for name in columns] for row in front]}
+                # what MLflow's `log_table` writes; that one appends to a table already there, and would double the rows
+                self._client.log_dict(run_id, table, "front/table.json")
+                self._client.set_tag(
+                    run_id, "mlflow.loggedArtifacts", json.dumps([{"path": "front/table.json", "type": "table"}])
+                )
+
+        _each(
+            lambda: self._client.set_terminated(run_id, status, end_time=time),
+            log_table,
+            *(partial(self._log_files, run_id, [Path(path)], "front") for path in artifacts),
+        )
 
     def _parent(self, time: int) -> str:
         if self._runs.parent_run_id is None:
@@ -505,10 +590,10 @@ class _Mirror:
         """The logged model, made where there is none. A call that other servers answer must have gone before.
 
         Raises:
-            NoModels: the server has none at all.
+            Unsendable: the server has none at all.
         """
         if self._models is None:
-            self._models = _models_of(self._client, self._runs.experiment_id)
+            self._models = _models_of(self._client, self._runs.experiment_id, self._uri)
         if whose not in self._models:
             model = self._client.create_logged_model(
                 self._runs.experiment_id,
@@ -539,10 +624,25 @@ class _Mirror:
         tags = {"dux.study": self._study, **tags}
         run = self._client.create_run(self._runs.experiment_id, start_time=time, tags=tags, run_name=name)
         run_id: str = run.info.run_id
+        if not run_id:
+            raise ConnectionError("the answer names no run")
         return run_id
 
+    def _log_files(self, run_id: str, files: Sequence[Path], folder: str) -> None:
+        from mlflow.artifacts import list_artifacts
+
+        for file in files:
+            self._client.log_artifact(run_id, _existing(str(file)), folder)
+        # MLflow's answer to a file is empty, as another server's may be
+        where = f"{self._client.get_run(run_id).info.artifact_uri}/{folder}"
+        listed = list_artifacts(artifact_uri=where, tracking_uri=self._uri)
+        there = {posixpath.basename(found.path): found.file_size for found in listed}
+        for file in files:
+            if there.get(file.name) != file.stat().st_size:
+                raise ConnectionError(f"{file.name} was sent, but is not there")
+
     def _save_runs(self) -> None:
-        _replace(self._runs_path, {"store": self._store, **asdict(self._runs)})
+        _replace(self._runs_path, {"store": redacted(self._uri), **asdict(self._runs)})
 
     def _log(
         self,
@@ -584,16 +684,36 @@ def key(name: str) -> str:
     return clean
 
 
+_EVENTS = frozenset(name for name in vars(_Mirror) if not name.startswith("_") and name != "tell")
+
+
+def _each(*parts: Callable[[], None]) -> None:
+    """Does each part of an event, whichever others MLflow refuses; raises the first refusal, and an outage at once."""
+    refusals = []
+    for part in parts:
+        try:
+            part()
+        except Exception as error:
+            if not _is_final(error):
+                raise
+            refusals.append(error)
+    if refusals:
+        raise refusals[0]
+
+
 def _is_final(error: Exception) -> bool:
-    """Whether sending the same event again cannot help: the store, or the event itself, says so."""
+    """Whether sending the same event again cannot help: MLflow, or the event itself, says so. Else it is an outage."""
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
         return error.error_code in _FINAL_CODES
     response = getattr(error, "response", None)
-    if response is not None:
-        return response.status_code in _FINAL_STATUS
-    return isinstance(error, _FINAL_FILE_ERRORS) or not isinstance(error, OSError)
+    if response is not None:  # of an artifact upload
+        return _error_code(response) in _FINAL_CODES
+    if isinstance(error, OSError):
+        return False
+    # what is in the event is of no kind that we send; not ValueError alone, which a strange answer could raise
+    return isinstance(error, Unsendable | AttributeError | KeyError | TypeError | ValueError)
 
 
 def _connect(tracking_uri: str) -> Any:
@@ -602,7 +722,98 @@ def _connect(tracking_uri: str) -> Any:
     file = database(tracking_uri)
     if file is not None:
         make_store(file)
+    else:
+        _hear_only_mlflow()
     return MlflowClient(tracking_uri=tracking_uri)
+
+
+_ANSWERS = {
+    r"experiments/get-by-name": {"experiment"},
+    r"experiments/create": {"experiment_id"},
+    r"experiments/(restore|set-experiment-tag)": set[str](),
+    r"runs/create": {"run"},
+    r"runs/update": {"run_info"},
+    r"runs/(log-batch|set-tag|log-inputs|outputs)": set[str](),
+    r"logged-models(/m-\w+)?": {"model"},
+}
+"""What the answer to a request of ours holds, by the end of its path."""
+
+
+def only_mlflow_answers(response: Any, *_: object, **__: object) -> None:
+    """A hook of `requests` that lets by what MLflow said itself, its errors included.
+
+    The MLflow client takes much else for its server's word: 400 with HTML is "BAD_REQUEST", a login page that a PUT was
+    redirected to has taken the file, an empty answer is one without fields.
+
+    Raises:
+        ConnectionError: somebody else said it; MLflow's client makes an MlflowException of that, an INTERNAL_ERROR.
+    """
+    where = urlsplit(response.request.url).path
+    api = re.search(r"/api/[23]\.0/(mlflow|mlflow-artifacts)/(.+)", where)
+    asked = response.request.method
+    if api is None or (api[1] == "mlflow-artifacts" and asked == "GET"):
+        return
+    if response.is_redirect:
+        if api[0] in response.headers["Location"]:  # to https, or to another name of the server
+            return
+    elif response.status_code == 200:
+        try:
+            said = response.json()
+        except ValueError:
+            said = None
+        if api[1] == "mlflow-artifacts" and asked == "PUT":
+            is_right = not response.content or said == {}  # either, by version; `_log_files` looks whether it is there
+        else:
+            fields = next((names for path, names in _ANSWERS.items() if re.fullmatch(path, api[2])), None)
+            is_right = isinstance(said, dict) and (fields is None or set(said) == fields)
+        if is_right:
+            return
+    elif _error_code(response):
+        return
+    raise ConnectionError(
+        f"{asked} {where} was answered with status {response.status_code} by something that is not MLflow: "
+        f"{in_short(response.text) or 'nothing'}"
+    )
+
+
+def _error_code(response: Any) -> str:
+    """MLflow's name of an error; empty where the answer is none of MLflow's errors."""
+    from mlflow.protos.databricks_pb2 import ErrorCode
+
+    try:
+        said = response.json()
+    except ValueError:
+        return ""
+    if not isinstance(said, dict) or not isinstance(said.get("message"), str):
+        return ""
+    code = str(said.get("error_code"))
+    return code if code in ErrorCode.keys() else ""  # noqa: SIM118
+
+
+def _hear_only_mlflow() -> None:
+    """Sets the hook in the session that MLflow's client makes its requests in, for which it has no public way."""
+    from mlflow import environment_variables as settings
+    from mlflow.utils import request_utils
+
+    session = request_utils._get_request_session(
+        settings.MLFLOW_HTTP_REQUEST_MAX_RETRIES.get(),
+        settings.MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR.get(),
+        settings.MLFLOW_HTTP_REQUEST_BACKOFF_JITTER.get(),
+        request_utils._TRANSIENT_FAILURE_RESPONSE_CODES,
+        True,
+        settings.MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER.get(),
+    )
+    if only_mlflow_answers not in session.hooks["response"]:
+        session.hooks["response"].append(only_mlflow_answers)
+
+
+def _is_before_3(tracking_uri: str) -> bool:
+    """Whether a server says that its version is 1 or 2."""
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    answer = http_request(get_default_host_creds(tracking_uri), "/version", "GET")
+    return answer.status_code == 200 and re.fullmatch(r"[12]\.[\w.]{1,30}", answer.text.strip()) is not None
 
 
 def _runs_of(client: Any, experiment_id: str) -> Runs:
@@ -625,15 +836,15 @@ def _runs_of(client: Any, experiment_id: str) -> Runs:
             return Runs(experiment_id, parent_run_id, run_ids)
 
 
-class NoModels(Exception):
-    """The server is older than logged models."""
+class Unsendable(Exception):
+    """No store will ever take the event."""
 
 
-def _models_of(client: Any, experiment_id: str) -> dict[str, str]:
+def _models_of(client: Any, experiment_id: str, tracking_uri: str) -> dict[str, str]:
     """The logged models of an experiment by `_MODEL_TAG`; of two for one, the older.
 
     Raises:
-        NoModels: the server does not know what that is.
+        Unsendable: the server does not know what that is.
     """
     from mlflow.exceptions import MlflowException
 
@@ -644,9 +855,9 @@ def _models_of(client: Any, experiment_id: str) -> dict[str, str]:
             page = client.search_logged_models(
                 [experiment_id], order_by=[{"field_name": "creation_time", "ascending": True}], page_token=token
             )
-        except MlflowException as error:
-            if error.error_code == "ENDPOINT_NOT_FOUND":
-                raise NoModels("it is older than MLflow 3, and has no logged models") from None
+        except MlflowException:
+            if tracking_uri.startswith("http") and _is_before_3(tracking_uri):
+                raise Unsendable("it is older than MLflow 3, and has no logged models") from None
             raise
         for model in page:
             if _MODEL_TAG in model.tags:
@@ -671,8 +882,16 @@ def _dataset_input(
 
 def _existing(path: str) -> str:
     if not Path(path).exists():
-        raise FileNotFoundError(f"{path} is no longer there to be logged")
+        raise Unsendable(f"{path} is no longer there to be logged")
+    if not os.access(path, os.R_OK):
+        raise Unsendable(f"{path} may not be read")
     return path
+
+
+def in_short(text: str) -> str:
+    """The text in one line of 300 characters at most."""
+    line = " ".join(text.split())
+    return line if len(line) <= 300 else f"{line[:299]}…"
 
 
 def _plain(value: Any) -> Any:

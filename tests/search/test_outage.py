@@ -1,7 +1,8 @@
 """MLflow that is slow, in error, killed in the middle of a write, back again, or too old: nothing is lost or doubled.
 
 Before a real server stands a proxy that fails requests as a test wishes: a 500 before or after the server has carried
-the request out, a 404 for what an older server does not know, a kill of the server while it has the request.
+the request out, a 404 for what an older server does not know, a kill of the server while it has the request, and all
+that proxies and servers which are no MLflow answer.
 """
 
 from __future__ import annotations
@@ -24,13 +25,34 @@ import pytest
 from mlflow import MlflowClient
 from processes import TASK, Command
 from running import Stand, wait_for
-from test_tracking import contents, keep, models, run_trial, start, tracking
+from test_tracking import contents, keep, models, run_trial, start, steps, tracking
 
 from search.study import Study
-from search.tracking import Tracker
+from search.tracking import Refused, Tracker
 
 # MLflow maps its tables with an option that SQLAlchemy 2.1 calls deprecated.
 pytestmark = [pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"), pytest.mark.timeout(900)]
+
+
+HTML, JSON = "text/html", "application/json"
+FALSE_ANSWERS: dict[str, tuple[int, bytes, str]] = {
+    **{
+        f"html {status}": (status, b"<html>no</html>", HTML) for status in (400, 401, 403, 404, 413, 422, 429, 502, 503)
+    },
+    **{f"nothing {status}": (status, b"", "text/plain") for status in (200, 204, 400, 404)},
+    "html 200": (200, b"<html>log in here</html>", HTML),
+    "json 200": (200, b'{"status": "ok"}', JSON),
+    "list 200": (200, b"[]", JSON),
+    "torn 200": (200, b'{"run": {"info": {"run_', JSON),
+    "json 400": (400, b'{"error": "bad request"}', JSON),
+    "code 400": (400, b'{"error_code": 400, "message": "bad request"}', JSON),
+    "word 400": (400, b'{"error_code": "BAD_INPUT", "message": "bad request"}', JSON),
+    "bare 400": (400, b'{"error_code": "INVALID_PARAMETER_VALUE"}', JSON),
+    "another server's 404": (404, b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no such run"}', JSON),
+    "torn 400": (400, b'{"error_code": "INVALID_PARAMETER_VALUE", "mess', JSON),
+}
+"""What is answered by something that is not MLflow: status, content, type."""
+FAULTS = [*FALSE_ANSWERS, "login", "reset", "short"]
 
 
 class Proxy:
@@ -38,13 +60,16 @@ class Proxy:
 
     Attributes:
         rule: asked at every request, by method and path, what to do: "pass"; "error" (500, not passed on); "lost" (500
-            after the server has done it); "unknown" (404); "kill" (`killed` while the server has the request).
+            after the server has done it); "unknown" (404); "kill" (`killed` while the server has the request); one of
+            FAULTS: a false answer, a redirection to a login page, a connection that is cut before the answer or in it.
+        version: what it says that MLflow's is; "" for what the server says.
         delay_s: before each request.
     """
 
     def __init__(self, target: str, killer: Callable[[], None] = lambda: None) -> None:
         self.rule: Callable[[str, str], str] = lambda method, path: "pass"
         self.delay_s = 0.0
+        self.version = ""
         self.told: Counter[str] = Counter()
         """How often which rule held."""
         self._lock = threading.Lock()
@@ -60,6 +85,28 @@ class Proxy:
                 with proxy._lock:
                     what = proxy.rule(self.command, self.path.partition("?")[0])
                     proxy.told[what] += 1
+                if self.path == "/version" and proxy.version:
+                    self.say(200, proxy.version.encode(), "text/plain")
+                    return
+                if self.path == "/login":
+                    self.say(200, b"<html>log in here</html>")
+                    return
+                if what in FALSE_ANSWERS:
+                    self.say(*FALSE_ANSWERS[what])
+                    return
+                if what == "login":
+                    self.send_response(302)
+                    self.send_header("Location", "/login")
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
+                if what in ("reset", "short"):
+                    if what == "short":
+                        self.wfile.write(
+                            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+                        )
+                    self.close_connection = True
+                    return
                 if what in ("error", "unknown"):
                     self.say({"error": 500, "unknown": 404}[what], b"<html>the proxy says no</html>")
                     return
@@ -160,8 +207,73 @@ def run_study_on(tracker: Tracker, folder: Path) -> None:
     tracker.study_finished("FINISHED", [folder / "trials" / "0" / "recipe.json"], [{"trial": 0, "accuracy": 0.75}])
 
 
+def test_whatever_mlflow_did_not_say_is_an_outage_and_is_tried_again(tmp_path: Path, stand: Stand) -> None:
+    hit: set[str] = set()
+
+    def once(fault: str, paths: str) -> Callable[[str, str], str]:
+        left = [fault]
+
+        def rule(method: str, path: str) -> str:
+            if not left or method == "GET" or not re.search(paths, path):
+                return "pass"
+            hit.add(f"{fault} {paths}")
+            return left.pop()
+
+        return rule
+
+    asked = {  # PUT answers nothing where all is well: whether the file is there is looked up
+        "runs/create": ["html 400", "json 200", "list 200", "login", "torn 200"],
+        "mlflow-artifacts/": ["html 200", "html 413", "nothing 200", "json 400"],
+    }
+    with before(stand) as proxy, tracking(tmp_path, proxy.url, "false") as tracker:
+        proxy.rule = once("html 404", "logged-models/search")
+        start(tracker)
+        assert tracker.flush(60.0) == 0, tracker.last_error
+        trial = 0
+        for path, faults in asked.items():
+            for fault in faults:
+                proxy.rule = once(fault, path)
+                run_trial(tracker, tmp_path, trial)
+                assert tracker.flush(60.0) == 0, (path, fault, tracker.last_error)
+                trial += 1
+        keep(tracker, tmp_path, 0)
+        assert tracker.flush(60.0) == 0, tracker.last_error
+        for step, fault in enumerate(FAULTS):
+            proxy.rule = once(fault, "runs/log-batch")
+            tracker.trial_reported(0, 4 + step, {"epoch.accuracy": step})
+            assert tracker.flush(60.0) == 0, (fault, tracker.last_error)
+        proxy.rule = lambda method, path: "pass"
+    assert len(hit) == 1 + sum(map(len, asked.values())) + len(FAULTS)
+    assert not (tmp_path / "spool.refused.jsonl").exists()
+    found = contents(stand.url, "false")
+    assert set(found) == {"tags", ""} | {f"/{n}" for n in range(trial)}
+    assert [step for step, _ in steps(found["/0"]["points"]["epoch.accuracy"])] == [4 + n for n in range(len(FAULTS))]
+    for n in range(trial):
+        run = found[f"/{n}"]
+        assert run["status"] == "FINISHED"
+        assert run["params"]["seed"] == "0"
+        assert [context for context, _ in run["data"]] == ["training", "validation"]
+        assert (len(run["models in"]), run["files"]) == (1, ["student/recipe.json"])
+        assert len(run["points"]["accuracy"]) == 4
+        assert run["tags"]["dux.why"] == "done"
+    assert set(models(stand.store, "false")) == {"teacher", "0"}
+
+
+def test_a_web_server_that_is_no_mlflow_is_an_outage(tmp_path: Path, stand: Stand) -> None:
+    with before(stand) as proxy, tracking(tmp_path, proxy.url, "other") as tracker:
+        start(tracker)
+        for answer in ("html 200", "html 404", "json 200"):
+            proxy.rule = lambda method, path, answer=answer: answer  # type: ignore[misc]
+            assert tracker.flush(1.0) == 3
+            assert "something that is not MLflow" in str(tracker.last_error)
+        proxy.rule = lambda method, path: "pass"
+        assert tracker.flush(60.0) == 0, tracker.last_error
+    assert not (tmp_path / "spool.refused.jsonl").exists()
+
+
 def test_a_server_before_mlflow_3_has_all_but_the_models(tmp_path: Path, stand: Stand) -> None:
     with before(stand) as proxy:
+        proxy.version = "2.22.0"
         proxy.rule = lambda method, path: "unknown" if "logged-models" in path else "pass"
         with tracking(tmp_path, proxy.url, "old") as tracker:
             run_study_on(tracker, tmp_path)
@@ -169,6 +281,10 @@ def test_a_server_before_mlflow_3_has_all_but_the_models(tmp_path: Path, stand: 
     refused = [json.loads(line) for line in (tmp_path / "spool.refused.jsonl").read_text().splitlines()]
     assert [json.loads(item["line"])["event"] for item in refused] == ["teacher_measured"] + ["student_kept"] * 2
     assert all("older than MLflow 3" in item["why"] for item in refused)
+    assert str(Refused.of(tmp_path)) == (
+        "MLflow refused 3 events for good, the first: teacher_measured: MLflow refuses an event: it is older than "
+        f"MLflow 3, and has no logged models; see {tmp_path / 'spool.refused.jsonl'}"
+    )
     found = contents(stand.url, "old")
     assert set(found) == {"tags", "", "/0", "/1", "/2"}
     assert found[""]["status"] == "FINISHED"
