@@ -1,9 +1,15 @@
-"""How torch computes on a CPU: with a stated number of threads, and denormal numbers taken as zero."""
+"""How torch computes on a CPU: with a stated number of threads, denormal numbers taken as zero, sound gradients."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
@@ -24,3 +30,55 @@ def computing(threads: int) -> Iterator[None]:
     finally:
         torch.set_flush_denormal(flushing)
         torch.set_num_threads(before)
+
+
+class SoundConvolutions(TorchFunctionMode):
+    """Inside, strided convolutions of kernel size 1 are computed another way on a CPU; whoever trains enters it.
+
+    oneDNN's backward pass of such a layer writes beyond its memory where channels are last and few: the process dies,
+    or gradients are wrong without a word (torch 2.15; `Conv2d(4, 8, 1, stride=2)` on 64 maps of 8x8 without AVX-512, of
+    48x48 with it; benchmarks/convolutions.py). To take the pixels that the stride leaves and then do without a stride
+    gives the same numbers to the bit, as fast. As the call is replaced and not the layer, no network needs to know, and
+    what is saved, traced, cut, counted or exported stays as its author wrote it.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Called by torch for each of its functions that Python code calls."""
+        if func in _POOLINGS:
+            return _convolution(func, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+# pooling of one pixel takes pixels in one step forward and one backward; slicing takes one for each direction, which
+# cost 10 % of a training step
+_POOLINGS: Mapping[Any, Callable[[Tensor, int, Any], Tensor]] = MappingProxyType(
+    {torch.conv1d: F.avg_pool1d, torch.conv2d: F.avg_pool2d, torch.conv3d: F.avg_pool3d}
+)
+
+
+def _convolution(
+    convolution: Callable[..., Tensor],
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """What `convolution` of these returns."""
+    kernel = tuple(weight.shape[2:])
+    strides, paddings = (_each(value, len(kernel)) for value in (stride, 0 if padding == "valid" else padding))
+    if input.device.type != "cpu" or math.prod(kernel) > 1 or max(strides) == 1 or "same" in paddings:
+        return convolution(input, weight, bias, stride, padding, dilation, groups)
+    if any(paddings):
+        input = F.pad(input, [size for size in reversed(paddings) for _ in range(2)])
+    return convolution(_POOLINGS[convolution](input, 1, strides), weight, bias, groups=groups)
+
+
+def _each(value: Any, dimensions: int) -> tuple[Any, ...]:
+    """A number, or a sequence of one, for every dimension, as convolutions read it."""
+    values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+    return values * dimensions if len(values) == 1 else values

@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from trainers.computing import computing
+from trainers.computing import SoundConvolutions, computing
 from trainers.data.dataset import pixels
 from trainers.families import by_member, capture, combined
 from trainers.files import digest, write_whole
@@ -160,7 +160,7 @@ class Knowledge:
             def train() -> bytes:
                 # many passes over the same maps: kept for them, and no longer, since students are not handed the maps
                 whole = self._whole(tap, None) if self._fits(tap, None) else None
-                with torch.enable_grad():
+                with torch.enable_grad(), SoundConvolutions():
                     found = stage.train(module, lambda: self._passes(tap, whole, generator))
                 if self._folder is not None:
                     write_whole(self._folder / f"{stage.key}.json", json.dumps(found))

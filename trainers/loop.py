@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainers.computing import SoundConvolutions
 from trainers.data.augment import augment
 from trainers.data.dataset import Split, pixels
 from trainers.families.batch_ensemble import BatchEnsemble
@@ -124,8 +125,9 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = group["base"] * rate(step, total)
             optimizer.zero_grad(set_to_none=True)
-            value = loss(batch)
-            value.backward()  # type: ignore[no-untyped-call]
+            with SoundConvolutions():
+                value = loss(batch)
+                value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             sum_loss += value.item()
             count += 1
