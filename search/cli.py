@@ -47,7 +47,9 @@ Verbose = Annotated[bool, typer.Option("--verbose", help="Show what Ray and MLfl
 
 @app.command()
 def search(
-    study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="What to search; see examples/.")],
+    study_file: Annotated[
+        Path, typer.Argument(metavar="STUDY.yaml", help="What to search; `dux init` writes an example.")
+    ],
     home: Home = None,
     address: Address = None,
     trials: Annotated[
@@ -79,18 +81,29 @@ def search(
 
 
 @app.command()
-def resume(name: Name, home: Home = None, address: Address = None, verbose: Verbose = False) -> None:
-    """Go on with a study after any interruption; a finished one is left as it is."""
+def resume(
+    name: Name,
+    home: Home = None,
+    address: Address = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="In all, instead of what was asked for: carries a finished study on.", show_default=False
+        ),
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Go on with a study after any interruption, or carry it on; a finished one is else left as it is."""
     from search.study import LedgerGone, Study
 
     study = Study.open(name, _home(home))
     try:
         stands = study.status()
-        if stands.state == "finished":
+        if stands.state == "finished" and trials in (None, stands.trials):
             out.print(f"{name} is finished: {stands.trials} of {stands.trials} trials are done; nothing to resume")
     except LedgerGone:
         out.print(f"the ledger of {name} is not there any more: it is rebuilt from the study's files")
-    _run(name, lambda display: study.resume(address=address, display=display, verbose=verbose), study, verbose)
+    _run(name, lambda display: study.resume(trials, address=address, display=display, verbose=verbose), study, verbose)
 
 
 @app.command()
@@ -268,6 +281,48 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="As JSON, and n
             out.print(
                 f"  {parameter['name']} = {parameter['default']}  ({parameter['range']})  {parameter['description']}"
             )
+
+
+@app.command()
+def delete(
+    name: Name,
+    home: Home = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    mlflow: Annotated[bool, typer.Option("--mlflow", help="Delete its runs in MLflow, too.")] = False,
+) -> None:
+    """Remove a study: ledger, files, and the teacher and knowledge that no other study uses."""
+    from search.removal import check_removable, remove
+
+    where = _home(home)
+    there = check_removable(name, where)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise BadInput(
+                "a study must be deleted by somebody who was asked, or with --yes, but nobody can be asked here; "
+                f"add --yes to delete {there}"
+            )
+        typer.confirm(f"delete {there}{', and its runs in MLflow' if mlflow else ''}?", abort=True)
+    for line in remove(name, where, with_runs=mlflow):
+        out.print(line, markup=False, highlight=False)
+
+
+@app.command()
+def init(
+    example: Annotated[str, typer.Option(help="Which: digits, ensembles, fashion_mnist or methods.")] = "digits",
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="[default: EXAMPLE.yaml]", show_default=False)
+    ] = None,
+) -> None:
+    """Write an example of a study file, to be changed."""
+    from search.examples import content_of
+
+    content, path = content_of(example), file or Path(f"{example}.yaml")
+    try:
+        with path.open("x", encoding="utf-8") as study:
+            study.write(content)
+    except FileExistsError:
+        raise BadInput(f"a file that exists is not overwritten, but {path} does; name another") from None
+    out.print(f"wrote {path}; `dux check {path}` tries it, `dux search {path}` runs it")
 
 
 @app.command()

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, Self
@@ -291,16 +291,36 @@ class Study:
             raise BadInput(f"`search.start_from` must be a study of the same task, but {name!r} has another `task`")
         return found
 
-    def resume(self, *, address: str | None = None, display: Display | None = None, verbose: bool = False) -> Front:
+    def resume(
+        self,
+        trials: int | None = None,
+        *,
+        address: str | None = None,
+        display: Display | None = None,
+        verbose: bool = False,
+    ) -> Front:
         """Go on with a study after any interruption; a finished one is left as it is and its front returned.
 
+        Args:
+            trials: how many there are to be in all from now on; None leaves it at what was asked for.
+            address: as in `search`.
+            display: as in `search`.
+            verbose: as in `search`.
+
         Raises:
-            BadInput: another process works on it.
+            BadInput: another process works on it, or more trials are done than there are to be.
             Interrupted: it was told to stop again.
             AllFailed: no trial succeeded.
             LedgerLost: the ledger's database went away.
         """
-        return self._run(address, display or Silent(), verbose)
+        if trials is None or trials == self.file.search.trials:
+            return self._run(address, display or Silent(), verbose)
+        with suppress(LedgerGone):
+            if trials < (done := sum(line.counts for line in self.lines())):
+                raise BadInput(f"`--trials` must be at least the {done} that are done, but got {trials}; leave it out")
+        search = self.file.search.model_copy(update={"trials": trials})
+        longer = replace(self, file=self.file.model_copy(update={"search": search}))
+        return longer._run(address, display or Silent(), verbose, carried_on=True)
 
     def front(self, run_ids: Mapping[int, str] | None = None, lines: Sequence[Line] | None = None) -> Front:
         """The front of what has finished so far.
@@ -441,6 +461,21 @@ class Study:
                 "set it to 0, or name a cluster by --address"
             )
 
+    def _check_name_is_free(self) -> None:
+        """Raise BadInput where a study that is to begin would come upon what is left of another."""
+        if self.exists:
+            return
+        if in_ledger(self.storage, self.name):
+            raise BadInput(
+                f"a new study must have a new name, but the ledger knows a {self.name!r} whose folder is gone; "
+                f"{self.command('delete')} has it forgotten, another `name:` begins anew"
+            )
+        if self.journal.exists() or (self.folder / "trials").exists():
+            raise BadInput(
+                f"a new study must have a new name, but {self.folder} holds trials of an earlier {self.name!r}; "
+                f"{self.command('delete')} removes them, another `name:` begins anew"
+            )
+
     def _end_at_once(self) -> NoReturn:
         """End the process, as a kill would: Ray's calls hang, and would end it later. The ledger has what ended."""
         why = "because the head of the Ray cluster does not answer any more"
@@ -474,7 +509,7 @@ class Study:
             if line.recipe is not None
         ]
 
-    def _run(self, address: str | None, display: Display, verbose: bool) -> Front:
+    def _run(self, address: str | None, display: Display, verbose: bool, carried_on: bool = False) -> Front:
         self.file.task.check()
         if address is None:
             self._check_machine()
@@ -488,6 +523,7 @@ class Study:
                     address, cpus=0, gpus=0.0, store_bytes=0, verbose=verbose, on_silence=self._end_at_once
                 )
                 stack.enter_context(joined)
+            self._check_name_is_free()  # before anything is written, and again under the lock
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -502,19 +538,11 @@ class Study:
                     f"one process at a time may work on a study, but another works on {self.name!r}; "
                     f"{self.command('status')} shows it"
                 ) from None
+            self._check_name_is_free()
             new = not self.exists
-            if new and in_ledger(self.storage, self.name):
-                raise BadInput(
-                    f"a new study must have a new name, but the ledger knows a {self.name!r} whose folder is gone; "
-                    f"{self.command('delete')} has it forgotten, another `name:` begins anew"
-                )
-            if new and (self.journal.exists() or (self.folder / "trials").exists()):
-                raise BadInput(
-                    f"a new study must have a new name, but {self.folder} holds trials of an earlier {self.name!r}; "
-                    f"{self.command('delete')} removes them, another `name:` begins anew"
-                )
             if new:
                 write_whole(self.folder / "ledger.txt", self._database)
+            if new or carried_on:
                 write_whole(self.folder / "study.json", self.file.to_json())
             stack.enter_context(ctrl_c_is_kept())
             try:
@@ -776,7 +804,12 @@ class _Session:
 
     def _start_telling(self) -> None:
         file = self._study.file
-        self._tracker.study_started(_flattened(file), _versions(), file.objectives, file.space)
+        asked = str(file.search.trials)
+        before = [event["parameters"] for event in self._told() if event.get("event") == "study_started"]
+        parameters = _flattened(file)  # MLflow takes no other value than the first: what was carried on is in the tag
+        parameters["search.trials"] = before[0].get("search.trials", asked) if before else asked
+        tags = {**_versions(), "dux.trials": asked}
+        self._tracker.study_started(parameters, tags, file.objectives, file.space)
         told, record = {event["event"] for event in self._told()}, self._study.task_record()
         if "data_described" not in told:  # once, in whichever session: another store gets the whole spool
             self._tracker.data_described(record["data"])

@@ -133,9 +133,9 @@ class StudyFile(Part):
         try:
             raw = yaml.load(text, Loader=_UniqueKeys)
         except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2024-13-45
-            raise BadInput(f"{path} must be YAML, but {_brief(error)}; see examples/digits.yaml") from None
+            raise BadInput(f"{path} must be YAML, but {_brief(error)}; `dux init` writes an example") from None
         if raw is None:
-            raise BadInput(f"{path} must describe a study, but is empty; see examples/digits.yaml")
+            raise BadInput(f"{path} must describe a study, but is empty; `dux init` writes an example")
         return cls.from_mapping(raw, folder=path.parent)
 
     @classmethod

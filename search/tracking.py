@@ -24,6 +24,7 @@ import math
 import os
 import posixpath
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -189,6 +190,39 @@ def find_runs(folder: Path, study: str, tracking_uri: str) -> Runs | None:
             return None if experiment is None else _runs_of(client, experiment.experiment_id)
     except Exception as error:
         raise ConnectionError(redacted(f"MLflow does not answer: {error}", tracking_uri)) from None
+
+
+def take_out(study: str, tracking_uri: str, *, delete: bool) -> list[str]:
+    """Free a study's name in MLflow: its experiment is renamed, and deleted where asked; returns what was done.
+
+    Raises:
+        BadInput: a tracking URI of another kind than a Tracker takes.
+        ConnectionError: the store does not answer.
+    """
+    file, name, done = database(tracking_uri), f"dux-{study}", []
+    if file is not None and not file.exists():
+        return []
+    try:
+        with quiet_mlflow():
+            client = _connect(tracking_uri)
+            experiment = client.get_experiment_by_name(name)
+            if experiment is not None:
+                number = experiment.experiment_id
+                if experiment.lifecycle_stage == "deleted":  # such a one cannot be renamed
+                    client.restore_experiment(number)
+                client.rename_experiment(number, f"{name}-removed-{number}")
+                if delete or experiment.lifecycle_stage == "deleted":
+                    client.delete_experiment(number)
+                    done.append(f"deleted its experiment in MLflow (`mlflow gc` frees the room of number {number})")
+                else:
+                    done.append(f"renamed its experiment in MLflow to {name}-removed-{number}")
+    except Exception as error:
+        raise ConnectionError(redacted(f"MLflow does not answer: {error}", tracking_uri)) from None
+    artifacts = None if file is None or not delete else artifacts_of(file) / name
+    if artifacts is not None and artifacts.is_dir():
+        shutil.rmtree(artifacts)
+        done.append(f"removed {artifacts}")
+    return done
 
 
 class Tracker:

@@ -125,3 +125,22 @@ def test_resuming_a_finished_study_adds_nothing(study: Study, dux: Callable[...,
     before = study.lines()
     code, _, _ = dux("resume", "curved", "--home", study.home)
     assert (code, study.lines()) == (0, before)
+
+
+def test_a_finished_study_is_carried_on(study: Study) -> None:
+    before, folder = study.lines(), study.home.parent
+    done = run("resume", "curved", "--home", str(study.home), "--trials", str(TRIALS + 1), folder=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "finished" not in done.stdout
+    longer = Study.open("curved", study.home)
+    assert longer.file.search.trials == TRIALS + 1
+    assert longer.lines()[: len(before)] == before
+    status = longer.status()
+    assert (status.state, status.done) == ("finished", TRIALS + 1)
+    assert not (study.folder / "spool.refused.jsonl").exists()  # MLflow takes no other `search.trials`, nor is asked to
+    client = MlflowClient(tracking_uri=study.tracking_uri)
+    experiment = client.get_experiment_by_name("dux-curved")
+    (parent,) = client.search_runs([experiment.experiment_id], "tags.`dux.role` = 'study'")
+    assert parent.data.params["search.trials"] == str(TRIALS)
+    assert parent.data.tags["dux.trials"] == str(TRIALS + 1)
+    assert parent.info.status == "FINISHED"

@@ -45,8 +45,8 @@ def misspelt():
 
 BAD: dict[str, tuple[str, str]] = {
     # what is no study at all
-    "empty": ("", "must describe a study, but is empty; see examples/"),
-    "blank": ("\n# nothing but a remark\n", "but is empty; see examples/"),
+    "empty": ("", "must describe a study, but is empty; `dux init` writes"),
+    "blank": ("\n# nothing but a remark\n", "but is empty; `dux init` writes"),
     "list": ("[1, 2]", r"must be a mapping with `name`, `task` and `space`, but got \[1, 2\]"),
     "text": ("only words", "must be a mapping .* but got 'only words'"),
     "not YAML": ("name: a\n b: c\n: d", "must be YAML, but ScannerError: mapping values are not allowed.*line 2"),

@@ -1,0 +1,126 @@
+"""A study removed: its ledger, its files, what no other study needs, and its place in MLflow.
+
+Nothing of the study is believed, since it may be damaged or half removed already: each step does what is left of it.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from search.ledger import delete as forget
+from search.ledger import in_ledger
+from search.secrets import sqlite_url, without_secrets
+from search.tracking import take_out
+from spaces.errors import BadInput, known, shown
+
+
+def check_removable(name: str, home: Path) -> str:
+    """What there is of a study, in words.
+
+    Raises:
+        BadInput: there is nothing, its ledger is in another database, or that does not answer.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
+        raise BadInput(f"a study's name must be letters, digits, `.`, `_` and `-`, but got {shown(name)}")
+    folder, storage = home / "studies" / name, _storage(home)
+    parts = []
+    if folder.is_dir():
+        note, here = folder / "ledger.txt", _shown_storage()
+        there = note.read_text(errors="replace").strip() if note.is_file() else here
+        if there != here:
+            raise BadInput(
+                f"`DUX_STORAGE` must name the database that {name!r} was begun with, but is {here or 'not set'} "
+                f"instead of {there or 'not set'}; set it so, or, where the database is gone, delete {note}"
+            )
+        trials = sum(1 for _ in folder.glob("trials/*"))
+        parts.append(f"the files of {trials} trials in {folder}")
+    if in_ledger(storage, name):
+        parts.append(f"its trials in the ledger {without_secrets(storage)}")
+    if not parts:
+        names = [path.name for path in (home / "studies").glob("*") if path.is_dir()]
+        way_out = known(names, name) if names else f"there is none in {home}"
+        raise BadInput(f"a study must exist to be deleted, but {name!r} does not; {way_out}")
+    return " and ".join(parts)
+
+
+def remove(name: str, home: Path, *, with_runs: bool = False) -> list[str]:
+    """Remove a study; returns what was removed, a line each.
+
+    Its experiment in MLflow is renamed, so that a new study of the name does not go on in it, or deleted.
+
+    Args:
+        name: the study's.
+        home: where it is.
+        with_runs: whether its runs in MLflow are deleted, too.
+
+    Raises:
+        BadInput: as `check_removable`, or a process works on the study.
+    """
+    check_removable(name, home)
+    folder, done = home / "studies" / name, []
+    with ExitStack() as stack:
+        if folder.is_dir():
+            try:
+                stack.enter_context(FileLock(folder / ".driver.lock").acquire(timeout=0.5))
+            except Timeout:
+                raise BadInput(
+                    f"a study must be at rest to be deleted, but a process works on {name!r}; stop it first"
+                ) from None
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or sqlite_url(home / "mlflow.db")
+        try:
+            done += take_out(name, uri, delete=with_runs)
+        except ConnectionError as error:
+            if with_runs:
+                raise
+            done.append(f"its experiment in MLflow keeps its name, in which a new {name!r} would go on: {error}")
+        for unused in _unused(home, name):
+            shutil.rmtree(unused, ignore_errors=True)
+            unused.with_name(f".{unused.name}.lock").unlink(missing_ok=True)
+            done.append(f"removed {unused}, which no other study uses")
+        if in_ledger(_storage(home), name):
+            forget(_storage(home), name)
+            done.append(f"removed its trials from the ledger {without_secrets(_storage(home))}")
+        if folder.is_dir():
+            shutil.rmtree(folder)
+            done.append(f"removed {folder}")
+    return done
+
+
+def _storage(home: Path) -> str:
+    return os.environ.get("DUX_STORAGE") or sqlite_url(home / "ledger.db")
+
+
+def _shown_storage() -> str:
+    url = os.environ.get("DUX_STORAGE")
+    return without_secrets(url) if url else ""
+
+
+def _unused(home: Path, name: str) -> Iterator[Path]:
+    """The folders of the study's teacher and knowledge, if no other study has the same or may come to have it."""
+    own = home / "studies" / name
+    key = _content(own / "task.json").get("key")
+    if not isinstance(key, str) or not re.fullmatch(r"[0-9a-f]+", key):
+        return
+    task = _content(own / "study.json").get("task")
+    for other in (home / "studies").glob("*"):
+        if other == own or not other.is_dir():
+            continue
+        its = _content(other / "task.json").get("key")
+        its_task = _content(other / "study.json").get("task")
+        if its == key or (its is None and its_task in (None, task)):
+            return
+    yield from (folder for kind in ("teachers", "knowledge") if (folder := home / kind / key).is_dir())
+
+
+def _content(file: Path) -> dict[str, object]:
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
