@@ -32,7 +32,7 @@ from ray import cloudpickle, tune
 from search import Study, workers
 from search.study_file import StudyFile
 from spaces import Recipe
-from trainers.files import digest
+from trainers.files import digest, sealed
 from trainers.store import save_student
 
 DOCUMENT = ROOT / "docs" / "overhead.md"
@@ -112,13 +112,14 @@ class Idle:
         result = {
             "measurements": measurements,
             "seconds": self.sleep,
+            "files": {},
             "curve": [],
             "began": began,
             "ended": time.time(),
         }
-        files = {"result.json": json.dumps(result).encode(), "recipe.json": recipe.to_json().encode()}
+        files = {"result.json": sealed(result), "recipe.json": recipe.to_json().encode()}
         save_student(Path(job.trials_folder) / str(config["trial"]), files)
-        tune.report({"measurements": json.dumps(measurements), "curve": "[]", "seconds": self.sleep})
+        tune.report({"measurements": json.dumps(measurements), "curve": "[]", "files": "{}", "seconds": self.sleep})
 
 
 def carry_out(job: Job) -> Line:

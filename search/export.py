@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from search.front import Entry
@@ -31,7 +30,7 @@ from spaces.errors import known
 from trainers.computing import computing
 from trainers.data import pixels
 from trainers.data.dataset import Split
-from trainers.files import write_whole
+from trainers.files import Damaged, write_whole
 from trainers.measure import EVALUATION_BATCH, fitted_temperature, measure, predictions, quality
 from trainers.metrics import METRICS
 from trainers.store import load_student
@@ -139,15 +138,19 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = ("
     for name in formats:
         if name not in FORMATS:
             raise BadInput(f"`--format` must be a known format, but got {name!r}; {known(FORMATS, name)}")
-    data = study.file.task.load_data()
     assert entry.folder is not None
     source = entry.folder
-    try:
-        network = load_student(source)
-    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+    if not entry.files:
         raise ExportRefused(
-            f"the files of trial {entry.trial} must be those of a student, but {type(error).__name__}: {error}"
-        ) from None
+            f"the files of trial {entry.trial} must be known by their hashes, but an earlier Dux recorded none; "
+            "run the study again, under another name"
+        )
+    try:
+        network = load_student(source, entry.files)
+    except (Damaged, FileNotFoundError) as error:
+        why = error if isinstance(error, Damaged) else f"{Path(error.filename).name} is gone"
+        raise ExportRefused(f"the files of trial {entry.trial} must be those that were measured, but {why}") from None
+    data = study.file.task.load_data()
     with computing(study.file.search.cpus):  # as it was measured
         measured = measure(network, data.validation)
         expected = predictions(network, data.validation)
@@ -188,10 +191,7 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = ("
             "test": {name: value for name, value in test.items() if METRICS[name].scale == "linear"},
             "teacher_validation": study.task_record()["teacher"],
             "files": made,
-            "student": {
-                file.name: hashlib.sha256(file.read_bytes()).hexdigest()
-                for file in (source / "student.json", source / "student.safetensors")
-            },
+            "student": {name: entry.files[name] for name in ("student.json", "student.safetensors")},
             "versions": {
                 "python": platform.python_version(),
                 **{name: version(name) for name in ("dux-search", "torch", "onnx", "onnxruntime")},

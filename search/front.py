@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -130,6 +130,8 @@ class Entry:
     repeats: tuple[Mapping[str, float], ...] = ()
     """What the same recipe measured with other seeds, where its trial was repeated."""
     repeats_failed: int = 0
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Name -> SHA-256 of the student's files, as they were written."""
 
     def spread(self, name: str) -> Spread:
         """A measurement over all seeds, the student's own the first; what repeats did not measure is as its own."""

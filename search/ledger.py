@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -34,6 +34,7 @@ from search.journal import Journal
 from search.secrets import redacted, without_secrets
 from spaces import BadInput, Choice, Recipe, Space
 from spaces.errors import known, shown
+from trainers.files import unsealed
 
 SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = MappingProxyType(
     {
@@ -85,6 +86,8 @@ class Line:
     """Of a student on a trial's pruning curve: the trial, and the place on its curve."""
     repeat: tuple[int, int] | None = None
     """Of a trial that repeats another with a new seed, and of its points: that other trial, and which repeat it is."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Name -> SHA-256 of the files of its student, as they were written."""
 
     @property
     def ended(self) -> bool:
@@ -210,6 +213,7 @@ class Ledger:
         measurements: Mapping[str, float],
         seconds: float,
         curve: Sequence[Mapping[str, Any]] = (),
+        files: Mapping[str, str] = MappingProxyType({}),
     ) -> bool:
         """Record a finished trial; one whose objectives are not all finite is recorded as failed: False.
 
@@ -217,14 +221,16 @@ class Ledger:
             number: of the trial.
             measurements: of its student.
             seconds: that it took.
-            curve: what `TrialResult.points` says; each becomes a line of its own, and the sampler learns of it.
+            curve: as in the trial's `result.json`; each point becomes a line of its own, and the sampler learns of it.
+            files: name -> SHA-256 of its student's files.
         """
         values = [measurements.get(name, math.nan) for name in self._objectives]
         if not all(math.isfinite(value) for value in values):
             named = ", ".join(f"{name} {value}" for name, value in zip(self._objectives, values, strict=True))
             self.fail(number, f"objectives must be finite, but are {named}")
             return False
-        self._set(number, curve=json.dumps(list(curve)), measurements=json.dumps(dict(measurements)), seconds=seconds)
+        self._set(number, curve=json.dumps(list(curve)), files=dict(files))
+        self._set(number, measurements=json.dumps(dict(measurements)), seconds=seconds)  # last: then the rest is there
         for limit, over in violations(self._constraints, measurements).items():
             self._asked[number].set_constraint(limit, over)
         self._study.tell(self._asked.pop(number), values)
@@ -260,6 +266,7 @@ class Ledger:
                             "recipe": json.dumps(point["recipe"], sort_keys=True),
                             "measurements": json.dumps(point["measurements"]),
                             "seconds": point["seconds"],
+                            "files": point.get("files", {}),
                         },
                         constraints=violations(self._constraints, point["measurements"]),
                     )
@@ -362,8 +369,8 @@ class Ledger:
         To be called only by the process that holds the study's lock.
 
         Args:
-            finished: `measurements`, `seconds` and `curve` of a trial that had come to its end when the process was
-                killed, from the trial's files; None for others.
+            finished: `measurements`, `seconds`, `curve` and `files` of a trial that had come to its end when the
+                process was killed, from the trial's files; None for others.
         """
         trials = self._study.get_trials(deepcopy=False)
         queued = {
@@ -434,7 +441,7 @@ class Ledger:
         """A trial by its files alone; `seeds`: those of repeats -> the trial, and which repeat of it."""
         try:
             text = (folder / "recipe.json").read_text()
-            attributes = {"recipe": text, **_of_result(json.loads((folder / "result.json").read_text()))}
+            attributes = {"recipe": text, **_of_result(unsealed(folder / "result.json"))}
             recipe, measurements = Recipe.from_json(text), json.loads(attributes["measurements"])
             values = [float(measurements[name]) for name in self._objectives]
         except (OSError, ValueError, KeyError, TypeError):
@@ -652,6 +659,7 @@ def _of_result(result: Mapping[str, Any]) -> dict[str, Any]:
     """The attributes of a trial that ended well, by its file `result.json`."""
     return {
         "curve": json.dumps(result["curve"]),
+        "files": result.get("files", {}),
         "measurements": json.dumps(result["measurements"]),
         "seconds": result["seconds"],
     }
@@ -685,4 +693,5 @@ def _line(trial: FrozenTrial) -> Line:
         },
         (attributes["point"][0], attributes["point"][1]) if "point" in attributes else None,
         (attributes["repeat"][0], attributes["repeat"][1]) if "repeat" in attributes else None,
+        attributes.get("files", {}),
     )

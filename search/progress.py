@@ -39,6 +39,10 @@ class Terminal:
         if self._live is not None:
             self._live.update(drawn(self._study, progress, time.monotonic() - self._began))
 
+    def say(self, line: str) -> None:
+        """A line that stays, above the progress if there is one."""
+        self._console.print(Text(f"dux: {line}"), soft_wrap=True)
+
 
 def drawn(study: str, progress: Progress, elapsed_s: float) -> RenderableType:
     """Progress as a block of three lines."""

@@ -29,7 +29,7 @@ from search.study_file import StudyFile
 from search.tracking import Tracker, find_runs
 from spaces import BadInput, Choice, Recipe, Space
 from spaces.errors import known
-from trainers.files import curve_folder, digest, write_whole
+from trainers.files import Damaged, curve_folder, digest, sha256, unsealed, write_whole
 from trainers.metrics import METRICS, ends
 
 if TYPE_CHECKING:  # torch takes seconds, and a gigabyte, which looking at a study should not need
@@ -143,11 +143,17 @@ class Display(Protocol):
     def show(self, progress: Progress) -> None:
         """The study stands like this now."""
 
+    def say(self, line: str) -> None:
+        """Something happened that the user is to know, and that stays on the screen."""
+
 
 class Silent:
     """Shows nothing."""
 
     def show(self, progress: Progress) -> None:
+        """Nothing."""
+
+    def say(self, line: str) -> None:
         """Nothing."""
 
 
@@ -504,6 +510,7 @@ class Study:
                 None if line.point is None else line.point[0],
                 tuple(again.get((line.trial, None) if line.point is None else line.point, ())),
                 failed[line.trial if line.point is None else line.point[0]],
+                line.files,
             )
             for line in lines
             if line.recipe is not None
@@ -649,6 +656,7 @@ class _Session:
         """All that Ray is needed for; returns why it ended early, where that is for the user to know."""
         from trainers.knowledge import Knowledge
         from trainers.loop import Diverged
+        from trainers.store import weights_bytes
         from trainers.task import Task
         from trainers.transfer import StageFailed
 
@@ -664,22 +672,28 @@ class _Session:
             task = Task.load(file.task, self._study.home, on_epoch)
         except Diverged as error:
             raise BadInput(f"`task.teacher` must be one that can be trained, but {error}") from None
+        weights = sha256(weights_bytes(task.teacher))
+        self._check_teacher(weights)
         record = {
             "key": task.key,
             "classes": task.data.classes,
             "image_shape": list(task.data.image_shape),
             "teacher": {**task.teacher_measurements, **self._teacher_latency(task)},
+            "teacher_sha256": weights,
             "data": _described(task),
         }
         write_whole(self._study.folder / "task.json", json.dumps(record, indent=1))
-        knowledge = Knowledge(task, self._study.home / "knowledge")
+        knowledge = Knowledge(task, self._study.home / "knowledge", say=self._display.say)
         for method in file.space.methods:
             for needs in needs_of(file.space, method):
                 self._now(f"computing what students learn of the teacher by {method}")
                 try:
                     knowledge.prepare(needs)
                 except StageFailed as error:
-                    raise BadInput(f"`{method}` must be possible with this teacher, but {error}") from None
+                    knowledge.forget()
+                    raise BadInput(
+                        f"`{method}` must be possible with this teacher, but {error}; the teacher is kept"
+                    ) from None
         self._now("starting the workers")
         # imported here: Ray takes seconds, which `dux front` and bad input need not wait for
         from search import workers
@@ -735,6 +749,18 @@ class _Session:
         except workers.RayDied as error:
             return f", because {error}"
         return ""
+
+    def _check_teacher(self, found: str) -> None:
+        """Raise BadInput where the study's trials learned from another teacher: both would stand on one front."""
+        study = self._study
+        if not (study.folder / "task.json").exists() or not self._ledger.lines():
+            return
+        if study.task_record().get("teacher_sha256") != found:
+            raise BadInput(
+                f"the teacher of {study.name!r} must be the one that its trials learned from, but in "
+                f"{study.home / 'teachers' / study.task_record()['key']} is another; put that one back, or begin anew "
+                "under another name"
+            )
 
     def _teacher_latency(self, task: "Task") -> dict[str, float]:
         """Measured once a study, if it asks for latency: the front is reckoned from it."""
@@ -837,10 +863,9 @@ class _Session:
     def _finished(self, trial: int) -> dict[str, Any] | None:
         """The result in a trial's files, which come from the worker and may be there when the driver is killed."""
         try:
-            found: dict[str, Any] = json.loads((self._study.trial_folder(trial) / "result.json").read_text())
-        except FileNotFoundError:
+            return unsealed(self._study.trial_folder(trial) / "result.json")
+        except (FileNotFoundError, Damaged):  # a damaged one is none: the trial is carried out again
             return None
-        return found
 
     def _told(self) -> list[dict[str, Any]]:
         """All events that MLflow has or will get, of this and earlier sessions; a damaged line is none."""

@@ -46,7 +46,7 @@ from search.signals import handlers_stay, signals_wait  # noqa: E402
 from search.stopping import Halving  # noqa: E402
 from spaces import BadInput, Recipe  # noqa: E402
 from trainers import Checkpoint, Knowledge, Report, Task, TaskSpec, run_trial, save_student  # noqa: E402
-from trainers.files import write_whole  # noqa: E402
+from trainers.files import Damaged, read_whole, write_whole  # noqa: E402
 
 SILENCE_S = 20.0
 """For how long the head of a joined cluster may not answer. After 60 s Ray itself ends any process that had joined it,
@@ -339,8 +339,8 @@ class _Searcher(Searcher):  # type: ignore[misc]
         result = result or {}
         number = self.numbers[trial_id]
         if "measurements" in result:
-            curve = json.loads(result["curve"])
-            if not self._ledger.complete(number, json.loads(result["measurements"]), result["seconds"], curve):
+            measurements, curve, files = (json.loads(result[key]) for key in ("measurements", "curve", "files"))
+            if not self._ledger.complete(number, measurements, result["seconds"], curve, files):
                 self._forget(number)
         elif trial_id in self.stopped_at:
             self._ledger.stop(number, self.stopped_at[trial_id], result["time_total_s"])
@@ -500,10 +500,12 @@ def _carry_out(config: Mapping[str, Any], job: Job, arrays: Mapping[str, np.ndar
             timed=job.timed,
         )
         checkpoints.settle()
-        _save(Path(job.trials_folder) / str(config["trial"]), result.files(task), job.driver_node)
+        files = result.files(task)
+        _save(Path(job.trials_folder) / str(config["trial"]), files, job.driver_node)
+        told = json.loads(files["result.json"])
         # as text: Tune flattens nested results for its searchers
-        told = {"measurements": json.dumps(result.measurements), "curve": json.dumps(result.points())}
-        tune.report({**told, "seconds": result.seconds})
+        nested = {key: json.dumps(told[key]) for key in ("measurements", "curve", "files")}
+        tune.report({**nested, "seconds": told["seconds"]})
     except Exception as error:
         _save(
             Path(job.trials_folder) / str(config["trial"]),
@@ -547,8 +549,8 @@ class _Checkpoints:
 
 
 def _content(file: Path) -> bytes | None:
-    with suppress(OSError):
-        return file.read_bytes()
+    with suppress(OSError, Damaged):
+        return read_whole(file)
     return None
 
 

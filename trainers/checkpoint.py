@@ -8,9 +8,10 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from trainers.files import sha256
 from trainers.loop import State
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,10 @@ class Kept:
     """Phase and metrics of each epoch."""
 
     def to_bytes(self, trial: str) -> bytes:
-        """A safetensors file that `from_bytes` reads where it is told the same `trial`: all that makes the result."""
+        """A safetensors file that `from_bytes` reads where it is told the same `trial`: all that makes the result.
+
+        Its metadata are `dux`, what it says of itself, and `sha256`, of the file as it is without that hash.
+        """
         about = {
             "format": FORMAT,
             "trial": trial,
@@ -48,26 +52,36 @@ class Kept:
             "seconds": self.seconds,
             "reports": self.reports,
         }
-        content: bytes = safetensors.torch.save(dict(self.state.tensors), {"dux": json.dumps(about)})
+        tensors, metadata = dict(self.state.tensors), {"dux": json.dumps(about)}
+        unsigned = safetensors.torch.save(tensors, metadata)
+        content: bytes = safetensors.torch.save(tensors, {**metadata, "sha256": sha256(unsigned)})
         return content
 
     @classmethod
     def from_bytes(cls, content: bytes, trial: str) -> "Kept | None":
-        """What was kept; None where the bytes are no checkpoint, are cut short, or belong to another trial."""
+        """What was kept; None where the bytes are no checkpoint, were changed, or belong to another trial."""
         try:
             tensors: dict[str, Tensor] = safetensors.torch.load(content)
-            about = described(content)
+            metadata = _metadata(content)
+            if sha256(safetensors.torch.save(tensors, {"dux": metadata["dux"]})) != metadata["sha256"]:
+                return None
+            about = json.loads(metadata["dux"])
             if (about["format"], about["trial"]) != (FORMAT, trial):
                 return None
             state = State(about["epoch"], about["step"], tensors)
             reports = [(phase, metrics) for phase, metrics in about["reports"]]
             return cls(about["phase"], state, about["seconds"], reports)
-        except (safetensors.SafetensorError, KeyError, TypeError, ValueError):
+        except (safetensors.SafetensorError, KeyError, RecursionError, TypeError, ValueError):
             return None
 
 
 def described(content: bytes) -> dict[str, Any]:
     """What a checkpoint says of itself, without its tensors."""
+    found: dict[str, Any] = json.loads(_metadata(content)["dux"])
+    return found
+
+
+def _metadata(content: bytes) -> dict[str, str]:
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    found: dict[str, Any] = json.loads(header["__metadata__"]["dux"])
+    found: dict[str, str] = header["__metadata__"]
     return found

@@ -1,10 +1,17 @@
-"""Files that outlive a process: written whole or not at all, and named by what is in them. Without torch."""
+"""Files that outlive a process: written whole or not at all, named and believed by what is in them. Without torch."""
 
 import hashlib
 import json
 import os
+import stat
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+
+class Damaged(ValueError):
+    """A file that is not, or cannot be, what was once written; the message begins with its name."""
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -19,6 +26,96 @@ def write_whole(path: Path, content: bytes | str) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def read_whole(path: Path) -> bytes:
+    """The content of a file; a pipe or a device in its place, which might never end, is not read.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Damaged: it is no file, or cannot be read.
+    """
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise Damaged(f"{path.name} is not a file")
+            return file.read()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Damaged(f"{path.name} cannot be read ({error.strerror})") from None
+
+
+def sha256(content: bytes) -> str:
+    """64 hex digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_hashed(path: Path, content: bytes | str) -> None:
+    """`write_whole`, with the file's hash in another beside it, `NAME.sha256`.
+
+    The hash is there first, so that a file never lacks it; a kill in between leaves a file that is refused or none at
+    all. `sha256sum --check` in the folder above understands it.
+    """
+    content = content.encode() if isinstance(content, str) else content
+    write_whole(_beside(path), _hash_line(path, content))
+    write_whole(path, content)
+
+
+def read_hashed(path: Path) -> bytes:
+    """What `write_hashed` wrote at this very place.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        Damaged: it was changed, or is another's, or its hash is not there.
+    """
+    content = read_whole(path)
+    try:
+        noted = read_whole(_beside(path))
+    except FileNotFoundError:
+        raise Damaged(f"{path.name} has no hash beside it") from None
+    if noted.decode(errors="replace") != _hash_line(path, content):
+        raise Damaged(f"{path.name} was changed: it does not have the hash that {_beside(path).name} notes")
+    return content
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _hash_line(path: Path, content: bytes) -> str:
+    """Names the folder, too, so that a file and its hash are not taken for those of another folder."""
+    return f"{sha256(content)}  {path.parent.name}/{path.name}\n"
+
+
+def sealed(record: Mapping[str, Any]) -> bytes:
+    """`record` as JSON, with its own hash as `sha256` in it."""
+    return json.dumps({**record, "sha256": sha256(json.dumps(record, indent=1).encode())}, indent=1).encode()
+
+
+def unsealed(path: Path) -> dict[str, Any]:
+    """The record in a file that `sealed` made.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        Damaged: it was changed.
+    """
+    try:
+        record = json.loads(read_whole(path))
+        noted = record.pop("sha256")
+    except Damaged:
+        raise
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        raise Damaged(f"{path.name} is no record with a hash in it") from None
+    if sha256(json.dumps(record, indent=1).encode()) != noted:
+        raise Damaged(f"{path.name} was changed: it does not have the hash that it notes")
+    found: dict[str, Any] = record
+    return found
+
+
+def hashes(files: Mapping[str, bytes]) -> dict[str, str]:
+    """The hash of each file, by name."""
+    return {name: sha256(content) for name, content in files.items()}
 
 
 def digest(*values: object) -> str:

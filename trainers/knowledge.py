@@ -8,6 +8,7 @@ good. What is computed once is kept in memory, and in a folder if there is one.
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from trainers.computing import SoundConvolutions, computing
 from trainers.data.dataset import pixels
 from trainers.families import by_member, capture, combined
-from trainers.files import digest, write_whole
+from trainers.files import Damaged, digest, read_hashed, write_hashed
 from trainers.loop import Batch, batches
 from trainers.seeding import seeded
 from trainers.store import weights_bytes
@@ -39,10 +40,19 @@ class Knowledge:
         task: whose teacher it is.
         folder: where what is computed is kept, for other processes and other days; None keeps it in memory.
         arrays: what `arrays` of another process's knowledge returned; read-only memory is fine.
+        say: told in a line of a file that was changed since it was written, and is computed anew.
     """
 
-    def __init__(self, task: Task, folder: Path | None = None, arrays: Mapping[str, np.ndarray] | None = None) -> None:
+    def __init__(
+        self,
+        task: Task,
+        folder: Path | None = None,
+        arrays: Mapping[str, np.ndarray] | None = None,
+        say: Callable[[str], object] = lambda line: None,
+    ) -> None:
         self.task = task
+        self._say = say
+        self._computed_here: list[Path] = []
         self._folder = None if folder is None else folder / task.key
         self._arrays: dict[str, np.ndarray] = dict(arrays or {})
         self._stages: dict[str, nn.Module] = {}
@@ -56,6 +66,15 @@ class Knowledge:
         for name, stage in self._names(needs):
             if self._cached(name, stage) is None and stage is not None:
                 self._stage(stage)
+
+    def forget(self) -> None:
+        """Delete what this process computed from the folder: nobody is to learn from it after all."""
+        for path in self._computed_here:
+            for name in (path.name, f"{path.name}.sha256", f".{path.name}.lock"):
+                path.with_name(name).unlink(missing_ok=True)
+        if self._folder is not None:
+            with suppress(OSError):  # not there, or another study's knowledge is in it
+                self._folder.rmdir()
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All that is cached, the stages' weights included, for Ray's object store."""
@@ -163,7 +182,8 @@ class Knowledge:
                 with torch.enable_grad(), SoundConvolutions():
                     found = stage.train(module, lambda: self._passes(tap, whole, generator))
                 if self._folder is not None:
-                    write_whole(self._folder / f"{stage.key}.json", json.dumps(found))
+                    self._computed_here.append(self._folder / f"{stage.key}.json")
+                    write_hashed(self._computed_here[-1], json.dumps(found))
                 return weights_bytes(module)
 
             filename = f"{stage.key}.safetensors"
@@ -190,7 +210,14 @@ class Knowledge:
         path = self._folder / filename
         self._folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self._folder / f".{filename}.lock"):
-            if not path.exists():
-                with computing(self.task.spec.teacher.threads):
-                    write_whole(path, compute())
-        return path.read_bytes()
+            try:
+                return read_hashed(path)
+            except FileNotFoundError:
+                pass
+            except Damaged as error:
+                self._say(f"{error}; it is computed anew (in {self._folder})")
+            self._computed_here.append(path)
+            with computing(self.task.spec.teacher.threads):
+                content = compute()
+            write_hashed(path, content)
+        return content

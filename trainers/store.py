@@ -1,18 +1,22 @@
-"""Networks as files, written and read back without pickle."""
+"""Networks as files, written and read back without pickle; what is read is checked first."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import safetensors.torch
 import torch
+from pydantic import Field, ValidationError
+from pydantic_core import from_json
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from spaces import Student
-from trainers.families import Network, build
-from trainers.files import write_whole
+from spaces import BadInput, Student
+from spaces.errors import one_line, shown
+from spaces.recipe import Part
+from trainers.families import Network, outline
+from trainers.files import Damaged, read_whole, sha256, write_whole
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -44,20 +48,93 @@ def network_description(student: Student, image_shape: tuple[int, int, int], cla
     }
 
 
+class _Description(Part):
+    """What `network_description` writes, as far as it can be of a network at all."""
+
+    format: int
+    family: str
+    depth: int = Field(ge=2)
+    width: float = Field(gt=0.0, le=64.0)
+    members: int = Field(ge=1, le=64)
+    image_shape: list[Annotated[int, Field(ge=1, le=2**16)]] = Field(min_length=3, max_length=3)
+    classes: int = Field(ge=1, le=2**24)
+
+
 def load_network(description: Mapping[str, Any], weights: Path) -> Network:
     """The network as it was saved, cut channels and all, in eval mode.
 
     Raises:
-        ValueError: the description is of a newer format, or the tensors are not those of the network it describes.
+        FileNotFoundError: there are no weights.
+        Damaged: the description is of a newer format or of no network, or the tensors are not those of the network that
+            it describes.
     """
-    if description.get("format") != 1:
-        raise ValueError(
-            f"format of a student's description must be 1, but got {description.get('format')!r}; update Dux"
+    described = _described(description)
+    return _network(described, read_whole(weights), weights.name)
+
+
+def _described(description: object) -> _Description:
+    version = description.get("format") if isinstance(description, Mapping) else None
+    if version != 1:
+        raise Damaged(f"format of a student's description must be 1, but got {shown(version)}; update Dux")
+    try:
+        return _Description.model_validate(description)
+    except ValidationError as error:
+        raise Damaged(f"description of a student: {one_line(error, _Description)}") from None
+
+
+def _network(d: _Description, weights: bytes, name: str) -> Network:
+    """What `load_network` returns. Nothing that the description asks for is made before the tensors are found to be
+    of such a network: those are as large as they are."""
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load(weights)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise Damaged(f"{name} must hold tensors, but cannot be read as such ({_line(error)})") from None
+    if d.depth > len(tensors):  # a layer has a tensor at least
+        raise Damaged(f"{name} must have a tensor for each of {d.depth} layers, but has {len(tensors)}")
+    c, h, w = d.image_shape
+    try:
+        student = Student(family=d.family, depth=d.depth, width=d.width, members=d.members)
+        network = outline(student, (c, h, w), d.classes)
+    except ValidationError as error:
+        raise Damaged(f"description of a student: {one_line(error, Student)}") from None
+    except (BadInput, RuntimeError) as error:  # torch's: more numbers than it can count
+        raise Damaged(f"description of a student must be of a network that can be, but {_line(error)}") from None
+    _check_tensors(_tensors(network), tensors, name)
+    try:
+        shapes = filled(network, {key: tensor.to("meta") for key, tensor in tensors.items()}).eval()
+        with torch.no_grad():
+            found = shapes(torch.empty(2, c, h, w, device="meta"))
+    except (RuntimeError, ValueError) as error:
+        raise Damaged(f"{name} must have layers that fit one another and the images, but {_line(error)}") from None
+    if found.shape != (2, d.classes):
+        raise Damaged(f"{name} must be of a network with {d.classes} classes, but has {found.shape[1]}")
+    return filled(network, tensors)
+
+
+def _check_tensors(described: Mapping[str, Tensor], tensors: Mapping[str, Tensor], name: str) -> None:
+    """Raise Damaged where the tensors cannot be of the network whose uncut ones are `described`."""
+    _check_names(described, tensors)
+    for key, tensor in tensors.items():
+        whole = described[key]
+        if tensor.dtype != whole.dtype:
+            raise Damaged(f"{name}: `{key}` must be of {whole.dtype}, but is of {tensor.dtype}")
+        sizes = list(zip(tensor.shape, whole.shape, strict=False))
+        if tensor.dim() != whole.dim() or any(not 1 <= size <= most for size, most in sizes):
+            raise Damaged(f"{name}: `{key}` must be {tuple(whole.shape)} or a cut of it, but is {tuple(tensor.shape)}")
+        if not bool(torch.isfinite(tensor).all()):
+            raise Damaged(f"{name}: `{key}` must be finite, but is not")
+
+
+def _check_names(described: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    if unlike := sorted(described.keys() ^ tensors.keys()):
+        raise Damaged(
+            f"weights must have the names of the network they are for, but differ in {', '.join(unlike[:3])}; "
+            "the description and the weights belong to different networks"
         )
-    student = Student(**{key: description[key] for key in ("family", "depth", "width", "members")})
-    c, h, w = description["image_shape"]
-    network = build(student, (c, h, w), description["classes"], generator=torch.Generator().manual_seed(0))
-    return filled(network, safetensors.torch.load_file(weights)).eval()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:150]
 
 
 def filled(network: Model, tensors: Mapping[str, Tensor]) -> Model:
@@ -73,13 +150,9 @@ def filled(network: Model, tensors: Mapping[str, Tensor]) -> Model:
         tensors: by the names of `network.state_dict()`, as `weights_bytes` writes them.
 
     Raises:
-        ValueError: the tensors have other names than the network's.
+        Damaged: the tensors have other names than the network's.
     """
-    if unlike := sorted(_tensors(network).keys() ^ tensors.keys()):
-        raise ValueError(
-            f"weights must have the names of the network they are for, but differ in {', '.join(unlike[:3])}; "
-            "the description and the weights belong to different networks"
-        )
+    _check_names(_tensors(network), tensors)
     new: dict[int, tuple[Tensor, Tensor]] = {}  # the old one beside it, so that its id stays its own
     for name, module in network.named_modules():
         for key, old in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
@@ -110,11 +183,29 @@ def _resize(module: nn.Module) -> None:
 
 
 def save_student(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write a trial's files; the result comes last, so that a folder with a result is whole."""
+    """Write a trial's files; the result, which has the others' hashes, comes last: a folder with a result is whole."""
     for name in sorted(files, key=lambda name: name == "result.json"):
         write_whole(folder / name, files[name])
 
 
-def load_student(folder: Path) -> Network:
-    """The student of a trial's folder, in eval mode."""
-    return load_network(json.loads((folder / "student.json").read_text()), folder / "student.safetensors")
+def load_student(folder: Path, files: Mapping[str, str] | None = None) -> Network:
+    """The student of a trial's folder, in eval mode.
+
+    Args:
+        folder: where `save_student` wrote it.
+        files: hashes by name, where they are known from elsewhere.
+
+    Raises:
+        FileNotFoundError: a file of it is not there.
+        Damaged: a file is not what was written, by its hash or by what it says.
+    """
+    names = {"student.json", "student.safetensors", *(files or ())}
+    contents = {name: read_whole(folder / name) for name in sorted(names)}
+    for name, noted in (files or {}).items():
+        if sha256(contents[name]) != noted:
+            raise Damaged(f"{name} was changed")
+    try:
+        description = from_json(contents["student.json"])
+    except ValueError as error:
+        raise Damaged(f"student.json must be JSON, but is not ({_line(error)})") from None
+    return _network(_described(description), contents["student.safetensors"], "student.safetensors")

@@ -7,21 +7,23 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor
 
+from spaces import BadInput
 from trainers.computing import computing
 from trainers.data.dataset import Dataset, shared_tensor
 from trainers.families import DeepEnsemble, Network, build
-from trainers.files import digest, write_whole
+from trainers.files import Damaged, digest, read_hashed, write_hashed
 from trainers.loop import Batch, Schedule, fit
 from trainers.measure import ensemble_curve, measure, outputs
-from trainers.store import filled, load_network, network_description, weights_bytes
+from trainers.store import filled, network_description, weights_bytes
 from trainers.task_spec import TaskSpec, TeacherSpec
 
-FORMAT = 2
+FORMAT = 3
 """Of a teacher's folder; part of its name, so that no other is taken for one."""
 
 
@@ -51,7 +53,8 @@ class Task:
             on_epoch: called while a teacher trains, with the epoch (of all members' together) and its mean loss.
 
         Raises:
-            BadInput: the data are not there, or the teacher is not a network we have.
+            BadInput: the data are not there, or the teacher is not a network we have, or was changed since it was
+                trained.
         """
         spec.check()
         data = spec.load_data()
@@ -65,8 +68,16 @@ class Task:
             if not (folder / "teacher.json").exists():
                 with computing(spec.teacher.threads):
                     _make_teacher(spec, data, folder, on_epoch)
-        record = json.loads((folder / "teacher.json").read_text())
-        teacher = _teacher([load_network(record["network"], file) for file in _files(spec.teacher, folder)])
+        try:
+            record = json.loads(read_hashed(folder / "teacher.json"))
+            teacher = _teacher([_read_member(spec, data, file) for file in _files(spec.teacher, folder)])
+        except (Damaged, FileNotFoundError) as error:
+            # not trained anew by itself: the students of other studies learned from the one that was here
+            why = error if isinstance(error, Damaged) else f"{Path(error.filename).name} is gone"
+            raise BadInput(
+                f"the files of a teacher must be those that were trained, but in {folder} {why}; "
+                "put them back, or delete the folder to have it trained anew"
+            ) from None
         return cls(spec, data, teacher, record["measurements"], tuple(record["curve"]), key)
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -114,28 +125,37 @@ def _files(spec: TeacherSpec, folder: Path) -> list[Path]:
     return [folder / f"teacher-{member}.safetensors" for member in range(spec.members)]
 
 
+def _read_member(spec: TaskSpec, data: Dataset, file: Path) -> Network:
+    """A member of the teacher as it was trained; Damaged or FileNotFoundError where it is not there so."""
+    generator = torch.Generator().manual_seed(0)
+    network = build(spec.teacher.student, data.image_shape, data.classes, generator=generator)
+    return filled(network, safetensors.torch.load(read_hashed(file))).eval()
+
+
 def _make_teacher(spec: TaskSpec, data: Dataset, folder: Path, on_epoch: Callable[[int, float], object]) -> None:
     """Train the members that are not there yet, and write down what they are together."""
-    description = network_description(spec.teacher.student, data.image_shape, data.classes)
-    files = _files(spec.teacher, folder)
-    for member, file in enumerate(files):
-        if not file.exists():  # a kill costs the member that was being trained, and no other
+    members = []
+    for member, file in enumerate(_files(spec.teacher, folder)):
+        try:
+            network = _read_member(spec, data, file)
+        except (Damaged, FileNotFoundError):  # a kill costs the member that was being trained, and no other
             before = member * spec.teacher.epochs
 
             def report(epoch: int, loss: float, before: int = before) -> None:
                 on_epoch(before + epoch, loss)
 
-            network = _trained(spec, data, member, report)
-            write_whole(file, weights_bytes(network))
-    teacher = _teacher([load_network(description, file) for file in files])
+            write_hashed(file, weights_bytes(_trained(spec, data, member, report)))
+            network = _read_member(spec, data, file)
+        members.append(network)
+    teacher = _teacher(members)
     curve = ensemble_curve(outputs(teacher, data.validation), data.validation.labels)
     record = {
-        "network": description,
+        "network": network_description(spec.teacher.student, data.image_shape, data.classes),
         "measurements": measure(teacher, data.validation, curve=curve),
         "curve": curve,
         "spec": spec.model_dump(),
     }
-    write_whole(folder / "teacher.json", json.dumps(record, indent=1))
+    write_hashed(folder / "teacher.json", json.dumps(record, indent=1))
 
 
 def _trained(spec: TaskSpec, data: Dataset, member: int, on_epoch: Callable[[int, float], object]) -> Network:

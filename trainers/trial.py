@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from trainers.computing import computing
 from trainers.data.dataset import Dataset
 from trainers.depths import check_student
 from trainers.families import Features, Network, build, capture
-from trainers.files import curve_folder, digest
+from trainers.files import curve_folder, digest, hashes, sealed
 from trainers.knowledge import Knowledge
 from trainers.loop import Batch, Schedule, State, batches, fit
 from trainers.measure import cost, latency_ms, measure, predictions, quality
@@ -71,16 +70,18 @@ class TrialResult:
     """The same trained student cut at other fractions and not fine-tuned, then the students between the rounds of an
     iterative cut: what their own recipes make, to the bit."""
 
-    def points(self) -> list[dict[str, Any]]:
-        """The curve without its networks, for JSON: recipe (flat), measurements and seconds of each point."""
-        return [
-            {"recipe": point.recipe.flat(), "measurements": point.measurements, "seconds": point.seconds}
-            for point in self.curve
-        ]
-
     def files(self, task: Task) -> dict[str, bytes]:
-        """The trial's files by name: the recipe, the student (description and weights), the result; and its curve's."""
+        """The trial's files by name: the recipe, the student (description and weights), the result; and its curve's.
+
+        The result has all that the ledger records of the trial, the hashes of the other files among it.
+        """
         description = network_description(self.recipe.student, task.data.image_shape, task.data.classes)
+        own = {
+            "recipe.json": self.recipe.to_json().encode(),
+            "student.json": json.dumps(description).encode(),
+            "student.safetensors": weights_bytes(self.network),
+        }
+        points = [point.files(task) for point in self.curve]
         result = {
             "measurements": self.measurements,
             "before_cut": self.before_cut,
@@ -89,17 +90,23 @@ class TrialResult:
             "seconds": self.seconds,
             "resumed_at": self.resumed_at,
             "task": task.key,
-            "curve": self.points(),
+            "files": hashes(own),
+            "curve": [
+                {
+                    "recipe": point.recipe.flat(),
+                    "measurements": point.measurements,
+                    "seconds": point.seconds,
+                    "files": hashes(files),
+                }
+                for point, files in zip(self.curve, points, strict=True)
+            ],
         }
-        files = {
-            "recipe.json": self.recipe.to_json().encode(),
-            "student.json": json.dumps(description).encode(),
-            "student.safetensors": weights_bytes(self.network),
-            "result.json": json.dumps(result, indent=1).encode(),
+        of_points = {
+            f"{curve_folder(place)}/{name}": content
+            for place, files in enumerate(points)
+            for name, content in files.items()
         }
-        for place, point in enumerate(self.curve):
-            files |= {f"{curve_folder(place)}/{name}": content for name, content in point.files(task).items()}
-        return files
+        return {**own, "result.json": sealed(result), **of_points}
 
 
 def run_trial(

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -278,6 +280,19 @@ def nudged(weights: bytes) -> bytes:
     return bytes(safetensors.torch.save(tensors))
 
 
+def moved_a_little(weights: bytes) -> bytes:
+    """A single weight by 1e-3: no measurement differs."""
+    tensors = safetensors.torch.load(weights)
+    tensors["classifier.weight"][0, 0] += 1e-3
+    return bytes(safetensors.torch.save(tensors))
+
+
+def not_a_number(weights: bytes) -> bytes:
+    tensors = safetensors.torch.load(weights)
+    tensors["classifier.weight"][0, 0] = math.nan
+    return bytes(safetensors.torch.save(tensors))
+
+
 def another_format(weights: bytes) -> bytes:
     """Weights of other names."""
     tensors = safetensors.torch.load(weights)
@@ -287,14 +302,30 @@ def another_format(weights: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("tamper", "message"),
     [
-        (shuffled, "must have the measured accuracy .* but have .*; were they changed"),
-        (nudged, "must have the measured nll .* but have .*; were they changed"),
-        (another_format, "must be those of a student, but ValueError: weights must have the names"),
-        (lambda weights: weights[:-100], "must be those of a student, but SafetensorError"),
-        (lambda weights: b"", "must be those of a student, but SafetensorError"),
-        (None, "must be those of a student, but FileNotFoundError"),
+        *(
+            (change, "must be those that were measured, but student.safetensors was changed")
+            for change in (
+                shuffled,
+                nudged,
+                moved_a_little,
+                not_a_number,
+                another_format,
+                lambda weights: weights[:-100],
+                lambda weights: b"",
+            )
+        ),
+        (None, "must be those that were measured, but student.safetensors is gone"),
     ],
-    ids=["other weights", "nearly the same weights", "other names", "cut off", "empty", "gone"],
+    ids=[
+        "other weights",
+        "nearly the same weights",
+        "a weight moved by 1e-3",
+        "not a number",
+        "other names",
+        "cut off",
+        "empty",
+        "gone",
+    ],
 )
 def test_a_student_whose_files_were_changed_is_refused_and_nothing_written(
     tamper: Callable[[bytes], bytes] | None,
@@ -314,6 +345,31 @@ def test_a_student_whose_files_were_changed_is_refused_and_nothing_written(
     assert err.count("\n") == 1
     assert re.search(f"dux: refused: the files of trial {exported.entry.trial} {message}", err), err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["student.json", "student.safetensors"])
+def test_a_student_described_otherwise_or_a_pipe_in_its_place_is_refused_at_once(
+    name: str, exported: Exported, copied: Path, tmp_path: Path, dux: Callable[..., Said]
+) -> None:
+    path = copied / "studies" / "tiny" / "trials" / str(exported.entry.trial) / name
+    content = path.read_bytes()
+    path.unlink()
+    os.mkfifo(path)
+    began = time.monotonic()
+    said = [dux("export", "tiny", "--home", copied, *BOUNDS, "--out", tmp_path / "out")]
+    path.unlink()
+    path.write_bytes(content.replace(b'"depth": 8', b'"depth": 600002') if name == "student.json" else content[:50])
+    said.append(dux("export", "tiny", "--home", copied, *BOUNDS, "--out", tmp_path / "out"))
+    assert time.monotonic() - began < 10.0
+    rule = f"dux: refused: the files of trial {exported.entry.trial} must be those that were measured, but {name}"
+    assert said == [(1, "", f"{rule} is not a file\n"), (1, "", f"{rule} was changed\n")]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_student_whose_hashes_were_never_recorded_is_refused(finished: Finished, tmp_path: Path) -> None:
+    entry = replace(finished.study.front().select({}), files={})
+    with pytest.raises(ExportRefused, match="must be known by their hashes, but an earlier Dux recorded none"):
+        export(finished.study, entry, tmp_path / "out")
 
 
 def test_a_file_that_computes_something_else_is_refused() -> None:

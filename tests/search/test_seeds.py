@@ -559,9 +559,10 @@ def test_a_ledger_that_is_gone_is_rebuilt_from_the_studys_files(
         assert {line.trial: line for line in told(study) if line.point is None}.items() <= {
             line.trial: line for line in before
         }.items()
-        assert {line.point: line.measurements for line in told(study)} == {
-            line.point: line.measurements for line in before
+        assert {line.point: (line.measurements, line.files) for line in told(study)} == {
+            line.point: (line.measurements, line.files) for line in before
         }
+        assert all(line.files for line in before if line.outcome == "complete")
         assert study.front().hypervolume == front["hypervolume"]
         assert len(study.front().members) == len(front["members"])
     else:

@@ -22,7 +22,7 @@ from mlflow.entities import Run
 from processes import TASK, Command, Ended, descendants, run
 from running import Finished, Said, wait_for
 
-from search.ledger import Line
+from search.ledger import Line, in_ledger
 from search.study import Study
 from search.study_file import StudyFile
 from trainers import Knowledge, Task, load_student, run_trial
@@ -273,6 +273,27 @@ def test_what_cannot_be_prepared_ends_in_one_line_and_leaves_the_name_free(
     assert err.count("\n") == 1
     assert Study.names(tmp_path / "home") == []
     assert not list((tmp_path / "home" / "studies").iterdir())
+    assert not list((tmp_path / "home").glob("knowledge/*"))
+    assert not in_ledger(f"sqlite:///{tmp_path / 'home' / 'ledger.db'}", "unready")
+    kept = list((tmp_path / "home").glob("teachers/*/teacher.json"))
+    assert (len(kept), err.endswith("; the teacher is kept\n")) == ((1, True) if task == TASK else (0, False))
+
+
+def test_a_study_whose_teacher_is_another_than_its_trials_had_does_not_go_on(
+    tmp_path: Path, dux: Callable[..., Said]
+) -> None:
+    (tmp_path / "study.yaml").write_text(f"name: swapped\n{TASK}\nspace: {{}}")
+    study = Study(StudyFile.read(tmp_path / "study.yaml"), tmp_path / "home")
+    task = Task.load(study.file.task, study.home)
+    study.folder.mkdir(parents=True)
+    (study.folder / "study.json").write_text(study.file.to_json())
+    record = {"key": task.key, "classes": 10, "image_shape": [1, 8, 8], "teacher": dict(task.teacher_measurements)}
+    (study.folder / "task.json").write_text(json.dumps({**record, "teacher_sha256": "0" * 64, "data": []}))
+    study.ledger().ask()
+    code, out, err = dux("resume", "swapped", "--home", study.home)
+    assert (code, out) == (2, "")
+    assert err.startswith("dux: the teacher of 'swapped' must be the one that its trials learned from, but in ")
+    assert err.count("\n") == 1
 
 
 CUT = f"""

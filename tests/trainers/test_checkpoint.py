@@ -1,8 +1,7 @@
 """An interrupted trial goes on from its checkpoint, and its result is that of one that never was, to the bit."""
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 
 from spaces import Recipe
 from trainers import Checkpoint, Knowledge, Report, Task, TaskSpec, TeacherSpec, TrialResult, run_trial
-from trainers.checkpoint import described
+from trainers.checkpoint import Kept, described
 from trainers.store import weights_bytes
 from trainers.transfer import METHODS
 from trainers.transfer.crd import CRD
@@ -132,12 +131,10 @@ def test_seconds_count_all_processes_that_worked_on_it(knowledge: Knowledge) -> 
     place = Place()
     run(recipe("none"), knowledge, checkpoint=place.checkpoint())
     assert place.content is not None
-    size = int.from_bytes(place.content[:8], "little")
-    header = json.loads(place.content[8 : 8 + size])
-    about = json.loads(header["__metadata__"]["dux"])
-    header["__metadata__"]["dux"] = json.dumps({**about, "seconds": about["seconds"] + 1000.0})
-    changed = json.dumps(header).encode()
-    place.content = len(changed).to_bytes(8, "little") + changed + place.content[8 + size :]
+    trial = described(place.content)["trial"]
+    kept = Kept.from_bytes(place.content, trial)
+    assert kept is not None
+    place.content = replace(kept, seconds=kept.seconds + 1000.0).to_bytes(trial)
     assert 1000.0 < run(recipe("none"), knowledge, checkpoint=place.checkpoint())[0].seconds < 1100.0
 
 
@@ -149,17 +146,43 @@ def test_seconds_count_all_processes_that_worked_on_it(knowledge: Knowledge) -> 
         lambda content: b"",
         lambda content: b"\0" * len(content),
         lambda content: content.replace(b"modules.0.stem", b"modules.0.stam"),
-        lambda content: content.replace(b'\\"format\\": 1', b'\\"format\\": 2'),
+        lambda content: content.replace(b'\\"format\\": 2', b'\\"format\\": 3'),
+        lambda content: content.replace(b'\\"epoch\\": 3', b'\\"epoch\\": 1'),
+        lambda content: content.replace(b'\\"step\\": 1', b'\\"step\\": 2'),
+        lambda content: content.replace(b'\\"phase\\": \\"train\\"', b'\\"phase\\": \\"tame\\" '),
+        lambda content: content.replace(b'\\"loss\\": 2.', b'\\"loss\\": 1.'),
+        lambda content: content[:-1] + bytes([content[-1] ^ 1]),
     ],
-    ids=["half of it", "hardly anything", "nothing", "zeros", "other modules", "a later format"],
+    ids=[
+        "half of it",
+        "hardly anything",
+        "nothing",
+        "zeros",
+        "other modules",
+        "a later format",
+        "another epoch",
+        "another step",
+        "another phase",
+        "another loss",
+        "a number that differs in a bit",
+    ],
 )
 def test_what_is_no_checkpoint_of_the_trial_is_ignored(change: Callable[[bytes], bytes], knowledge: Knowledge) -> None:
     asked, place = recipe("kd"), Place()
-    whole, reports = run(asked, knowledge, checkpoint=place.checkpoint())
+    run_trial(asked, knowledge.task, knowledge, checkpoint=place.checkpoint())
     assert place.content is not None
+    trial = described(place.content)["trial"]
+    assert Kept.from_bytes(place.content, trial) is not None
     changed = change(place.content)
     assert changed != place.content
-    place.content = changed
+    assert Kept.from_bytes(changed, trial) is None
+
+
+def test_a_trial_whose_checkpoint_was_changed_begins_anew(knowledge: Knowledge) -> None:
+    asked, place = recipe("kd"), Place()
+    whole, reports = run(asked, knowledge, checkpoint=place.checkpoint())
+    assert place.content is not None
+    place.content = place.content.replace(b'\\"epoch\\": 3', b'\\"epoch\\": 1')
     again, told = run(asked, knowledge, checkpoint=place.checkpoint())
     assert again.resumed_at == 0
     assert outcome(again) == outcome(whole)

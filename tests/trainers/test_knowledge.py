@@ -1,5 +1,6 @@
 """Knowledge: the same signals wherever they come from, and nothing computed twice."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,3 +191,75 @@ def test_the_teacher_is_left_as_it_was(task: Task) -> None:
     assert not task.teacher.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in task.teacher.state_dict().items())
     assert all(isinstance(array, np.ndarray) for array in learned.arrays().values())
+
+
+def zeroed(path: Path) -> None:
+    np.save(path, np.zeros_like(np.load(path)))
+
+
+def not_a_number(path: Path) -> None:
+    np.save(path, np.full_like(np.load(path), np.nan))
+
+
+def five_rows(path: Path) -> None:
+    np.save(path, np.load(path)[:5])
+
+
+def without_its_hash(path: Path) -> None:  # what a home of another time has
+    path.with_name(f"{path.name}.sha256").unlink()
+
+
+def a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("change", [zeroed, not_a_number, five_rows, without_its_hash, a_pipe])
+def test_a_cached_signal_that_was_changed_is_computed_anew_with_a_line(
+    change: Callable[[Path], None], plain_task: Task, tmp_path: Path
+) -> None:
+    needs, batch = Needs(logits=True), batch_of(plain_task, 0, 7, 199)
+    expected = Knowledge(plain_task, tmp_path).signals(needs, batch, seeded()).logits
+    assert expected is not None
+    path = tmp_path / plain_task.key / "logits.npy"
+    content = path.read_bytes()
+    change(path)
+    said: list[str] = []
+    for _ in range(2):
+        found = Knowledge(plain_task, tmp_path, say=said.append).signals(needs, batch, seeded()).logits
+        assert found is not None
+        assert torch.equal(found, expected)
+    assert path.read_bytes() == content
+    (line,) = said
+    assert line.startswith("logits.npy ")
+    assert line.endswith(f"; it is computed anew (in {path.parent})")
+
+
+def test_a_stage_of_another_teacher_is_not_taken(task: Task, plain_task: Task, tmp_path: Path) -> None:
+    needs, name = Needs(stage=Mixer()), f"{Mixer().key}.safetensors"
+    for one in (task, plain_task):
+        Knowledge(one, tmp_path).prepare(needs)
+    own = (tmp_path / task.key / name).read_bytes()
+    for file in (name, f"{name}.sha256"):  # its hash, too
+        (tmp_path / task.key / file).write_bytes((tmp_path / plain_task.key / file).read_bytes())
+    said: list[str] = []
+    Knowledge(task, tmp_path, say=said.append).prepare(needs)
+    assert len(said) == 1
+    assert (tmp_path / task.key / name).read_bytes() == own
+
+
+def test_what_was_computed_in_vain_can_be_forgotten_and_what_was_there_stays(plain_task: Task, tmp_path: Path) -> None:
+    folder = tmp_path / plain_task.key
+    Knowledge(plain_task, tmp_path).prepare(Needs(logits=True))
+    there = sorted(folder.iterdir())
+    later = Knowledge(plain_task, tmp_path)
+    later.prepare(NEEDS)
+    assert len(sorted(folder.iterdir())) > len(there)
+    later.forget()
+    assert sorted(folder.iterdir()) == there
+    alone = Knowledge(plain_task, tmp_path / "alone")
+    alone.prepare(NEEDS)
+    with pytest.raises(StageFailed):
+        alone.prepare(Needs(stage=Mixer(steps=0)))
+    alone.forget()
+    assert list((tmp_path / "alone").iterdir()) == []

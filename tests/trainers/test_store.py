@@ -15,7 +15,7 @@ import torch
 from spaces import Student
 from trainers import load_student, save_student
 from trainers.families import Network, build
-from trainers.files import digest, write_whole
+from trainers.files import Damaged, digest, hashes, read_hashed, sealed, unsealed, write_hashed, write_whole
 from trainers.spectral import cut, plan, spectralize
 from trainers.store import load_network, network_description, weights_bytes
 
@@ -159,3 +159,128 @@ def test_a_trials_folder_has_a_result_only_when_it_is_whole(tmp_path: Path) -> N
 def test_a_folder_that_holds_no_student_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"student\.json"):
         load_student(tmp_path)
+
+
+RESNET = Student(depth=8, width=0.25)
+KEY = "classifier.weight"
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Path:
+    """The folder of a sound student."""
+    network = build(RESNET, GREY, 10, generator=torch.Generator().manual_seed(0))
+    save_student(
+        tmp_path,
+        {
+            "student.json": json.dumps(network_description(RESNET, GREY, 10)).encode(),
+            "student.safetensors": weights_bytes(network),
+        },
+    )
+    assert isinstance(load_student(tmp_path), Network)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.full((10, 16), float("nan")), "`classifier.weight` must be finite, but is not"),
+        (torch.full((10, 16), float("inf")), "`classifier.weight` must be finite"),
+        (torch.zeros(10, 16, dtype=torch.float16), "must be of torch.float32, but is of torch.float16"),
+        (torch.zeros(10, 16, dtype=torch.float64), "must be of torch.float32, but is of torch.float64"),
+        (torch.zeros(10, 16, dtype=torch.int32), "must be of torch.float32, but is of torch.int32"),
+        (torch.zeros(0, 16), r"must be \(10, 16\) or a cut of it, but is \(0, 16\)"),
+        (torch.zeros(160), r"must be \(10, 16\) or a cut of it, but is \(160,\)"),
+        (torch.zeros(1000, 16), r"must be \(10, 16\) or a cut of it, but is \(1000, 16\)"),
+        (torch.zeros(9, 16), "must have layers that fit one another and the images"),
+        (torch.zeros(10, 15), "must have layers that fit one another and the images"),
+    ],
+)
+def test_tensors_that_cannot_be_a_students_are_refused(tensor: torch.Tensor, message: str, student: Path) -> None:
+    path = student / "student.safetensors"
+    path.write_bytes(safetensors.torch.save({**safetensors.torch.load_file(path), KEY: tensor}))
+    with pytest.raises(Damaged, match=message):
+        load_student(student)
+
+
+DESCRIBED = network_description(RESNET, GREY, 10)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(json.dumps({key: value for key, value in DESCRIBED.items() if key != left}) for left in DESCRIBED),
+        *(
+            json.dumps({**DESCRIBED, key: value})
+            for key in DESCRIBED
+            for value in (None, [], {}, "8", True, -1, 0, 602, 600_002, 10**9, 10**30, 1.0e300, [1, 10**9, 10**9])
+            if DESCRIBED[key] != value and (key, value) not in (("format", True), ("members", True))
+        ),
+        json.dumps({**DESCRIBED, "more": 1}),
+        *("", "null", "5", '"student"', "[]", "[" * 100_000, '{"a":' * 100_000, '{"format": 1' + "0" * 6000, "\xff"),
+    ],
+    ids=lambda content: content[:60],
+)
+def test_a_description_of_no_network_is_refused_before_one_is_made(content: str, student: Path) -> None:
+    (student / "student.json").write_bytes(content.encode("latin-1"))
+    began = time.monotonic()
+    with pytest.raises(Damaged) as refused:
+        load_student(student)
+    assert time.monotonic() - began < 5.0
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize("name", ["student.json", "student.safetensors"])
+def test_what_is_no_file_is_refused_and_not_waited_for(name: str, student: Path) -> None:
+    (student / name).unlink()
+    os.mkfifo(student / name)
+    with pytest.raises(Damaged, match=f"{name} is not a file"):
+        load_student(student)
+    (student / name).unlink()
+    (student / name).mkdir()
+    with pytest.raises(Damaged, match=f"{name} cannot be read"):
+        load_student(student)
+
+
+def test_a_student_is_believed_by_its_hashes(student: Path) -> None:
+    noted = hashes({name: (student / name).read_bytes() for name in ("student.json", "student.safetensors")})
+    load_student(student, noted)
+    path = student / "student.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    tensors[KEY][0, 0] += 1e-3
+    path.write_bytes(safetensors.torch.save(tensors))
+    load_student(student)
+    with pytest.raises(Damaged, match=r"student\.safetensors was changed"):
+        load_student(student, noted)
+
+
+def test_a_hash_beside_a_file_is_of_that_file_at_that_place(tmp_path: Path) -> None:
+    path, other = tmp_path / "one" / "file", tmp_path / "other" / "file"
+    write_hashed(path, b"content")
+    assert read_hashed(path) == b"content"
+    other.parent.mkdir()
+    for each in path.parent.iterdir():
+        (other.parent / each.name).write_bytes(each.read_bytes())
+    with pytest.raises(Damaged, match="file was changed"):
+        read_hashed(other)
+    checked = subprocess.run(
+        ["sha256sum", "--check", "one/file.sha256"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert checked.stdout == "one/file: OK\n"
+    path.write_bytes(b"contend")
+    with pytest.raises(Damaged, match="file was changed"):
+        read_hashed(path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        read_hashed(path)
+
+
+def test_a_record_has_its_own_hash_in_it(tmp_path: Path) -> None:
+    record = {"measurements": {"accuracy": 0.1 + 0.2, "nll": float("nan")}, "curve": []}
+    path = tmp_path / "result.json"
+    path.write_bytes(sealed(record))
+    assert json.dumps(unsealed(path)) == json.dumps(record)
+    for content in (path.read_bytes().replace(b"0.3", b"0.9"), path.read_bytes()[:-9], b"", b"[]", b"{}", b"[" * 10**5):
+        path.write_bytes(content)
+        with pytest.raises(Damaged, match=r"result\.json"):
+            unsealed(path)

@@ -1,5 +1,8 @@
 """The task: a teacher trained once and kept, under a name that says what made it."""
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +117,59 @@ def test_a_kill_costs_the_member_that_was_being_trained_and_no_other(tmp_path: P
     assert epochs == [3, 4]
     undisturbed = Task.load(specification, tmp_path / "undisturbed")
     assert weights_bytes(task.teacher) == weights_bytes(undisturbed.teacher)
+
+
+def swapped(folder: Path, other: Path) -> None:
+    for name in ("teacher-0.safetensors", "teacher-0.safetensors.sha256"):  # its hash, too
+        (folder / name).write_bytes((other / name).read_bytes())
+
+
+def praised(folder: Path, other: Path) -> None:
+    record = json.loads((folder / "teacher.json").read_text())
+    record["measurements"]["accuracy"] = 0.999
+    (folder / "teacher.json").write_text(json.dumps(record, indent=1))
+
+
+def without_weights(folder: Path, other: Path) -> None:
+    (folder / "teacher-0.safetensors").unlink()
+
+
+def without_hash(folder: Path, other: Path) -> None:
+    (folder / "teacher.json.sha256").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (swapped, r"teacher-0\.safetensors was changed"),
+        (praised, r"teacher\.json was changed"),
+        (without_weights, r"teacher-0\.safetensors is gone"),
+        (without_hash, r"teacher\.json has no hash beside it"),
+    ],
+)
+def test_a_teacher_that_was_changed_is_refused_and_not_trained_anew(
+    change: Callable[[Path, Path], None], what: str, tmp_path: Path
+) -> None:
+    task, other = Task.load(spec(), tmp_path), Task.load(spec({"epochs": 2}), tmp_path)
+    folder = tmp_path / "teachers" / task.key
+    change(folder, tmp_path / "teachers" / other.key)
+    epochs: list[int] = []
+    with pytest.raises(BadInput, match=f"must be those that were trained, but in .*{task.key} {what}.*; put them back"):
+        Task.load(spec(), tmp_path, on_epoch=lambda epoch, loss: epochs.append(epoch))
+    assert epochs == []
+    shutil.rmtree(folder)  # the way out that the line names
+    assert Task.load(spec(), tmp_path).teacher_measurements == task.teacher_measurements
+
+
+def test_a_member_that_was_changed_before_its_teacher_was_whole_is_trained_again(tmp_path: Path) -> None:
+    task = Task.load(spec({"members": 2}), tmp_path)
+    folder = tmp_path / "teachers" / task.key
+    (folder / "teacher.json").unlink()
+    (folder / "teacher-1.safetensors").write_bytes((folder / "teacher-0.safetensors").read_bytes())
+    epochs: list[int] = []
+    again = Task.load(spec({"members": 2}), tmp_path, on_epoch=lambda epoch, loss: epochs.append(epoch))
+    assert epochs == [2]
+    assert weights_bytes(again.teacher) == weights_bytes(task.teacher)
 
 
 def test_an_ensemble_travels_as_arrays(tmp_path: Path) -> None:

@@ -36,6 +36,18 @@ def build(student: Student, image_shape: tuple[int, int, int], classes: int, *, 
         return batch_ensemble(network, student) if student.members > 1 else network
 
 
+def outline(student: Student, image_shape: tuple[int, int, int], classes: int) -> Network:
+    """The network that `build` makes, but of shapes alone (torch's `meta` device): at once, and in no memory.
+
+    Raises:
+        BadInput: no such family, or not of this depth.
+    """
+    check_student(student)
+    with torch.device("meta"):
+        network = FAMILIES[student.family].build(student.depth, student.width, image_shape, classes)
+        return batch_ensemble(network, student) if student.members > 1 else network
+
+
 __all__ = [
     "FAMILIES",
     "DeepEnsemble",
@@ -46,4 +58,5 @@ __all__ = [
     "by_member",
     "capture",
     "combined",
+    "outline",
 ]
