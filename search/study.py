@@ -716,7 +716,7 @@ class _Session:
                 job = workers.Job(
                     task=file.task,
                     task_key=task.key,
-                    classes=task.data.classes,
+                    class_names=task.data.class_names,
                     teacher_measurements=dict(task.teacher_measurements),
                     teacher_curve=task.curve,
                     trials_folder=str(self._study.folder / "trials"),

@@ -80,7 +80,7 @@ class Job:
 
     task: TaskSpec
     task_key: str
-    classes: int
+    class_names: tuple[str, ...]
     teacher_measurements: Mapping[str, float]
     teacher_curve: tuple[float, ...]
     trials_folder: str
@@ -470,7 +470,7 @@ def _carry_out(config: Mapping[str, Any], job: Job, arrays: Mapping[str, np.ndar
         sys.path += [folder for folder in job.import_folders if folder not in sys.path]
         if _loaded is None or _loaded[0] != job.task_key:
             task = Task.from_arrays(
-                job.task, job.teacher_measurements, job.teacher_curve, job.task_key, job.classes, arrays
+                job.task, job.teacher_measurements, job.teacher_curve, job.task_key, job.class_names, arrays
             )
             cached = {
                 name.removeprefix("knowledge/"): array

@@ -96,7 +96,7 @@ class Task:
         measurements: Mapping[str, float],
         curve: Sequence[float],
         key: str,
-        classes: int,
+        class_names: tuple[str, ...],
         arrays: Mapping[str, np.ndarray],
     ) -> Self:
         """The task that `arrays` came from, without its test split; only the teacher's weights are copied."""
@@ -104,11 +104,11 @@ class Task:
         def under(prefix: str) -> dict[str, np.ndarray]:
             return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
-        data = Dataset.from_arrays(spec.dataset, classes, under("data/"))
+        data = Dataset.from_arrays(spec.dataset, class_names, under("data/"))
         generator = torch.Generator().manual_seed(0)
         teacher = _teacher(
             [
-                build(spec.teacher.student, data.image_shape, classes, generator=generator)
+                build(spec.teacher.student, data.image_shape, data.classes, generator=generator)
                 for _ in range(spec.teacher.members)
             ]
         )

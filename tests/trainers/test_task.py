@@ -175,7 +175,7 @@ def test_a_member_that_was_changed_before_its_teacher_was_whole_is_trained_again
 def test_an_ensemble_travels_as_arrays(tmp_path: Path) -> None:
     task = Task.load(spec({"members": 2}), tmp_path)
     there = Task.from_arrays(
-        task.spec, task.teacher_measurements, task.curve, task.key, task.data.classes, task.arrays()
+        task.spec, task.teacher_measurements, task.curve, task.key, task.data.class_names, task.arrays()
     )
     assert weights_bytes(there.teacher) == weights_bytes(task.teacher)
     assert not any(p.requires_grad for p in there.teacher.parameters())
@@ -200,7 +200,7 @@ def test_a_task_travels_as_arrays_that_may_be_read_only_without_its_test_split(t
     shared = {name: array.copy() for name, array in arrays.items()}
     for array in shared.values():
         array.setflags(write=False)
-    again = Task.from_arrays(task.spec, task.teacher_measurements, task.curve, task.key, task.data.classes, shared)
+    again = Task.from_arrays(task.spec, task.teacher_measurements, task.curve, task.key, task.data.class_names, shared)
     assert (again.spec, again.key, again.teacher_measurements) == (task.spec, task.key, task.teacher_measurements)
     assert weights_bytes(again.teacher) == weights_bytes(task.teacher)
     assert not again.teacher.training

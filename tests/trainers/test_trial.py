@@ -97,7 +97,7 @@ def test_a_worker_that_was_handed_arrays_gets_the_same_weights_and_numbers(
     arrays, learned = task.arrays(), knowledge.arrays()
     for array in (*arrays.values(), *learned.values()):
         array.setflags(write=False)
-    there = Task.from_arrays(task.spec, task.teacher_measurements, task.curve, task.key, task.data.classes, arrays)
+    there = Task.from_arrays(task.spec, task.teacher_measurements, task.curve, task.key, task.data.class_names, arrays)
     assert outcome(run_trial(PRUNED_KD, there, Knowledge(there, arrays=learned))) == outcome(here)
 
 
@@ -128,7 +128,7 @@ def without(split: Split) -> Split:
 
 def test_the_test_split_is_not_read(task: Task) -> None:
     d = task.data
-    blind = dataclasses.replace(task, data=Dataset(d.name, d.classes, d.train, d.validation, without(d.test)))
+    blind = dataclasses.replace(task, data=Dataset(d.name, d.class_names, d.train, d.validation, without(d.test)))
     assert outcome(run_trial(PRUNED_KD, blind, Knowledge(blind))) == outcome(
         run_trial(PRUNED_KD, task, Knowledge(task))
     )

@@ -4,7 +4,7 @@ A study file is checked against it, which is to take no seconds: torch is import
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 from spaces.errors import BadInput
 from trainers.data import cifar, digits, fashion_mnist, imagefolder
 from trainers.data.dataset import Dataset, Split, pixels, shared_tensor
-from trainers.data.splits import limit_train
+from trainers.data.splits import limit_train, split_notes
 
 __all__ = [
     "AUGMENTATIONS",
@@ -105,7 +105,8 @@ def load_dataset(
     """
     source, options = _checked(name, root, download, image_size)
     dataset = source.load(**options)
-    return dataset if train_limit is None else limit_train(dataset, train_limit)
+    dataset = dataset if train_limit is None else limit_train(dataset, train_limit)
+    return replace(dataset, notes=dataset.notes + split_notes(dataset))
 
 
 def _checked(

@@ -9,10 +9,9 @@ from typing import Any
 
 from spaces.errors import BadInput
 from trainers.data.dataset import Dataset, Split
-from trainers.data.fetching import fetching
+from trainers.data.fetching import fetching, fingerprints
 from trainers.data.splits import VALIDATION_SHARE, split_off
 
-CLASSES = {"cifar10": 10, "cifar100": 100}
 FILES = {
     "cifar10": ("cifar-10-batches-py", *(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"),
     "cifar100": ("cifar-100-python", "train", "test", "meta"),
@@ -51,8 +50,10 @@ def load(name: str, root: Path, download: bool) -> Dataset:
     for path, md5 in _files(name, root):
         if not check_integrity(path, md5):  # torchvision would not say which file it is
             raise BadInput(f"{path} must have the MD5 checksum {md5}, but is broken; get it anew")
-    train, validation = split_off(_split(reader(root, train=True)), VALIDATION_SHARE, name)
-    return Dataset(name, CLASSES[name], train, validation, _split(reader(root, train=False)))
+    whole, test = reader(root, train=True), reader(root, train=False)
+    train, validation = split_off(_split(whole), VALIDATION_SHARE, name)
+    files = fingerprints(root, (path for path, _ in _files(name, root)))
+    return Dataset(name, tuple(whole.classes), train, validation, _split(test), files=files)
 
 
 def _reader(name: str) -> Any:

@@ -1,10 +1,10 @@
-"""What a data set is in memory: three splits of uint8 images and their labels."""
+"""What a data set is in memory: three splits of uint8 images, their labels, and what is to be known of them."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,16 +54,23 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set with fixed splits: labels are 0..classes-1, images of all splits have the same (C, H, W)."""
+    """A data set with fixed splits: images of all splits have the same (C, H, W)."""
 
     name: str
-    classes: int
+    class_names: tuple[str, ...]
+    """What labels 0, 1, ... stand for."""
     train: Split
     validation: Split
     test: Split
+    preparation: str = ""
+    """How the images come from those of the files, for who feeds an exported student; empty: they are as they were."""
+    notes: tuple[str, ...] = ()
+    """What the data's owner may not expect of them, a line each."""
+    files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    """What was read, below `task.root`: size in bytes, and the first 16 hex digits of SHA-256."""
 
     def __post_init__(self) -> None:
-        for split in self._splits().values():
+        for split in self.splits().values():
             if split.images.shape[1:] != self.image_shape:
                 raise ValueError(
                     f"all splits of {self.name} must hold images of one shape, but train has {self.image_shape} and "
@@ -71,6 +78,11 @@ class Dataset:
                 )
             if len(split) and not 0 <= split.labels.min() <= split.labels.max() < self.classes:
                 raise ValueError(f"labels of {self.name} must be in 0..{self.classes - 1}")
+
+    @property
+    def classes(self) -> int:
+        """How many there are."""
+        return len(self.class_names)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -112,20 +124,21 @@ class Dataset:
         """The data as NumPy arrays on the same memory, for Ray's object store; `from_arrays` is the way back."""
         return {
             f"{split}.{field}": tensor.numpy()
-            for split, part in self._splits().items()
+            for split, part in self.splits().items()
             for field, tensor in (("images", part.images), ("labels", part.labels))
         }
 
     @classmethod
-    def from_arrays(cls, name: str, classes: int, arrays: Mapping[str, np.ndarray]) -> Dataset:
-        """The data set on the very memory of `arrays`, read-only arrays included; nothing is copied."""
+    def from_arrays(cls, name: str, class_names: tuple[str, ...], arrays: Mapping[str, np.ndarray]) -> Dataset:
+        """The images and labels on the very memory of `arrays`, read-only arrays included; nothing is copied."""
 
         def split(which: str) -> Split:
             return Split(shared_tensor(arrays[f"{which}.images"]), shared_tensor(arrays[f"{which}.labels"]))
 
-        return cls(name, classes, split("train"), split("validation"), split("test"))
+        return cls(name, class_names, split("train"), split("validation"), split("test"))
 
-    def _splits(self) -> dict[str, Split]:
+    def splits(self) -> dict[str, Split]:
+        """By their names."""
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
 

@@ -23,4 +23,5 @@ def load() -> Dataset:
     whole = Split(torch.from_numpy(grey).unsqueeze(1), torch.from_numpy(digits.target.astype(np.int64)))
     rest, test = split_off(whole, TEST_SHARE, "digits")
     train, validation = split_off(rest, 0.25, "digits")  # a quarter of the rest: as many as in test
-    return Dataset("digits", 10, train, validation, test)
+    names = tuple(str(digit) for digit in range(10))
+    return Dataset("digits", names, train, validation, test, "counts of 0..16 inked pixels, times 255 / 16, rounded")

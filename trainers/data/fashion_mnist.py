@@ -13,13 +13,24 @@ from typing import TYPE_CHECKING
 
 from spaces.errors import BadInput
 from trainers.data.dataset import Dataset, Split
-from trainers.data.fetching import fetching, one_line
+from trainers.data.fetching import fetching, fingerprints, one_line
 from trainers.data.splits import VALIDATION_SHARE, split_off
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CLASSES = 10
+CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts the files
 TRAIN_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
 TEST_FILES = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -58,7 +69,8 @@ def load(root: Path | None, download: bool) -> Dataset:
         with fetching("fashion_mnist", folder):
             FashionMNIST(folder, download=True)
     train, validation = split_off(_split(folder, *TRAIN_FILES), VALIDATION_SHARE, "fashion_mnist")
-    return Dataset("fashion_mnist", CLASSES, train, validation, _split(folder, *TEST_FILES))
+    files = fingerprints(folder, (_path(folder, stem) for stem in (*TRAIN_FILES, *TEST_FILES)))
+    return Dataset("fashion_mnist", CLASSES, train, validation, _split(folder, *TEST_FILES), files=files)
 
 
 def _find(folder: Path, stem: str) -> Path | None:
@@ -79,10 +91,10 @@ def _split(folder: Path, images_stem: str, labels_stem: str) -> Split:
 
     images_path, labels_path = _path(folder, images_stem), _path(folder, labels_stem)
     images, labels = _read(images_path, read_image_file), _read(labels_path, read_label_file)
-    too_high = int((labels >= CLASSES).sum())
+    too_high = int((labels >= len(CLASSES)).sum())
     if len(images) != len(labels) or too_high:
         raise BadInput(
-            f"{labels_path} must hold a label in 0..{CLASSES - 1} for each of the {len(images)} images of "
+            f"{labels_path} must hold a label in 0..{len(CLASSES) - 1} for each of the {len(images)} images of "
             f"{images_path.name}, but holds {len(labels)} labels, {too_high} of them too high; get both files anew"
         )
     return Split(images.unsqueeze(1), labels)

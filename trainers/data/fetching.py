@@ -1,7 +1,9 @@
-"""Downloads by torchvision, and their failures in one line."""
+"""Downloads by torchvision, and their failures in one line; what tells two files apart."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 
 from spaces.errors import BadInput
@@ -17,6 +19,22 @@ def fetching(name: str, root: Path) -> Iterator[None]:
             f"task.download: true must find the network and write to {root}, but fetching {name} failed: "
             f"{one_line(error)}; try again, or put the files into {root} by other means"
         ) from error
+
+
+def fingerprint(file: BufferedReader) -> tuple[int, str]:
+    """Size in bytes, and the first 16 hex digits of SHA-256."""
+    file.seek(0)
+    sha = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return file.tell(), sha
+
+
+def fingerprints(folder: Path, paths: Iterable[Path]) -> dict[str, tuple[int, str]]:
+    """Of files below `folder`, by their paths in it."""
+    found = {}
+    for path in paths:
+        with path.open("rb") as file:
+            found[path.relative_to(folder).as_posix()] = fingerprint(file)
+    return found
 
 
 def one_line(error: Exception) -> str:

@@ -1,16 +1,28 @@
 """Fixed splits: they depend on the labels and on SEED, on nothing else, so that results of all studies compare."""
 
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from spaces.errors import BadInput
 from trainers.data.dataset import Dataset, Split
-from trainers.data.fetching import one_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SEED = 0
 VALIDATION_SHARE = 0.1  # of the train split, where a data set comes without a validation split
 TEST_SHARE = 0.2  # of everything, where it comes without a test split
+FEW = 200
+"""Of fewer validation images it is said how little they tell: an accuracy is then uncertain by 0.07 and more."""
+SHOWN = 3
+"""How many of many things a message names."""
+WAY_OUT = "add images, or folders for the splits that are missing"
 
 
 def split_off(whole: Split, taken: float, name: str) -> tuple[Split, Split]:
@@ -24,19 +36,49 @@ def split_off(whole: Split, taken: float, name: str) -> tuple[Split, Split]:
     Raises:
         BadInput: if there are too few images to part each class.
     """
+    rest, held_out = parted(whole.labels, taken, name)
+    return Split(whole.images[rest], whole.labels[rest]), Split(whole.images[held_out], whole.labels[held_out])
+
+
+def parted(
+    labels: Tensor, taken: float, name: str, class_names: Sequence[str] = (), way_out: str = WAY_OUT
+) -> tuple[Tensor, Tensor]:
+    """The same for numbers of images: (rest, taken), both int64.
+
+    Args:
+        labels: (N,) int64.
+        taken: as `split_off` takes it.
+        name: the data set, for the message; so are all that follow.
+        class_names: of labels 0, 1, ...; empty: they are called by their numbers.
+        way_out: what the user can do.
+
+    Raises:
+        BadInput: if there are too few images to part each class.
+    """
     import torch  # here, as the next one: they take seconds to import
     from sklearn.model_selection import train_test_split
 
-    numbers, labels = np.arange(len(whole)), whole.labels.numpy()
-    try:
-        parts: list[np.ndarray] = train_test_split(numbers, test_size=taken, stratify=labels, random_state=SEED)
-    except ValueError as error:  # scikit-learn knows the exact rule and says it
+    total = len(labels)
+    count = taken if isinstance(taken, int) else math.ceil(taken * total)
+    classes, sizes = torch.unique(labels, return_counts=True)
+    why = ""  # scikit-learn has the same rules, in words about its own arguments
+    if single := classes[sizes < 2].tolist():
+        names = shortlist([class_names[label] if class_names else str(label) for label in single])
+        why = f"{len(single)} of {len(classes)} classes have one image: {names}"
+    elif count < len(classes) or total - count < len(classes):
+        why = (
+            f"of {total} images {count} would be taken and {total - count} kept, fewer than the {len(classes)} classes"
+        )
+    if why or not total:
         raise BadInput(
-            f"{name} must have enough images of each class to part them in two, but: {one_line(error)}; "
-            "add images, or folders for the splits that are missing"
-        ) from error
+            f"{name} must have images enough that a part of them, split off, has some of each class and leaves some, "
+            f"but {why or 'it has none'}; {way_out}"
+        )
+    parts: list[np.ndarray] = train_test_split(
+        np.arange(total), test_size=taken, stratify=labels.numpy(), random_state=SEED
+    )
     rest, held_out = (torch.from_numpy(part) for part in parts)
-    return Split(whole.images[rest], whole.labels[rest]), Split(whole.images[held_out], whole.labels[held_out])
+    return rest, held_out
 
 
 def limit_train(dataset: Dataset, train_limit: int) -> Dataset:
@@ -51,5 +93,45 @@ def limit_train(dataset: Dataset, train_limit: int) -> Dataset:
             f"{classes} <= task.train_limit <= {total - classes} must hold for {dataset.name} "
             f"({classes} classes, {total} train images), but got {train_limit}; leave it out to train on all"
         )
-    train, _ = split_off(dataset.train, total - train_limit, dataset.name)
-    return replace(dataset, train=train)
+    whole, way_out = dataset.train, "add images, or leave task.train_limit out to train on all"
+    kept, _ = parted(whole.labels, total - train_limit, dataset.name, dataset.class_names, way_out)
+    return replace(dataset, train=Split(whole.images[kept], whole.labels[kept]))
+
+
+def split_notes(dataset: Dataset) -> tuple[str, ...]:
+    """What the sizes of the splits mean for what is measured, where they are small."""
+    notes = []
+    for split, part in dataset.splits().items():
+        there = set(part.labels.tolist())
+        missing = [name for label, name in enumerate(dataset.class_names) if label not in there]
+        if missing:
+            notes.append(
+                f"the {split} split has no image of {len(missing)} of {dataset.classes} classes: {shortlist(missing)}"
+            )
+    images = len(dataset.validation)
+    if 0 < images < FEW:
+        low, high = wilson(0.5, images)
+        notes.append(
+            f"the validation split has {counted(images, 'image')} only: an accuracy measured with so few is uncertain "
+            f"by up to ±{(high - low) / 2:.2f} (95 %)"
+        )
+    return tuple(notes)
+
+
+def wilson(share: float, images: int) -> tuple[float, float]:
+    """The 95 % confidence interval of a share of so many images (E. B. Wilson, JASA 1927)."""
+    z = 1.959964  # of the normal distribution
+    middle = share + z**2 / (2 * images)
+    half = z * math.sqrt(share * (1 - share) / images + (z / (2 * images)) ** 2)
+    return (middle - half) / (1 + z**2 / images), (middle + half) / (1 + z**2 / images)
+
+
+def shortlist(names: Sequence[str]) -> str:
+    """The first few, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def counted(number: int, thing: str) -> str:
+    """1 picture, 2 pictures."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

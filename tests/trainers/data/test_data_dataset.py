@@ -15,7 +15,7 @@ def make(seed: int = 0, channels: int = 3, n: int = 40) -> Dataset:
         images = torch.randint(256, (size, channels, 6, 5), generator=generator, dtype=torch.uint8)
         return Split(images, torch.randint(4, (size,), generator=generator))
 
-    return Dataset("made", 4, split(n), split(10), split(12))
+    return Dataset("made", tuple("abcd"), split(n), split(10), split(12))
 
 
 def test_the_shape_of_images_is_channels_height_width() -> None:
@@ -48,14 +48,14 @@ def test_mean_and_deviation_are_those_of_the_train_pixels(channels: int) -> None
 def test_mean_and_deviation_of_two_grey_levels_can_be_worked_out_by_eye() -> None:
     images = torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1)
     split = Split(images, torch.tensor([0, 1]))
-    mean, std = Dataset("two", 2, split, split, split).mean_std()
+    mean, std = Dataset("two", ("a", "b"), split, split, split).mean_std()
     assert mean.tolist() == [0.5]
     assert std.tolist() == [0.5]
 
 
 def test_a_channel_that_never_varies_can_still_be_divided_by_its_deviation() -> None:
     split = Split(torch.full((3, 1, 2, 2), 7, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64))
-    mean, std = Dataset("flat", 1, split, split, split).mean_std()
+    mean, std = Dataset("flat", ("a",), split, split, split).mean_std()
     assert torch.equal((pixels(split.images) - mean) / std, torch.zeros(3, 1, 2, 2))
 
 
@@ -74,7 +74,7 @@ def test_a_data_set_comes_back_from_read_only_arrays_equal_and_on_their_memory_w
         array.flags.writeable = False
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        back = Dataset.from_arrays("made", 4, arrays)
+        back = Dataset.from_arrays("made", tuple("abcd"), arrays)
     assert (back.name, back.classes, back.image_shape) == ("made", 4, (3, 6, 5))
     for which in ("train", "validation", "test"):
         old, new = getattr(dataset, which), getattr(back, which)
@@ -122,7 +122,7 @@ def test_a_label_that_is_no_class_is_refused(label: int) -> None:
     images = torch.zeros(1, 1, 3, 3, dtype=torch.uint8)
     good, bad = Split(images, torch.tensor([0])), Split(images, torch.tensor([label]))
     with pytest.raises(ValueError, match=r"labels of made must be in 0\.\.1"):
-        Dataset("made", 2, good, good, bad)
+        Dataset("made", ("a", "b"), good, good, bad)
 
 
 def test_splits_of_unlike_image_shape_are_refused() -> None:
@@ -130,4 +130,4 @@ def test_splits_of_unlike_image_shape_are_refused() -> None:
     large = Split(torch.zeros(1, 1, 4, 3, dtype=torch.uint8), torch.tensor([0]))
     message = r"all splits of made must hold .* one shape, but train has \(1, 3, 3\) and another \(1, 4, 3\)"
     with pytest.raises(ValueError, match=message):
-        Dataset("made", 2, small, large, small)
+        Dataset("made", ("a", "b"), small, large, small)
