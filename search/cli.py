@@ -218,7 +218,7 @@ def export(
 ) -> None:
     """Write the best student within bounds, proved to be the one that was measured."""
     from search.front import NoStudent, show
-    from search.study import Study
+    from search.study import ExportRefused, Study
 
     bounds = _bounds(minimum or [], maximum or [])
     study = Study.open(name, _home(home))
@@ -226,10 +226,10 @@ def export(
         entry = study.front(study.run_ids()).select(bounds)
     except NoStudent as error:
         _fail(3, str(error))
-    from search.export import ExportRefused  # only now: torch takes seconds, which a mistake need not wait for
-    from search.export import export as write
-
     try:
+        study.check_student(entry)
+        from search.export import export as write  # only now: torch takes seconds, which a mistake need not wait for
+
         paths = write(study, entry, folder or Path(f"{name}-export"), [part.strip() for part in formats.split(",")])
     except ExportRefused as error:
         _fail(1, f"refused: {error}")

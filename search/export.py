@@ -24,13 +24,13 @@ import torch
 from torch import nn
 
 from search.front import Entry
-from search.study import Study
+from search.study import ExportRefused, Study
 from spaces import BadInput
 from spaces.errors import known
 from trainers.computing import computing
 from trainers.data import pixels
 from trainers.data.dataset import Split
-from trainers.files import Damaged, write_whole
+from trainers.files import write_whole
 from trainers.measure import EVALUATION_BATCH, fitted_temperature, measure, predictions, quality
 from trainers.metrics import METRICS
 from trainers.store import load_student
@@ -40,10 +40,6 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 TOLERANCE = 1e-4
 """Largest difference between a logit of the exported and of the measured network."""
-
-
-class ExportRefused(RuntimeError):
-    """The exported file does not compute what was measured; nothing was written."""
 
 
 def export_onnx(network: nn.Module, example: torch.Tensor, path: Path) -> None:
@@ -140,16 +136,8 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = ("
             raise BadInput(f"`--format` must be a known format, but got {name!r}; {known(FORMATS, name)}")
     assert entry.folder is not None
     source = entry.folder
-    if not entry.files:
-        raise ExportRefused(
-            f"the files of trial {entry.trial} must be known by their hashes, but an earlier Dux recorded none; "
-            "run the study again, under another name"
-        )
-    try:
-        network = load_student(source, entry.files)
-    except (Damaged, FileNotFoundError) as error:
-        why = error if isinstance(error, Damaged) else f"{Path(error.filename).name} is gone"
-        raise ExportRefused(f"the files of trial {entry.trial} must be those that were measured, but {why}") from None
+    study.check_student(entry)
+    network = load_student(source)
     data = study.file.task.load_data()
     with computing(study.file.search.cpus):  # as it was measured
         measured = measure(network, data.validation)

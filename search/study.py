@@ -29,7 +29,7 @@ from search.study_file import StudyFile
 from search.tracking import Tracker, find_runs
 from spaces import BadInput, Choice, Recipe, Space
 from spaces.errors import known
-from trainers.files import Damaged, curve_folder, digest, sha256, unsealed, write_whole
+from trainers.files import Damaged, check_hashes, curve_folder, digest, sha256, unsealed, write_whole
 from trainers.metrics import METRICS, ends
 
 if TYPE_CHECKING:  # torch takes seconds, and a gigabyte, which looking at a study should not need
@@ -48,6 +48,10 @@ def default_home() -> Path:
 
 class AllFailed(RuntimeError):
     """Every trial of the study failed; the message has the reasons, grouped."""
+
+
+class ExportRefused(RuntimeError):
+    """The student's files, or the exported one, are not what was measured; nothing was written."""
 
 
 class LedgerGone(BadInput):
@@ -408,6 +412,26 @@ class Study:
     def trial_folder(self, trial: int) -> Path:
         """Where a trial's files are."""
         return self.folder / "trials" / str(trial)
+
+    def check_student(self, entry: Entry) -> None:
+        """Whether a student's files are those that its worker wrote; without torch, so that a refusal comes at once.
+
+        Raises:
+            ExportRefused: they are not, or nobody can say.
+        """
+        assert entry.folder is not None
+        if not entry.files:
+            raise ExportRefused(
+                f"the files of trial {entry.trial} must be known by their hashes, but an earlier Dux recorded none; "
+                "run the study again, under another name"
+            )
+        try:
+            check_hashes(entry.folder, entry.files)
+        except (Damaged, FileNotFoundError) as error:
+            why = error if isinstance(error, Damaged) else f"{Path(error.filename).name} is gone"
+            raise ExportRefused(
+                f"the files of trial {entry.trial} must be those that were measured, but {why}"
+            ) from None
 
     @property
     def checkpoints(self) -> Path:

@@ -113,6 +113,18 @@ def unsealed(path: Path) -> dict[str, Any]:
     return found
 
 
+def check_hashes(folder: Path, files: Mapping[str, str]) -> None:
+    """Whether `files`, hashes by name, are those of what is in `folder`.
+
+    Raises:
+        FileNotFoundError: one of them is not there.
+        Damaged: one was changed.
+    """
+    for name, noted in files.items():
+        if sha256(read_whole(folder / name)) != noted:
+            raise Damaged(f"{name} was changed")
+
+
 def hashes(files: Mapping[str, bytes]) -> dict[str, str]:
     """The hash of each file, by name."""
     return {name: sha256(content) for name, content in files.items()}

@@ -21,8 +21,9 @@ import torch
 from running import Finished, Said
 from torch import nn
 
-from search.export import FORMATS, TOLERANCE, ExportRefused, export, verify
+from search.export import FORMATS, TOLERANCE, export, verify
 from search.front import Entry
+from search.study import ExportRefused
 from spaces import BadInput, Student
 from trainers import load_student
 from trainers.data import pixels

@@ -3,6 +3,7 @@
 How long the commands take is in docs/startup.md.
 """
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,15 @@ def test_looking_at_a_study_waits_for_its_ledger_and_no_more(command: str, finis
         code, found = imported(command, "tiny", "--home", finished.home, *options)
         assert code == 0
         assert found <= {*LEDGER}
+
+
+def test_a_student_that_was_changed_is_refused_before_torch_is_imported(finished: Finished, tmp_path: Path) -> None:
+    home = shutil.copytree(finished.home, tmp_path / "home")
+    for student in home.rglob("student.safetensors"):
+        student.write_bytes(student.read_bytes()[:-1] + b"\x01")
+    code, found = imported("export", "tiny", "--home", home, "--out", tmp_path / "out")
+    assert code == 1
+    assert found <= {*LEDGER}
 
 
 BAD = {
