@@ -158,6 +158,8 @@ def status(
     for what, which in (("failed", found.of("failed")), ("tried again", retried)):
         for reason, numbers in grouped(which):
             out.print(f"  {what}: {', '.join(map(str, numbers))}: {reason}")
+    if found.refused is not None:
+        out.print(f"  {found.refused}")
     if found.state == "interrupted":
         out.print(f"{study.command('resume')} goes on")
 
@@ -176,7 +178,7 @@ def front(
     from search.study import Study
 
     study = Study.open(name, _home(home))
-    found = study.front(study.run_ids())
+    found = study.front(study.run_ids(say=_say))
     teacher = study.task_record()["teacher"]
     if as_json:
         print(json.dumps(found.to_json(name), indent=1))
@@ -223,7 +225,7 @@ def export(
     bounds = _bounds(minimum or [], maximum or [])
     study = Study.open(name, _home(home))
     try:
-        entry = study.front(study.run_ids()).select(bounds)
+        entry = study.front(study.run_ids(say=_say)).select(bounds)
     except NoStudent as error:
         _fail(3, str(error))
     try:
@@ -393,8 +395,12 @@ def main() -> None:
 
 
 def _fail(code: int, message: str) -> None:
-    print("dux: " + " ".join(message.split()), file=sys.stderr)
+    _say(message)
     sys.exit(code)
+
+
+def _say(message: str) -> None:
+    print("dux: " + " ".join(message.split()), file=sys.stderr)
 
 
 def _home(home: Path | None) -> Path:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -26,7 +26,7 @@ from search.secrets import sqlite_url, without_secrets
 from search.signals import ctrl_c_is_kept, raise_if_pressed
 from search.stopping import Halving
 from search.study_file import StudyFile
-from search.tracking import Tracker, find_runs
+from search.tracking import ANSWER_S, Refused, Tracker, find_runs
 from spaces import BadInput, Choice, Recipe, Space
 from spaces.errors import known
 from trainers.files import Damaged, check_hashes, curve_folder, digest, sha256, unsealed, write_whole
@@ -36,8 +36,10 @@ if TYPE_CHECKING:  # torch takes seconds, and a gigabyte, which looking at a stu
     from trainers.task import Task
     from trainers.transfer import Needs
 
-FLUSH_S = 60.0
-"""How long a finished study waits for MLflow; what is not sent by then goes out with `dux resume`."""
+FLUSH_S = 45.0
+"""How long a study waits for MLflow at its end, in all; what is not sent by then goes out with `dux resume`."""
+_SILENT_S = 3.0
+"""How long of that without a word."""
 _TRIAL_EVENTS = ("trial_started", "trial_finished")
 
 
@@ -108,6 +110,8 @@ class Status:
     lines: tuple[Line, ...]
     front: Front | None
     """None before there is a teacher."""
+    refused: Refused | None = None
+    """What MLflow will never take."""
 
     def of(self, outcome: Outcome) -> list[Line]:
         """The trials and repeats that ended so, or run; without the points of their curves."""
@@ -138,6 +142,8 @@ class Status:
             "front": [] if self.front is None else [entry.trial for entry in self.front.members],
             "hypervolume": 0.0 if self.front is None else self.front.hypervolume,
             "broke_constraints": 0 if self.front is None else self.front.broken,
+            "refused_by_mlflow": 0 if self.refused is None else self.refused.count,
+            **({} if self.refused is None else {"first_refused": self.refused.first}),
         }
 
 
@@ -379,7 +385,8 @@ class Study:
         state: Literal["running", "interrupted", "finished"] = (
             "running" if at_work else "finished" if ended else "interrupted"
         )
-        return Status(state, self.file.trials, done, len(repeats), repeated, tuple(lines), front)
+        refused = Refused.of(self.folder)
+        return Status(state, self.file.trials, done, len(repeats), repeated, tuple(lines), front, refused)
 
     def axes(self) -> list[Axis]:
         """The objectives, from what is worth nothing to what nothing can beat."""
@@ -390,11 +397,17 @@ class Study:
             axes.append(Axis(name, direction, METRICS[name].scale, worst, best))
         return axes
 
-    def run_ids(self) -> dict[int, str]:
-        """Trial -> MLflow run, as far as MLflow has them."""
+    def run_ids(self, timeout_s: float = ANSWER_S, say: Callable[[str], object] = lambda line: None) -> dict[int, str]:
+        """Trial -> MLflow run, as far as MLflow has them.
+
+        Args:
+            timeout_s: how long MLflow may take to answer, where it has to be asked.
+            say: told in a line if it does not answer.
+        """
         try:
-            runs = find_runs(self.folder, self.name, self.tracking_uri)
-        except ConnectionError:
+            runs = find_runs(self.folder, self.name, self.tracking_uri, timeout_s)
+        except ConnectionError as error:
+            say(f"{error}; the MLflow runs of students are left out")
             return {}
         return {} if runs is None else runs.run_ids
 
@@ -611,6 +624,10 @@ class _Session:
         """How many are done."""
         self._began = time.monotonic()
         self._shown = 0.0
+        self._waits_until: float | None = None
+        """For MLflow, at the end; None before."""
+        self._gave_up = False
+        """Whether Ctrl-C ended that."""
 
     def run(self, address: str | None) -> Front:
         """The whole study, or what is left of it."""
@@ -644,11 +661,22 @@ class _Session:
                 self._tracker.close(1.0)
                 raise Interrupted(f"stopped before the first trial; {go_on}")
             self._finish("FINISHED" if complete else "KILLED")
-        self._tracker.close(FLUSH_S)
+        elif self._await_mlflow() == 0 and self._has_other_runs():  # it has now what it had not at the study's end
+            self._finish("FINISHED")
+        unsent = self._await_mlflow()
+        self._tracker.close(0.0)
+        if refused := Refused.of(self._study.folder):
+            self._display.say(str(refused))
+        left = f"MLflow has not taken {unsent} event{'s' if unsent > 1 else ''} ({self._tracker.in_the_way})"
         if not complete:
             repeats = f" and {self._repeated} of {len(self._repeats)} repeats" if self._repeats else ""
+            why += f"; {left}" if unsent else ""
             raise Interrupted(f"stopped after {self._done} of {trials} trials{repeats}{why}; {go_on}")
-        front = self._study.front(self._study.run_ids())
+        if unsent and self._gave_up:
+            raise Interrupted(f"stopped waiting; all trials are done, but {left}; {self._sends_the_rest}")
+        if unsent:
+            self._display.say(f"{left}; {self._sends_the_rest}")
+        front = self._study.front(self._run_ids())
         if not front.entries and not front.broken:
             reasons = grouped([line for line in self._ledger.lines() if line.outcome == "failed"])
             ended = "failed" if not self._stopped else "failed or were stopped early"
@@ -659,8 +687,9 @@ class _Session:
 
     def _restore_ledger(self) -> None:
         """Have the ledger know again what the study's files know."""
-        study, run_ids = self._study, self._study.run_ids()
+        study = self._study
         told = [event["trial"] for event in self._told() if event.get("event") in _TRIAL_EVENTS]
+        run_ids = study.run_ids() if told else {}
         if self._ledger.restore(study.folder / "trials", max([*told, *run_ids], default=-1) + 1):
             self._ledger.note_runs(run_ids)
 
@@ -908,7 +937,7 @@ class _Session:
     def _tell_what_was_cut_short(self) -> None:
         """MLflow's runs after an interruption: those cut short are closed, and what a kill kept untold is told."""
         told = {kind: {event["trial"] for event in self._told() if event["event"] == kind} for kind in _TRIAL_EVENTS}
-        begun = told["trial_started"] | self._study.run_ids().keys()  # a power cut may take lines that were sent
+        begun = told["trial_started"] | self._run_ids().keys()  # a power cut may take lines that were sent
         for line in self._ledger.lines():
             if line.trial in told["trial_finished"]:
                 continue
@@ -973,6 +1002,47 @@ class _Session:
             self._repeated,
         )
 
+    @property
+    def _sends_the_rest(self) -> str:
+        return f"{self._study.command('resume')} sends the rest"
+
+    def _patience(self) -> float:
+        """For how many seconds MLflow is still waited for; they begin with the first call."""
+        if self._waits_until is None:
+            self._waits_until = time.monotonic() + FLUSH_S
+        return max(0.0, self._waits_until - time.monotonic())
+
+    def _await_mlflow(self) -> int:
+        """Wait until MLflow has all that it was told, patience ends or Ctrl-C; returns how many events it has not."""
+        silent = self._waits_until is None
+        try:
+            unsent = self._tracker.flush(min(_SILENT_S, self._patience()))
+            if unsent and self._patience():
+                if silent:
+                    store = without_secrets(self._study.tracking_uri)
+                    self._display.say(
+                        f"waiting at most {self._patience():.0f} s for MLflow ({store}), which has not taken {unsent} "
+                        f"events yet; Ctrl-C ends the waiting, and {self._sends_the_rest}"
+                    )
+                self._now("waiting for MLflow")
+                unsent = self._tracker.flush(self._patience())
+        except KeyboardInterrupt:
+            self._gave_up, self._waits_until = True, 0.0
+            unsent = self._tracker.flush(0.0)
+        return unsent
+
+    def _run_ids(self) -> dict[int, str]:
+        return self._study.run_ids(min(ANSWER_S, self._patience()))
+
+    def _has_other_runs(self) -> bool:
+        """Whether MLflow's runs of the front's students are others than their file says."""
+        run_ids = self._run_ids()
+        try:
+            members = json.loads((self._study.folder / "front.json").read_text())["members"]
+            return any(member["mlflow_run_id"] != run_ids.get(member["trial"]) for member in members)
+        except (FileNotFoundError, KeyError, TypeError, ValueError):
+            return True
+
     def _finish(self, status: str) -> None:
         """Put the front beside the study and into MLflow."""
         self._now("writing the front")
@@ -980,8 +1050,8 @@ class _Session:
         study, teacher = self._study, self._study.task_record()["teacher"]
         front = study.front()
         self._tracker.front_members([entry.trial for entry in front.members])
-        self._tracker.flush(FLUSH_S)
-        run_ids = study.run_ids()
+        self._await_mlflow()
+        run_ids = self._run_ids()
         self._ledger.note_runs(run_ids)
         front = study.front(run_ids)
         paths = write_front(front, study.name, study.folder, teacher)

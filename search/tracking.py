@@ -23,6 +23,7 @@ import json
 import math
 import os
 import posixpath
+import queue
 import re
 import shutil
 import threading
@@ -49,6 +50,8 @@ from spaces import Domain, Space
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
+ANSWER_S = 15.0
+"""How long somebody who only wants to know is made to wait for MLflow."""
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 15.0  # between tries while MLflow does not answer
 
 _FINAL_CODES = {"BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"}
@@ -167,29 +170,44 @@ class Runs:
     """Trial -> run."""
 
 
-def find_runs(folder: Path, study: str, tracking_uri: str) -> Runs | None:
+def find_runs(folder: Path, study: str, tracking_uri: str, timeout_s: float = ANSWER_S) -> Runs | None:
     """Where a study is in MLflow, read from `folder/runs.json` or else asked of the store; None where it is not there.
 
     Raises:
         BadInput: a tracking URI of another kind than a Tracker takes.
-        ConnectionError: the store does not answer; no password is in the message.
+        ConnectionError: the store does not answer, or not in `timeout_s`; no password is in the message.
     """
     file = database(tracking_uri)
     try:
         note = json.loads((folder / "runs.json").read_bytes())
-        if note.pop("store") == without_secrets(tracking_uri):
+        if note.pop("store") == redacted(tracking_uri):
             return Runs(**note | {"run_ids": {int(trial): run for trial, run in note["run_ids"].items()}})
     except (AttributeError, FileNotFoundError, KeyError, TypeError, ValueError):
         pass  # not there, or another version's
     if file is not None and not file.exists():
         return None
+    import mlflow  # noqa: F401, seconds, in which nobody waits for an answer
+
+    def ask() -> None:
+        try:
+            with quiet_mlflow():
+                client = _connect(tracking_uri)
+                experiment = client.get_experiment_by_name(f"dux-{study}")
+                answer.put(None if experiment is None else _runs_of(client, experiment.experiment_id))
+        except Exception as error:
+            answer.put(error)
+
+    answer: queue.SimpleQueue[Runs | Exception | None] = queue.SimpleQueue()
+    # in a thread that is left behind: one that sends a byte now and then outlasts any timeout of a request
+    threading.Thread(target=ask, name="dux-runs", daemon=True).start()
     try:
-        with quiet_mlflow():
-            client = _connect(tracking_uri)
-            experiment = client.get_experiment_by_name(f"dux-{study}")
-            return None if experiment is None else _runs_of(client, experiment.experiment_id)
-    except Exception as error:
-        raise ConnectionError(redacted(f"MLflow does not answer: {error}", tracking_uri)) from None
+        found = answer.get(timeout=timeout_s)
+    except queue.Empty:
+        where = redacted(tracking_uri)
+        raise ConnectionError(f"MLflow does not answer: nothing came from {where} in {timeout_s:g} s") from None
+    if isinstance(found, Exception):
+        raise ConnectionError(in_short(redacted(f"MLflow does not answer: {found}", tracking_uri))) from None
+    return found
 
 
 def take_out(study: str, tracking_uri: str, *, delete: bool) -> list[str]:
@@ -357,13 +375,20 @@ class Tracker:
             self._changed.wait_for(lambda: self._closing or self._sent >= self._spool.end, timeout_s)
             return self._spool.count(self._sent)
 
+    @property
+    def in_the_way(self) -> str:
+        """Why MLflow has not what it has not, in brief."""
+        why = (self.last_error or "it does not answer").removeprefix("MLflow does not take events: ")
+        return why if len(why) <= 160 else f"{why[:159]}…"
+
     def close(self, timeout_s: float) -> int:
         """Flushes and stops the thread; returns how many events are left to the next Tracker on this folder."""
         unsent = self.flush(timeout_s)
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join(2.0)  # a call that hangs longer dies with the process; its event is still in the spool
+        # a call that hangs longer dies with the process; its event is still in the spool
+        self._thread.join(0.5 if unsent else 2.0)
         self._spool.close()
         return unsent
 
@@ -387,7 +412,7 @@ class Tracker:
                 wait_s = _FIRST_WAIT_S
             except Exception as error:  # an outage of whatever kind: the event stays and is tried again
                 mirror = None
-                self.last_error = redacted(in_short(f"MLflow does not take events: {error}"), self._uri)
+                self.last_error = in_short(redacted(f"MLflow does not take events: {error}", self._uri))
                 with self._changed:
                     self._changed.wait_for(lambda: self._closing or self._hurry, wait_s)
                     wait_s = _FIRST_WAIT_S if self._hurry else min(2 * wait_s, _LONGEST_WAIT_S)
@@ -430,7 +455,7 @@ class Tracker:
                 # whoever answered for a moment may have been another server
                 self._doubted = self._sent
                 raise
-            self.last_error = redacted(in_short(f"MLflow refuses an event: {error}"), self._uri)
+            self.last_error = in_short(redacted(f"MLflow refuses an event: {error}", self._uri))
             self._spool.refuse(line, self.last_error)
         self._note_sent(self._sent + len(line))
 

@@ -8,8 +8,11 @@ that proxies and servers which are no MLflow answer.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
+import socket
 import threading
 import time
 from collections import Counter
@@ -24,11 +27,12 @@ from urllib.parse import urlsplit
 import pytest
 from mlflow import MlflowClient
 from processes import TASK, Command
-from running import Stand, wait_for
+from running import Finished, Said, Stand, wait_for
 from test_tracking import contents, keep, models, run_trial, start, steps, tracking
 
+from search.progress import Terminal
 from search.study import Study
-from search.tracking import Refused, Tracker
+from search.tracking import Refused, Tracker, find_runs
 
 # MLflow maps its tables with an option that SQLAlchemy 2.1 calls deprecated.
 pytestmark = [pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"), pytest.mark.timeout(900)]
@@ -303,6 +307,114 @@ def test_a_404_for_everything_is_an_outage_and_not_an_old_server(tmp_path: Path,
             assert tracker.flush(60.0) == 0, tracker.last_error
     assert not (tmp_path / "spool.refused.jsonl").exists()
     assert set(models(stand.store, "away")) == {"teacher"}
+
+
+@pytest.fixture
+def again(finished: Finished, tmp_path: Path) -> Study:
+    """The tiny study in a home of its own, finished, its MLflow somewhere else."""
+    shutil.copytree(finished.home / "studies", tmp_path / "home" / "studies")
+    shutil.copy(finished.home / "ledger.db", tmp_path / "home")
+    return Study.open("tiny", tmp_path / "home")
+
+
+@pytest.fixture
+def hung() -> Iterator[str]:
+    """The address of a server that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_hung_mlflow_is_waited_for_as_long_as_is_said_and_gets_the_rest_later(
+    again: Study, hung: str, stand: Stand, dux: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", hung)
+    monkeypatch.setattr("search.study.FLUSH_S", 2.7)
+    monkeypatch.setattr("search.study._SILENT_S", 0.5)
+    began = time.monotonic()
+    code, out, err = dux("resume", "tiny", "--home", again.home)
+    assert time.monotonic() - began < 20
+    waits, rest = err.splitlines()
+    go_on = f"`dux resume tiny --home {again.home}` sends the rest"
+    assert re.fullmatch(
+        rf"dux: waiting at most 2 s for MLflow \({hung}\), which has not taken \d+ events yet; "
+        rf"Ctrl-C ends the waiting, and {re.escape(go_on)}",
+        waits,
+    )
+    assert re.fullmatch(rf"dux: MLflow has not taken \d+ events \(it does not answer\); {re.escape(go_on)}", rest)
+    assert (code, "students on the front" in out) == (0, True)
+
+    monkeypatch.setattr("search.study.FLUSH_S", 300.0)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stand.url)
+    monkeypatch.setattr("search.study._SILENT_S", 300.0)
+    code, _, err = dux("resume", "tiny", "--home", again.home)
+    assert (code, err) == (0, "")
+    found = contents(stand.url, "tiny")
+    assert found[""]["status"] == "FINISHED"
+    members = json.loads((again.folder / "front.json").read_text())["members"]
+    assert [member["mlflow_run_id"] for member in members] == [found[f"/{m['trial']}"]["id"] for m in members]
+    told = (again.folder / "spool.jsonl").read_bytes()
+    assert dux("resume", "tiny", "--home", again.home)[0] == 0
+    assert (again.folder / "spool.jsonl").read_bytes() == told
+
+
+def test_ctrl_c_ends_the_waiting_for_mlflow_at_once(
+    again: Study, hung: str, dux: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", hung)
+    pressed: list[float] = []
+
+    class Impatient(Terminal):
+        def say(self, line: str) -> None:
+            super().say(line)
+            assert line.startswith("waiting at most 4")
+            threading.Timer(0.5, press).start()
+
+    def press() -> None:
+        pressed.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("search.study._SILENT_S", 0.5)
+    monkeypatch.setattr("search.progress.Terminal", Impatient)
+    code, _, err = dux("resume", "tiny", "--home", again.home)
+    assert time.monotonic() - pressed[0] < 5
+    assert code == 130
+    assert re.fullmatch(
+        r"dux: stopped waiting; all trials are done, but MLflow has not taken \d+ events \(it does not answer\); "
+        r"`dux resume tiny .*` sends the rest",
+        err.splitlines()[-1],
+    )
+
+
+def test_nobody_who_looks_waits_long_for_a_hung_mlflow(
+    again: Study, hung: str, dux: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", hung)
+    monkeypatch.setattr(Study.run_ids, "__defaults__", (0.5, *(Study.run_ids.__defaults__ or ())[1:]))
+    monkeypatch.setattr(find_runs, "__defaults__", (0.5,))
+    silence = f"dux: MLflow does not answer: nothing came from {hung} in 0.5 s"
+    left_out = f"{silence}; the MLflow runs of students are left out\n"
+    code, out, err = dux("front", "tiny", "--home", again.home)
+    assert (code, "students on the front" in out, err) == (0, True, left_out)
+    code, out, err = dux("export", "tiny", "--home", again.home, "--format", "pt2", "--out", tmp_path / "out")
+    assert (code, "wrote" in out, err) == (0, True, left_out)
+    assert dux("ui", "tiny", "--home", again.home) == (1, "", f"{silence}\n")
+
+
+def test_what_mlflow_refuses_is_told_at_the_end_and_by_status(
+    again: Study, stand: Stand, dux: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(stand.empty, again.home / "mlflow.db")
+    with tracking(again.folder, again.tracking_uri, "tiny") as tracker:
+        tracker.trial_started(0, {"student.width": "another"})  # MLflow lets no parameter change
+        assert tracker.flush(60.0) == 0, tracker.last_error
+    code, _, err = dux("resume", "tiny", "--home", again.home)
+    assert (code, err.count("\n")) == (0, 1)
+    assert err.startswith("dux: MLflow refused 1 event for good: trial_started of trial 0: MLflow refuses an event: ")
+    assert f"see {again.folder / 'spool.refused.jsonl'}\n" in err
+    assert f"  {err.removeprefix('dux: ')}" in dux("status", "tiny", "--home", again.home)[1]
+    said = json.loads(dux("status", "tiny", "--home", again.home, "--json")[1])
+    assert said["refused_by_mlflow"] == 1
+    assert said["first_refused"] in err
 
 
 STUDY = f"""
