@@ -34,6 +34,7 @@ from trainers.files import write_whole
 from trainers.measure import EVALUATION_BATCH, fitted_temperature, measure, predictions, quality
 from trainers.metrics import METRICS
 from trainers.store import load_student
+from trainers.task import key_of
 
 # before ONNX Runtime is imported: it then leaves a device id in the user's home and tells its maker what it is used for
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -128,7 +129,7 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = ("
         formats: names in FORMATS.
 
     Raises:
-        BadInput: an unknown format.
+        BadInput: an unknown format, or the data were changed.
         ExportRefused: the student's files, or an exported one, do not compute what was measured.
     """
     for name in formats:
@@ -139,6 +140,7 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = ("
     study.check_student(entry)
     network = load_student(source)
     data = study.file.task.load_data()
+    study.check_data(key_of(study.file.task, data))
     with computing(study.file.search.cpus):  # as it was measured
         measured = measure(network, data.validation)
         expected = predictions(network, data.validation)

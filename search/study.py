@@ -29,7 +29,17 @@ from search.study_file import StudyFile
 from search.tracking import ANSWER_S, Refused, Tracker, find_runs
 from spaces import BadInput, Choice, Recipe, Space
 from spaces.errors import known
-from trainers.files import Damaged, check_hashes, curve_folder, digest, sha256, unsealed, write_whole
+from trainers.files import (
+    Damaged,
+    check_hashes,
+    curve_folder,
+    digest,
+    listing,
+    sealed,
+    sha256,
+    unsealed,
+    write_whole,
+)
 from trainers.metrics import METRICS, ends
 
 if TYPE_CHECKING:  # torch takes seconds, and a gigabyte, which looking at a study should not need
@@ -377,7 +387,7 @@ class Study:
         at_work = self.at_work  # looked at first: what ends in between is rather called running than cut short
         lines = self.lines()
         done, front = sum(line.counts for line in lines), None
-        with suppress(BadInput):  # it has no teacher yet
+        if (self.folder / "task.json").exists():  # else it has no teacher yet
             front = self.front(lines=lines)
         repeats = [] if front is None else self.repeats(lines)
         repeated = sum(line.repeat in repeats and line.ended and line.point is None for line in lines)
@@ -414,13 +424,39 @@ class Study:
     def task_record(self) -> dict[str, Any]:
         """What the study knows of its task: key, classes, image_shape, the teacher's measurements, the data."""
         try:
-            found: dict[str, Any] = json.loads((self.folder / "task.json").read_text())
+            return unsealed(self.folder / "task.json")
         except FileNotFoundError:
             raise BadInput(
                 f"study {self.name!r} must have its teacher before it has a front, but was stopped earlier; "
                 f"{self.command('resume')} goes on"
             ) from None
-        return found
+        except Damaged as error:
+            raise BadInput(
+                f"the files of {self.name!r} must be as they were written, but in {self.folder} {error}; put it back, "
+                f"or delete it, and {self.command('resume')} writes it anew"
+            ) from None
+
+    def check_data(self, key: str) -> None:
+        """Whether the task is the one that the study's trials learned from, by `trainers.task.key_of` it.
+
+        Raises:
+            BadInput: it is another, since its data were changed; the message names files, where they are the user's.
+        """
+        if not (self.folder / "task.json").exists() or self.task_record()["key"] == key:
+            return
+        root, found = self.file.task.root, ""
+        with suppress(FileNotFoundError, Damaged):
+            before, now = unsealed(self.folder / "data.json"), listing(Path(root or "."))
+            changed = [
+                f"{name} is {'new' if name not in before else 'gone' if name not in now else 'another'}"
+                for name in sorted(before.keys() | now.keys())
+                if before.get(name) != now.get(name)
+            ]
+            found = ": " + ", ".join(changed[:3]) + (f", and {len(changed) - 3} more" if len(changed) > 3 else "")
+        raise BadInput(
+            f"the data of {self.name!r} must be those that its trials learned from, but {root or 'its data set'} was "
+            f"changed{found}; put it back, or begin anew under another name"
+        )
 
     def trial_folder(self, trial: int) -> Path:
         """Where a trial's files are."""
@@ -722,7 +758,7 @@ class _Session:
             self._now(f"training the teacher: epoch {epoch} of {epochs}")
 
         try:
-            task = Task.load(file.task, self._study.home, on_epoch)
+            task = Task.load(file.task, self._study.home, on_epoch, self._check_data)
         except Diverged as error:
             raise BadInput(f"`task.teacher` must be one that can be trained, but {error}") from None
         weights = sha256(weights_bytes(task.teacher))
@@ -735,7 +771,9 @@ class _Session:
             "teacher_sha256": weights,
             "data": _described(task),
         }
-        write_whole(self._study.folder / "task.json", json.dumps(record, indent=1))
+        if file.task.root is not None and not self._ledger.lines():
+            write_whole(self._study.folder / "data.json", sealed(listing(Path(file.task.root))))
+        write_whole(self._study.folder / "task.json", sealed(record))
         knowledge = Knowledge(task, self._study.home / "knowledge", say=self._display.say)
         for method in file.space.methods:
             for needs in needs_of(file.space, method):
@@ -802,6 +840,11 @@ class _Session:
         except workers.RayDied as error:
             return f", because {error}"
         return ""
+
+    def _check_data(self, key: str) -> None:
+        """Raise BadInput where they are others than the study's trials learned from."""
+        if self._ledger.lines():
+            self._study.check_data(key)
 
     def _check_teacher(self, found: str) -> None:
         """Raise BadInput where the study's trials learned from another teacher: both would stand on one front."""

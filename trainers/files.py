@@ -6,6 +6,7 @@ import os
 import stat
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,17 @@ def check_hashes(folder: Path, files: Mapping[str, str]) -> None:
     for name, noted in files.items():
         if sha256(read_whole(folder / name)) != noted:
             raise Damaged(f"{name} was changed")
+
+
+def listing(root: Path) -> dict[str, str]:
+    """Path from `root` -> hash of each file of a folder of images, ROOT/SPLIT/CLASS/...; hidden ones are left out."""
+    found = {}
+    for path in sorted(root.glob("*/*/**/*")):
+        name = path.relative_to(root).as_posix()
+        if path.is_file() and not f"/{name}".count("/."):
+            with suppress(Damaged, FileNotFoundError):
+                found[name] = sha256(read_whole(path))
+    return found
 
 
 def hashes(files: Mapping[str, bytes]) -> dict[str, str]:

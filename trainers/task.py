@@ -43,7 +43,11 @@ class Task:
 
     @classmethod
     def load(
-        cls, spec: TaskSpec, home: Path, on_epoch: Callable[[int, float], object] = lambda epoch, loss: None
+        cls,
+        spec: TaskSpec,
+        home: Path,
+        on_epoch: Callable[[int, float], object] = lambda epoch, loss: None,
+        check: Callable[[str], object] = lambda key: None,
     ) -> Self:
         """The task, its teacher loaded from `home` or trained and kept there.
 
@@ -51,6 +55,7 @@ class Task:
             spec: data set and teacher.
             home: folder under which `teachers/KEY` is kept.
             on_epoch: called while a teacher trains, with the epoch (of all members' together) and its mean loss.
+            check: called with the task's key when the data are read, before a teacher is looked for; may raise.
 
         Raises:
             BadInput: the data are not there, or the teacher is not a network we have, or was changed since it was
@@ -58,10 +63,8 @@ class Task:
         """
         spec.check()
         data = spec.load_data()
-        arrays = data.arrays()
-        shapes = {name: array.shape for name, array in arrays.items()}
-        content = (arrays[name].tobytes() for name in sorted(arrays))
-        key = digest(FORMAT, *content, shapes, data.classes, spec.policy, spec.teacher.model_dump())
+        key = key_of(spec, data)
+        check(key)
         folder = home / "teachers" / key
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f".{key}.lock"):
@@ -114,6 +117,14 @@ class Task:
         )
         teacher = filled(teacher, {name: shared_tensor(array) for name, array in under("teacher/").items()})
         return cls(spec, data, teacher.eval().requires_grad_(False), measurements, tuple(curve), key)
+
+
+def key_of(spec: TaskSpec, data: Dataset) -> str:
+    """`Task.key` of these data, which `spec` named."""
+    arrays = data.arrays()
+    shapes = {name: array.shape for name, array in arrays.items()}
+    content = (arrays[name].tobytes() for name in sorted(arrays))
+    return digest(FORMAT, *content, shapes, list(data.class_names), spec.policy, spec.teacher.model_dump())
 
 
 def _teacher(members: Sequence[Network]) -> Network:

@@ -32,6 +32,7 @@ from search.study import Study
 from search.study_file import StudyFile
 from spaces import Space
 from trainers import Knowledge, Task, run_trial
+from trainers.files import sealed
 
 # MLflow maps its tables with an option that SQLAlchemy 2.1 calls deprecated.
 pytestmark = [pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"), pytest.mark.timeout(1200)]
@@ -240,7 +241,7 @@ def test_a_repeat_that_failed_is_told_and_none_is_left(tmp_path: Path, dux: Call
     study.folder.mkdir(parents=True)
     (study.folder / "study.json").write_text(study.file.to_json())
     teacher = {"accuracy": 0.97, "parameters": 1e5}
-    (study.folder / "task.json").write_text(json.dumps({"key": "key", "classes": 10, "teacher": teacher}))
+    (study.folder / "task.json").write_bytes(sealed({"key": "key", "classes": 10, "teacher": teacher}))
     ledger, home = study.ledger(), ("--home", study.home)
     ledger.complete(ledger.ask()[0], {"accuracy": 0.9, "parameters": 1000.0}, 1.0)
     assert study.repeats(study.lines()) == []  # the front is not settled

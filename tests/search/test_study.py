@@ -4,6 +4,7 @@ import ast
 import json
 import math
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -14,11 +15,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from PIL import Image
 from processes import TASK, Command, Ended, descendants, run
 from running import Finished, Said, wait_for
 
@@ -27,6 +30,8 @@ from search.study import Study
 from search.study_file import StudyFile
 from trainers import Knowledge, Task, load_student, run_trial
 from trainers.data import pixels
+from trainers.files import listing, sealed
+from trainers.task import key_of
 
 ROOT = Path(__file__).parents[2]
 TRIALS = 6
@@ -288,12 +293,59 @@ def test_a_study_whose_teacher_is_another_than_its_trials_had_does_not_go_on(
     study.folder.mkdir(parents=True)
     (study.folder / "study.json").write_text(study.file.to_json())
     record = {"key": task.key, "classes": 10, "image_shape": [1, 8, 8], "teacher": dict(task.teacher_measurements)}
-    (study.folder / "task.json").write_text(json.dumps({**record, "teacher_sha256": "0" * 64, "data": []}))
+    (study.folder / "task.json").write_bytes(sealed({**record, "teacher_sha256": "0" * 64, "data": []}))
     study.ledger().ask()
     code, out, err = dux("resume", "swapped", "--home", study.home)
     assert (code, out) == (2, "")
     assert err.startswith("dux: the teacher of 'swapped' must be the one that its trials learned from, but in ")
     assert err.count("\n") == 1
+
+
+def test_a_study_whose_data_were_changed_does_not_go_on_and_trains_no_second_teacher(
+    tmp_path: Path, dux: Callable[..., Said]
+) -> None:
+    images = tmp_path / "images"
+    for number in range(40):
+        path = images / "train" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), 6 * number, np.uint8)).save(path)
+    (tmp_path / "study.yaml").write_text(
+        f"name: moved\ntask: {{dataset: imagefolder, root: {images}, teacher: {{family: mlp, depth: 2, epochs: 1}}}}\n"
+        "space: {}"
+    )
+    study = Study(StudyFile.read(tmp_path / "study.yaml"), tmp_path / "home")
+    study.folder.mkdir(parents=True)
+    (study.folder / "study.json").write_text(study.file.to_json())
+    key = key_of(study.file.task, study.file.task.load_data())
+    record = {"key": key, "classes": 2, "teacher": {"accuracy": 0.5, "parameters": 1000.0}}
+    (study.folder / "task.json").write_bytes(sealed(record))
+    (study.folder / "data.json").write_bytes(sealed(listing(images)))
+    study.ledger().ask()
+    Image.fromarray(np.full((8, 8), 255, np.uint8)).save(images / "train" / "a" / "0.png")
+    (images / "train" / "b" / "39.png").rename(images / "train" / "b" / "new.png")
+    code, out, err = dux("resume", "moved", "--home", study.home)
+    assert (code, out) == (2, "")
+    assert err == (
+        f"dux: the data of 'moved' must be those that its trials learned from, but {images} was changed: train/a/0.png "
+        "is another, train/b/39.png is gone, train/b/new.png is new; put it back, or begin anew under another name\n"
+    )
+    assert not (study.home / "teachers").exists()
+
+
+def test_what_a_study_knows_of_its_task_is_believed_by_its_hash(
+    finished: Finished, tmp_path: Path, dux: Callable[..., Said]
+) -> None:
+    home = shutil.copytree(finished.home, tmp_path / "home")
+    path = home / "studies" / "tiny" / "task.json"
+    text = path.read_text()
+    (accuracy,) = re.findall(r'"accuracy": (0\.\d+)', text)
+    for changed in (text.replace(accuracy, "0.123"), text[:100], "", "[]"):
+        path.write_text(changed)
+        for verb in ("status", "front", "export"):
+            code, out, err = dux(verb, "tiny", "--home", home)
+            assert (code, out) == (2, "")
+            assert f"must be as they were written, but in {path.parent} task.json " in err
+            assert err.count("\n") == 1
 
 
 CUT = f"""
@@ -494,7 +546,7 @@ def recorded(tmp_path: Path) -> Study:
     study.folder.mkdir(parents=True)
     (study.folder / "study.json").write_text(study.file.to_json())
     teacher = {"accuracy": 0.97, "parameters": 1e5}
-    (study.folder / "task.json").write_text(json.dumps({"key": "key", "classes": 10, "teacher": teacher}))
+    (study.folder / "task.json").write_bytes(sealed({"key": "key", "classes": 10, "teacher": teacher}))
     return study
 
 
