@@ -183,7 +183,7 @@ def _kill(study: Study, command: Command, kind: Kind, draw: random.Random, *, la
         time.sleep(0.02)
     # not earlier than the driver has it: the ledger is made by whoever looks first
     running = {line.trial for line in study.lines() if line.outcome == "running"} if _told(study) else set()
-    processes = _named(descendants(command.process.pid))
+    processes = named(descendants(command.process.pid))
     workers = [pid for pid, called in sorted(processes.items()) if called.startswith("ray::ImplicitFunc")]
     raylets = [pid for pid, called in processes.items() if "/raylet " in f"{called.split(' ')[0]} "]
     if kind == "worker":
@@ -215,7 +215,7 @@ def _kill(study: Study, command: Command, kind: Kind, draw: random.Random, *, la
     return _seen(study, kind, moment, running, torn)
 
 
-def _named(pids: Iterable[int]) -> dict[int, str]:
+def named(pids: Iterable[int]) -> dict[int, str]:
     """The command lines of processes."""
     listed = subprocess.run(["ps", "-wweo", "pid=,args="], capture_output=True, text=True, check=True).stdout
     found = {int(line.split()[0]): line.split(maxsplit=1)[1] for line in listed.splitlines() if len(line.split()) > 1}

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from search.locks import told_of_locks
 from search.signals import ctrl_c_is_kept
 from spaces.errors import BadInput
 
@@ -374,7 +375,7 @@ def main() -> None:
     0 well, 1 refused or out of reach, 2 bad input, 3 no such student, 4 all trials failed, 130 interrupted.
     """
     warnings.simplefilter("ignore")  # other libraries' notes to their developers
-    with ctrl_c_is_kept():
+    with ctrl_c_is_kept(), told_of_locks(_say_once("the ledger is locked by another process; waiting")):
         try:
             app(prog_name="dux", standalone_mode=False)
         except BadInput as error:
@@ -392,6 +393,18 @@ def main() -> None:
             _fail(130, "stopped")
         except OSError as error:  # a folder that cannot be written, a disk that is full, a server that does not answer
             _fail(1, str(error))
+
+
+def _say_once(message: str) -> Callable[[], None]:
+    """Puts a line on standard error when it is first called."""
+    said: list[str] = []
+
+    def say() -> None:
+        if not said:
+            said.append(message)
+            print(f"dux: {message}", file=sys.stderr, flush=True)
+
+    return say
 
 
 def _fail(code: int, message: str) -> None:

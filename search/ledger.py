@@ -31,6 +31,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.constraints import Limits, violations
 from search.journal import Journal
+from search.locks import TRY_S, PatientConnection
 from search.secrets import redacted, without_secrets
 from spaces import BadInput, Choice, Recipe, Space
 from spaces.errors import known, shown
@@ -610,7 +611,7 @@ def _look(url: str) -> optuna.storages.RDBStorage | None:
             way = {"mode": "rw" if may_write else "ro", "uri": "true"}
             parsed = parsed.set(database=f"file:{quote(str(file.absolute()))}").update_query_dict(way)
         url = parsed.render_as_string(hide_password=False)
-        engine = sqlalchemy.create_engine(url)
+        engine = sqlalchemy.create_engine(url, **_patience(url))
         try:
             if not sqlalchemy.inspect(engine).has_table("studies"):
                 return None
@@ -639,10 +640,21 @@ def _told_as_bad_input(url: str) -> Iterator[None]:
 
 
 def _storage(url: str) -> optuna.storages.RDBStorage:
-    # another study's driver may hold SQLite's lock for a moment
-    connect = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
     with _told_as_bad_input(url):
-        return optuna.storages.RDBStorage(url, engine_kwargs=connect)
+        return optuna.storages.RDBStorage(url, engine_kwargs=_patience(url))
+
+
+def _patience(url: str) -> dict[str, Any]:
+    """How SQLAlchemy connects, so that a lock that another process holds on a SQLite file is waited for."""
+    connect = {"timeout": TRY_S, "factory": PatientConnection}
+    return {"connect_args": connect} if url.startswith("sqlite") else {}
+
+
+def lost_database(error: BaseException | None) -> BaseException | None:
+    """What a database that went away raised, where an error comes from that: Tune wraps what the ledger raises."""
+    while error is not None and not isinstance(error, LOST):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _other_seed(*values: int) -> int:

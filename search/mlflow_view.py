@@ -24,6 +24,7 @@ from urllib.request import urlopen
 
 from filelock import FileLock
 
+from search.guard import Guard
 from search.secrets import without_secrets
 from spaces.errors import BadInput
 
@@ -169,14 +170,17 @@ class Server:
 
     url: str
     process: subprocess.Popen[bytes]
+    guard: Guard
+    """Ends it with this process."""
 
     def stop(self) -> None:
         """Ends the server with all its processes; safe to call twice."""
-        for kind in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, kind)  # it leads a group of its own, which its workers are in
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(10.0)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGTERM)  # it leads a group of its own, which its workers are in
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(10.0)
+        self.guard.close()
+        self.process.wait()
 
 
 def serve(tracking_uri: str, port: int = 0, timeout_s: float = 180.0) -> Server:
@@ -204,16 +208,17 @@ def serve(tracking_uri: str, port: int = 0, timeout_s: float = 180.0) -> Server:
     command += ["--workers", "1", "--uvicorn-opts", "--log-level warning"]
     command += ["--backend-store-uri", tracking_uri, "--artifacts-destination", str(artifacts_of(file))]
     settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    guard = Guard()
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             command,
-            env=os.environ | settings,
+            env={**os.environ, **settings, **guard.environment},
             start_new_session=True,
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=subprocess.STDOUT,
         )
-        server = Server(f"http://127.0.0.1:{server_port}", process)
+        server = Server(f"http://127.0.0.1:{server_port}", process, guard)
         try:
             deadline = time.monotonic() + timeout_s
             while process.poll() is None and time.monotonic() < deadline:

@@ -70,6 +70,22 @@ def handlers_stay() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+@contextmanager
+def ctrl_c_raises() -> Iterator[None]:
+    """Inside, in the main thread, Ctrl-C and SIGTERM are a KeyboardInterrupt at once; Tune only makes a note of them,
+    for when its loop turns again.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _interrupted) for number in _OURS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def raise_if_pressed() -> None:
     """Raise KeyboardInterrupt if Ctrl-C was pressed, and what it raised then was lost."""
     if _pressed.is_set():

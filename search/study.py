@@ -21,7 +21,8 @@ from filelock import FileLock, Timeout
 
 from search.constraints import broken
 from search.front import Axis, Entry, Front
-from search.ledger import LOST, Ledger, Line, Outcome, delete, grouped, in_ledger, read_lines
+from search.ledger import Ledger, Line, Outcome, delete, grouped, in_ledger, lost_database, read_lines
+from search.locks import told_of_locks
 from search.secrets import sqlite_url, without_secrets
 from search.signals import ctrl_c_is_kept, raise_if_pressed
 from search.stopping import Halving
@@ -555,11 +556,10 @@ class Study:
                 f"{self.command('delete')} removes them, another `name:` begins anew"
             )
 
-    def _end_at_once(self) -> NoReturn:
+    def _end_at_once(self, why: str) -> NoReturn:
         """End the process, as a kill would: Ray's calls hang, and would end it later. The ledger has what ended."""
-        why = "because the head of the Ray cluster does not answer any more"
         shown = "\x1b[?25h" if os.isatty(2) else ""  # the cursor, which a progress line hides
-        os.write(2, f"{shown}\ndux: stopped, {why}; {self.command('resume')} goes on\n".encode())
+        os.write(2, f"{shown}\ndux: stopped, because {why}; {self.command('resume')} goes on\n".encode())
         os._exit(130)
 
     def _lock(self) -> FileLock:
@@ -600,7 +600,7 @@ class Study:
                 from search import workers
 
                 joined = workers.cluster(
-                    address, cpus=0, gpus=0.0, store_bytes=0, verbose=verbose, on_silence=self._end_at_once
+                    address, cpus=0, gpus=0.0, store_bytes=0, verbose=verbose, on_death=self._end_at_once
                 )
                 stack.enter_context(joined)
             self._check_name_is_free()  # before anything is written, and again under the lock
@@ -626,17 +626,24 @@ class Study:
                 write_whole(self.folder / "study.json", self.file.to_json())
             stack.enter_context(ctrl_c_is_kept())
             try:
-                return _Session(self, display, verbose).run(address)
+                session = _Session(self, display, verbose)
+                stack.enter_context(told_of_locks(session.locked))
+                return session.run(address)
             except BadInput:
                 if new and not self.lines():  # nothing was tried: the name stays free for the corrected file
                     delete(self.storage, self.name)
                     shutil.rmtree(self.folder)
                 raise
-            except LOST as error:  # whatever else was under way: nothing can be recorded
+            except Exception as error:
+                if (lost := lost_database(error)) is None:
+                    raise
+                # whatever else was under way: nothing can be recorded
                 raise LedgerLost(
-                    f"the database of the ledger does not answer any more ({type(error).__name__}); "
+                    f"the database of the ledger does not answer any more ({type(lost).__name__}); "
                     f"{self.command('resume')} goes on when it does"
                 ) from error
+            except KeyboardInterrupt:  # while it waited for the ledger, or told to stop once more
+                raise Interrupted(f"stopped; {self.command('resume')} goes on") from None
 
 
 class _Session:
@@ -802,6 +809,7 @@ class _Session:
                         gpus=concurrent * search.gpus,
                         store_bytes=size,
                         verbose=self._verbose,
+                        on_death=self._study._end_at_once,
                     )
                 )
                 job = workers.Job(
@@ -996,6 +1004,10 @@ class _Session:
         if time.monotonic() - self._shown > 0.25:
             self._shown = time.monotonic()
             self._display.show(self._progress())
+
+    def locked(self) -> None:
+        """Another process has the ledger's lock: what is shown until it is given back."""
+        self._display.show(replace(self._progress(), phase="waiting: another process has locked the ledger"))
 
     def _now(self, phase: str) -> None:
         self._phase = phase

@@ -4,14 +4,16 @@ import json
 import logging
 import math
 import os
+import secrets
 import socket
 import sys
+import tempfile
 import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,6 +42,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
+from search.guard import children_end_with_us  # noqa: E402
 from search.ledger import Ledger  # noqa: E402
 from search.secrets import redacted  # noqa: E402
 from search.signals import handlers_stay, signals_wait  # noqa: E402
@@ -51,7 +54,11 @@ from trainers.files import Damaged, read_whole, write_whole  # noqa: E402
 SILENCE_S = 20.0
 """For how long the head of a joined cluster may not answer. After 60 s Ray itself ends any process that had joined it,
 at once and without a word of ours."""
+ORDERLY_S = 10.0
+"""How long a study may take to end tidily when the Ray started here has died. Tune's loop goes on without the daemon on
+the machine; without the server (GCS) it hangs, and after 60 s Ray itself ends the process."""
 _LOOK_S = 2.0
+_LOOK_HERE_S = 0.5
 
 
 class Watcher(Protocol):
@@ -106,7 +113,7 @@ def cluster(
     gpus: float,
     store_bytes: int,
     verbose: bool,
-    on_silence: Callable[[], object] = lambda: None,
+    on_death: Callable[[str], object] = lambda why: None,
 ) -> Iterator[None]:
     """Ray, started here with `cpus` CPUs or joined at `address`; left as it was found.
 
@@ -116,7 +123,8 @@ def cluster(
         gpus: of a Ray started here.
         store_bytes: how much the trials share in the object store of a Ray started here.
         verbose: whether Ray's own messages are shown.
-        on_silence: called in a thread of its own when the head of a joined cluster has not answered for SILENCE_S.
+        on_death: called with the reason, in a thread of its own, when the head of a joined cluster has not answered for
+            SILENCE_S, or what is inside has not ended within ORDERLY_S of the death of a Ray started here.
 
     Raises:
         BadInput: nothing answers at `address`.
@@ -127,14 +135,18 @@ def cluster(
     loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.data", "ray.train")]
     for logger in loggers:
         logger.setLevel(level)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), ExitStack() as stack:
         if not verbose:
             warnings.simplefilter("ignore")
         own = not ray.is_initialized()
         if own and address is None:
+            stack.enter_context(children_end_with_us())
+            _keep_the_token_private()
             try:
-                with handlers_stay():  # Ray's start takes SIGTERM for itself, and crashes on it later
+                # Ray's start takes SIGTERM for itself, and crashes on it later
+                with handlers_stay(), _on_loopback_alone():
                     ray.init(
+                        "local",  # whatever RAY_ADDRESS says
                         num_cpus=cpus,
                         num_gpus=int(np.ceil(gpus)),
                         include_dashboard=False,
@@ -159,18 +171,21 @@ def cluster(
         for logger in loggers:
             logger.setLevel(level)  # ray.init sets its own
         over = threading.Event()
-        if address is not None:
-            threading.Thread(target=_listen, args=(over, on_silence), name="dux-ray", daemon=True).start()
+        if own:
+            watch = _listen if address is not None else _look
+            threading.Thread(target=watch, args=(over, on_death), name="dux-ray", daemon=True).start()
         try:
             yield
         finally:
-            over.set()
+            if address is not None or not _ray_is_dead():
+                over.set()
             if own:
                 with signals_wait():
                     ray.shutdown()
+            over.set()  # only now where Ray has died: its shutdown may hang, too
 
 
-def _listen(over: threading.Event, on_silence: Callable[[], object]) -> None:
+def _listen(over: threading.Event, on_death: Callable[[str], object]) -> None:
     """Look now and then whether the head of the cluster answers.
 
     In a thread: Ray's calls, Tune's own among them, do not return while it does not.
@@ -180,8 +195,55 @@ def _listen(over: threading.Event, on_silence: Callable[[], object]) -> None:
         if not _ray_is_dead():
             answered = time.monotonic()
         elif time.monotonic() - answered > SILENCE_S:
-            on_silence()
+            on_death(_why_dead())
             return
+
+
+def _look(over: threading.Event, on_death: Callable[[str], object]) -> None:
+    """Look now and then whether the Ray started here lives, and see that the study ends soon if it does not."""
+    while not over.wait(_LOOK_HERE_S):
+        if _ray_is_dead():
+            if not over.wait(ORDERLY_S):
+                on_death(_why_dead())
+            return
+
+
+@contextmanager
+def _on_loopback_alone() -> Iterator[None]:
+    """Inside, a Ray that is started listens on 127.0.0.1 and nowhere else: it runs the code of whoever has its token.
+
+    By a private constant, which does so on macOS and Windows. `ray.init(_node_ip_address="127.0.0.1")`, which looks
+    like the way, is turned into the machine's address among others; and the environment variable behind the constant
+    is read when Ray is imported, when nobody knows yet whether a cluster will be joined.
+    """
+    constants = ray._private.ray_constants
+    before = constants.ENABLE_RAY_CLUSTER
+    constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
+
+
+def _keep_the_token_private() -> None:
+    """The token that Ray's processes know each other by is for this user alone; Ray lets everybody read it.
+
+    Made here where there is none, since Ray would make it readable first. Not where the user says by Ray's own
+    variables what the token is, or that there is none.
+    """
+    if os.environ["RAY_AUTH_MODE"] != "token" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & {*os.environ}:
+        return
+    file = Path.home() / ".ray" / "auth_token"
+    with suppress(OSError):  # Ray says what is wrong with the folder
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not file.exists():
+            with tempfile.NamedTemporaryFile("w", dir=file.parent) as fresh:  # 0600
+                fresh.write(secrets.token_hex(32))
+                fresh.flush()
+                with suppress(FileExistsError):  # another study was first
+                    os.link(fresh.name, file)
+        if file.stat().st_mode & 0o077:
+            file.chmod(0o600)
 
 
 def _knock(address: str, timeout_s: float = 10.0) -> None:
@@ -254,10 +316,7 @@ def run(
         tuner.fit()
     except Exception as error:
         if _ray_is_dead():
-            died = "the head of the Ray cluster does not answer any more"
-            if _is_ours():
-                died = "Ray's own processes on this machine died, for want of memory perhaps"
-            raise RayDied(died) from error
+            raise RayDied(_why_dead()) from error
         raise
 
 
@@ -284,6 +343,13 @@ def _ray_is_dead() -> bool:
     except OSError:
         return True
     return False
+
+
+def _why_dead() -> str:
+    """What is told of a Ray that is dead."""
+    if not _is_ours():
+        return "the head of the Ray cluster does not answer any more"
+    return "Ray's own processes on this machine died"
 
 
 def this_node() -> str:

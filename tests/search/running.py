@@ -3,9 +3,7 @@
 Ray is never started in the tests' own process: every study that runs does so in a subprocess of its own.
 """
 
-import os
 import shutil
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,7 +67,7 @@ class Stand:
         return self.server.url
 
     def kill(self) -> None:
-        os.killpg(self.server.process.pid, signal.SIGKILL)
+        self.server.guard.close()
         self.server.process.wait()
 
     def start(self) -> None:

@@ -7,14 +7,18 @@ import json
 import os
 import random
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from processes import Command, alive, descendants
+from running import wait_for
 from selenium.webdriver.common.by import By
 
 from search.mlflow_view import Server, database, serve, view_path, view_state
+from search.study import Study
+from search.study_file import StudyFile
 from search.tracking import Tracker, find_runs
 from spaces import BadInput, Space
 
@@ -160,6 +164,20 @@ def test_a_study_and_a_server_may_make_the_store_at_the_same_time(tmp_path: Path
     finally:
         server.stop()
     assert {file.name for file in tmp_path.glob("*mlflow.db*")} <= {"mlflow.db", ".mlflow.db.lock"}
+
+
+def test_a_killed_dux_ui_takes_its_server_with_it(tmp_path: Path, start: Callable[..., Command]) -> None:
+    (tmp_path / "study.yaml").write_text("name: there\nspace: {student.width: [0.5]}")
+    study = Study(StudyFile.read(tmp_path / "study.yaml"), tmp_path)
+    study.folder.mkdir(parents=True)
+    (study.folder / "study.json").write_text(study.file.to_json())
+    command = start("ui", "--home", str(tmp_path), "--port", "0")
+    wait_for(lambda: "http://127.0.0.1:" in command.out or not command.running, "the server")
+    assert command.running, command.err
+    server = descendants(command.process.pid)
+    command.process.kill()
+    command.process.wait()
+    wait_for(lambda: not any(map(alive, server)), "the server's end", 15.0)
 
 
 def test_one_objective_has_no_scatter() -> None:

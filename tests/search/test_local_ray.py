@@ -1,0 +1,100 @@
+"""The Ray that a study starts on this machine: who may talk to it, and what becomes of it, and of the study, when one
+of them is killed. One study, killed several times and gone on with."""
+
+import os
+import re
+import signal
+import stat
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from kills import named
+from processes import TASK, Command, alive, descendants
+from running import wait_for
+
+from search.study import Study
+
+STUDY = f"""
+name: local
+{TASK}
+space: {{student.width: 0.25, training.epochs: 2000, training.batch_size: 16}}
+search: {{trials: 1}}
+"""
+SOON_S = 15.0
+
+pytestmark = pytest.mark.timeout(600)
+
+
+class Story:
+    """The study, and what its sessions leave."""
+
+    def __init__(self, folder: Path, start: Callable[..., Command]) -> None:
+        self.folder, self.home, self._start = folder, folder / "home", start
+        (folder / "study.yaml").write_text(STUDY)
+
+    def session(self) -> tuple[Command, dict[int, str]]:
+        """The study at work on its trial, and the processes that it has started."""
+        what = ("resume", "local") if (self.home / "studies").exists() else ("search", str(self.folder / "study.yaml"))
+        command = self._start(*what, "--home", str(self.home), settings={"HOME": str(self.folder)})
+        processes: dict[int, str] = {}
+
+        def at_work() -> bool:
+            processes.update(named(descendants(command.process.pid)))
+            return any(called.startswith("ray::ImplicitFunc.") for called in processes.values())
+
+        wait_for(lambda: at_work() or not command.running, "a trial")
+        assert command.running, command.err
+        return command, {pid: called for pid, called in processes.items() if alive(pid)}
+
+    def ended(self, command: Command, processes: dict[int, str]) -> None:
+        """Soon, in one line that says how to go on, and nothing is left."""
+        began = time.monotonic()
+        wait_for(lambda: not command.running, "the end", 60.0)
+        assert time.monotonic() - began < SOON_S
+        assert (command.process.returncode, command.out) == (130, "")
+        assert re.fullmatch(
+            r"\n?dux: stopped.*, because Ray's own processes on this machine died; "
+            rf"`dux resume local --home {self.home}` goes on\n",
+            command.err,
+        ), command.err
+        self.nothing_is_left(processes)
+
+    def nothing_is_left(self, processes: dict[int, str]) -> None:
+        wait_for(lambda: not any(map(alive, processes)), f"the end of {processes}", SOON_S)
+
+
+def test_a_local_ray_is_nobody_elses_and_whatever_is_killed_all_of_it_ends_with_the_study(
+    tmp_path: Path, start: Callable[..., Command]
+) -> None:
+    story = Story(tmp_path, start)
+    command, processes = story.session()
+    listening = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True, check=True).stdout.splitlines()
+    where = [
+        line.split()[3].rpartition(":")[0]
+        for line in listening
+        if {int(pid) for pid in re.findall(r"pid=(\d+)", line)} & {command.process.pid, *processes}
+    ]
+    assert len(where) > 3
+    assert {*where} <= {"127.0.0.1", "[::1]", "[::ffff:127.0.0.1]"}
+    token = tmp_path / ".ray" / "auth_token"
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+
+    for pid, called in processes.items():
+        if "/gcs_server " in called:
+            os.kill(pid, signal.SIGKILL)
+    story.ended(command, processes)
+
+    command, processes = story.session()
+    for pid, called in processes.items():
+        if "ray" in called:
+            os.kill(pid, signal.SIGKILL)
+    story.ended(command, processes)
+
+    command, processes = story.session()
+    command.process.kill()
+    command.process.wait()
+    story.nothing_is_left(processes)
+    assert [line.outcome for line in Study.open("local", story.home).lines()][:2] == ["interrupted", "interrupted"]
