@@ -1,7 +1,6 @@
 """The ledger: the Optuna study that proposes recipes and records what has finished."""
 
 import hashlib
-import importlib
 import inspect
 import json
 import math
@@ -35,6 +34,7 @@ from search.locks import TRY_S, PatientConnection
 from search.secrets import redacted, without_secrets
 from spaces import BadInput, Choice, Recipe, Space
 from spaces.errors import known, shown
+from spaces.own import own_object
 from trainers.files import unsealed
 
 SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = MappingProxyType(
@@ -545,23 +545,23 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
     Raises:
         BadInput: there is none of that name, or none can be made.
     """
-    module, colon, attribute = name.partition(":")
-    if name in SAMPLERS or not colon:
-        if name not in SAMPLERS:
-            way_out = f"{known(SAMPLERS, name)}, or `package.module:Class` of your own"
-            raise BadInput(f"`search.sampler` must be a known sampler, but got {name!r}; {way_out}")
+    if name in SAMPLERS:
         return SAMPLERS[name](seed)
+    if ":" not in name:
+        way_out = f"{known(SAMPLERS, name)}, or `package.module:Class` of your own"
+        raise BadInput(f"`search.sampler` must be a known sampler, but got {shown(name)}; {way_out}")
+    own = own_object(name, "search.sampler")
+    if not (isinstance(own, type) and issubclass(own, BaseSampler)):
+        raise BadInput(f"`search.sampler: {name}` must be a class of optuna.samplers.BaseSampler, but is {shown(own)}")
     try:
-        own = getattr(importlib.import_module(module), attribute)
-        sampler = own(seed=seed) if "seed" in inspect.signature(own).parameters else own()
+        made: Any = own  # whose arguments are its own
+        sampler: BaseSampler = made(seed=seed) if "seed" in inspect.signature(own).parameters else made()
+        return sampler
     except (Exception, SystemExit) as error:  # it is not ours
         raise BadInput(
             f"`search.sampler: {name}` must be a class that can be made, but "
             f"{' '.join(f'{type(error).__name__}: {error}'.split())[:200]}; try it in Python"
         ) from None
-    if not isinstance(sampler, BaseSampler):
-        raise BadInput(f"`search.sampler: {name}` must make an optuna.samplers.BaseSampler, but made {shown(sampler)}")
-    return sampler
 
 
 def grouped(lines: Sequence[Line]) -> list[tuple[str, list[int]]]:

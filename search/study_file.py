@@ -1,23 +1,27 @@
 """The study file: what a study is, read from YAML and checked whole before anything starts."""
 
-import importlib
+import inspect
+import itertools
 import json
+import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationError
 
 from search.constraints import Limits
 from search.ledger import MOST_ON_A_GRID, make_sampler
-from spaces import BadInput, Choice, Float, Scalar, Space, Student
+from search.study_yaml import brief, read_yaml
+from spaces import BadInput, Float, Recipe, Scalar, Space, Student
 from spaces.errors import known, one_line, shown
-from spaces.recipe import Part
+from spaces.own import own_object
+from spaces.recipe import Part, in_one_level
+from spaces.space import MOST_FRACTIONS
 from trainers import catalogue
 from trainers.depths import check_student
 from trainers.metrics import METRICS
@@ -29,41 +33,67 @@ if TYPE_CHECKING:
 Direction = Literal["min", "max"]
 
 
+MOST_FIRST = 1_000
+MOST_COMBINATIONS = 10_000
+"""Of the choices of a method's own parameters: what students learn of the teacher is looked up for each."""
+
+
+def as_name(name: str) -> str:
+    """`name`, if a study may have it; else ValueError. Studies are folders, so that no name may lead elsewhere."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
+        raise ValueError("must be 1 to 63 letters, digits, `.`, `_` or `-`, the first a letter or a digit")
+    return name
+
+
+def check_name(name: str) -> None:
+    """Raise BadInput unless a study may have the name."""
+    try:
+        as_name(name)
+    except ValueError as error:
+        raise BadInput(f"a study's name {error}, but got {shown(name)}") from None
+
+
+def _as_recipe(raw: object) -> object:
+    return in_one_level(raw, "search.first") if isinstance(raw, Mapping) else raw
+
+
 class SearchSpec(Part):
     """How the space is searched."""
 
-    trials: int = Field(default=24, ge=1)
+    trials: int = Field(default=24, ge=1, le=1_000_000)
     """Trials that end, well or badly; interrupted ones are done again and do not count."""
-    concurrent: int | None = Field(default=None, ge=1)
+    concurrent: int | None = Field(default=None, ge=1, le=10_000)
     """Trials at a time; left out, as many as the CPUs allow."""
     sampler: str = "tpe"
     """A name in `search.ledger.SAMPLERS`, or `package.module:Class` of an Optuna sampler."""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    seeds: int = Field(default=1, ge=1)
+    seeds: int = Field(default=1, ge=1, le=100)
     """Above 1, the trials that the front's students come from are repeated at the end with other seeds, so that each
     has been trained with so many."""
     curve: bool = True
     """Whether every trained student is also measured at the other fractions of `pruning.fraction`, not fine-tuned, and
     between the rounds of an iterative cut."""
-    first: list[dict[str, Scalar]] = Field(default_factory=list)
+    first: list[Annotated[dict[str, Scalar], BeforeValidator(_as_recipe)]] = Field(
+        default_factory=list, max_length=MOST_FIRST
+    )
     """Recipes to try first, each by some of its parameters; the sampler draws the others."""
-    start_from: str | None = None
+    start_from: Annotated[str, AfterValidator(as_name)] | None = None
     """An earlier study on the same task, whose finished trials the sampler learns from."""
-    retries: int = Field(default=1, ge=0)
+    retries: int = Field(default=1, ge=0, le=100)
     """How often a trial is tried again whose worker process died or took too long, or that ran out of memory."""
-    trial_timeout: float | None = Field(default=None, gt=0.0)
+    trial_timeout: float | None = Field(default=None, gt=0.0, le=1e9)
     """Seconds that a trial may take."""
-    checkpoint_seconds: float = Field(default=30.0, ge=0.0)
+    checkpoint_seconds: float = Field(default=30.0, ge=0.0, le=1e9)
     """The least time between two checkpoints of a trial; 0 writes one after every epoch."""
     stopping: Literal["none", "pareto"] = "none"
     """Whether trials that others beat are stopped early, and by what (`search.stopping`)."""
-    min_epochs: int = Field(default=3, ge=1)
+    min_epochs: int = Field(default=3, ge=1, le=100_000)
     """Of early stopping: after how many epochs trials are first compared."""
-    reduction: int = Field(default=3, ge=2)
+    reduction: int = Field(default=3, ge=2, le=1_000)
     """Of early stopping: about one trial in so many goes on, to be compared again after so many times the epochs."""
-    cpus: int = Field(default=1, ge=1)
+    cpus: int = Field(default=1, ge=1, le=10_000)
     """CPUs a trial has; it computes with as many threads."""
-    gpus: float = Field(default=0.0, ge=0.0)
+    gpus: float = Field(default=0.0, ge=0.0, le=10_000.0)
     """GPUs a trial has; a fraction shares one between trials."""
 
     @property
@@ -72,17 +102,9 @@ class SearchSpec(Part):
         return self.concurrent or max(1, (os.cpu_count() or 1) // self.cpus)
 
 
-def _as_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
-        raise ValueError("must be 1 to 63 letters, digits, `.`, `_` or `-`, the first a letter or a digit")
-    return name
-
-
 def _as_space(raw: object) -> object:
     if isinstance(raw, Space):
         return raw
-    if isinstance(raw, str):
-        return _space_from_function(raw)
     if not isinstance(raw, Mapping):
         raise BadInput(f"`space` must be a mapping of parameters, or `package.module:function`, but got {shown(raw)}")
     return Space.from_mapping(raw)
@@ -95,7 +117,7 @@ class StudyFile(Part):
         BadInput: through `read` and `from_mapping`; one line with the rule, the value and the way out.
     """
 
-    name: Annotated[str, AfterValidator(_as_name)]
+    name: Annotated[str, AfterValidator(as_name)]
     task: TaskSpec = TaskSpec()
     space: Annotated[Any, BeforeValidator(_as_space), PlainSerializer(lambda space: space.to_mapping())]
     objectives: dict[str, Direction] = Field(default={"accuracy": "max", "parameters": "min"}, min_length=1)
@@ -115,25 +137,7 @@ class StudyFile(Part):
         Raises:
             BadInput: the file cannot be read, is not YAML, or breaks a rule.
         """
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            near = (
-                ", ".join(sorted(str(found) for found in path.parent.glob("*.y*ml"))[:5])
-                if path.parent.is_dir()
-                else ""
-            )
-            raise BadInput(
-                f"a study file must exist, but {path} does not; {f'there is {near}' if near else 'check the path'}"
-            ) from None
-        except IsADirectoryError:
-            raise BadInput(f"a study file must be a file, but {path} is a folder; name a .yaml file in it") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"{path} must be text in UTF-8, but {_brief(error)}; is it a YAML file?") from None
-        try:
-            raw = yaml.load(text, Loader=_UniqueKeys)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2024-13-45
-            raise BadInput(f"{path} must be YAML, but {_brief(error)}; `dux init` writes an example") from None
+        raw = read_yaml(path)
         if raw is None:
             raise BadInput(f"{path} must describe a study, but is empty; `dux init` writes an example")
         return cls.from_mapping(raw, folder=path.parent)
@@ -152,11 +156,15 @@ class StudyFile(Part):
         for key in raw:
             if not isinstance(key, str):
                 raise BadInput(f"keys of a study file must be texts, but got {shown(key)}")
+        raw = {key: value for key, value in raw.items() if not key.startswith("x-")}  # for anchors
         if _names_a_module(raw):
             _find_modules_in(folder or Path())
         try:
             # the space first: inside of pydantic's check its errors would be wrapped into others
-            study = cls.model_validate({**raw, "space": _as_space(raw["space"])} if "space" in raw else dict(raw))
+            if "space" in raw:
+                space = raw["space"]
+                raw["space"] = _space_from_function(space) if isinstance(space, str) else _as_space(space)
+            study = cls.model_validate(raw)
         except ValidationError as error:
             raise BadInput(one_line(error, cls)) from None
         if study.task.root is not None:
@@ -167,6 +175,7 @@ class StudyFile(Part):
         for name in study.constraints:
             if name not in METRICS:
                 raise BadInput(f"`constraints.{name}` must be a measurement; {known(METRICS, name)}")
+        _check_sizes(study)
         _check_space(study.space)
         _check_members(study.space, study.task.teacher.members)
         make_sampler(study.search.sampler, study.search.seed)
@@ -194,14 +203,20 @@ class StudyFile(Part):
         Args:
             data: the task's; the features' sizes depend on its images.
         """
-        from trainers import check_pair  # here: it needs torch, and a mistake in the file is told before that is there
+        # here: they need torch, and a mistake in the file is told before that is there
+        from trainers.trial import check_pair, check_size
 
-        for recipe in self.space.extremes("transfer", "student.family", "student.depth"):
-            try:
-                check_pair(recipe, self.task, data)
-            except BadInput as error:
-                student = f"{recipe.student.family} of depth {recipe.student.depth}"
-                raise BadInput(f"space: with a student that is a {student}: {error}") from None
+        check_size(self.task.teacher.student, data)
+        families, depths, widths = (self.space.extremes_of(f"student.{name}") for name in ("family", "depth", "width"))
+        for family in families:
+            check_size(Student(family=str(family), depth=max(depths), width=max(widths)), data)
+            # what a method asks of the number of features and of their sizes, it asks of the least or of the most
+            for depth, method in itertools.product(sorted({min(depths), max(depths)}), self.space.methods):
+                given = {"student.family": family, "student.depth": depth, "transfer": method}
+                try:
+                    check_pair(Recipe.from_flat(given), self.task, data)
+                except BadInput as error:
+                    raise BadInput(f"space: with a student that is a {family} of depth {depth}: {error}") from None
 
     def to_json(self) -> str:
         """What `from_json` reads back as an equal study; the space of a Python function is written out."""
@@ -210,10 +225,7 @@ class StudyFile(Part):
     @classmethod
     def from_json(cls, text: str) -> Self:
         """The study that `to_json` wrote; not checked against this machine's files again."""
-        raw = json.loads(text)
-        if _names_a_module(raw):
-            _find_modules_in(Path())
-        return cls.model_validate(raw)
+        return cls.model_validate(json.loads(text))
 
 
 def _check_objectives(objectives: Mapping[str, Direction]) -> None:
@@ -237,8 +249,7 @@ def _check_space(space: Space) -> None:
                 values.append(min(domain.high, domain.low + (domain.step or (domain.high - domain.low) / 2)))
             for value in values:
                 checks[method]({option: value})
-    families = space.parameters.get("student.family", Choice((Student().family,))).extremes()
-    depths = space.parameters.get("student.depth", Choice((Student().depth,))).extremes()
+    families, depths = space.extremes_of("student.family"), space.extremes_of("student.depth")
     for family in families:
         for depth in depths:
             try:
@@ -262,7 +273,7 @@ def _check_of_options(method: str) -> Callable[[Mapping[str, Scalar]], object]:
 
 
 def _check_members(space: Space, teacher: int) -> None:
-    members = space.parameters.get("student.members", Choice((Student().members,))).extremes()
+    members = space.extremes_of("student.members")
     if teacher == 1 and {*members} == {1}:
         return  # every method can; and it is not for this that torch is imported
     from trainers.transfer import method_named
@@ -274,6 +285,25 @@ def _check_members(space: Space, teacher: int) -> None:
                 method.check_members(method.parse({}), int(student), teacher)
             except BadInput as error:
                 raise BadInput(f"space: {error}") from None
+
+
+def _check_sizes(study: StudyFile) -> None:
+    """Raise BadInput where what is enumerated of a space would have no end that anybody waits for."""
+    space = study.space
+    for method in space.methods:
+        own = [domain for name, domain in space.parameters.items() if name.rpartition(".")[0] == method]
+        combinations = math.prod(len(domain.extremes()) for domain in own)
+        if combinations > MOST_COMBINATIONS:
+            raise BadInput(
+                f"`space`: the choices of `{method}`'s own parameters must have at most {MOST_COMBINATIONS:,} "
+                f"combinations, but have {combinations:,}; list fewer, or give {{low, high}} without a step"
+            )
+    fractions = len(space.fractions())
+    if study.search.curve and fractions > MOST_FRACTIONS:
+        raise BadInput(
+            f"`space.pruning.fraction` must have at most {MOST_FRACTIONS} values with `search.curve`, since every "
+            f"student is measured at each, but has {fractions:,}; give fewer, or set `search.curve: false`"
+        )
 
 
 def _names_a_module(raw: Mapping[Any, Any]) -> bool:
@@ -292,17 +322,21 @@ def _find_modules_in(folder: Path) -> None:
 
 
 def _space_from_function(reference: str) -> Space:
-    module_name, colon, function_name = reference.partition(":")
-    if not colon or not module_name or not function_name.isidentifier():
-        raise BadInput(f"`space` must be a mapping or `package.module:function`, but got {reference!r}")
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-        found = function()
-    except BadInput:
-        raise
-    except (Exception, SystemExit) as error:  # the module may be a script that exits
+    if ":" not in reference:
+        raise BadInput(f"`space` must be a mapping or `package.module:function`, but got {shown(reference)}")
+    function = own_object(reference, "space")
+    # not a builtin, which may be anything of Python's under a module of the user's, nor a command of ours
+    if not inspect.isfunction(function) or function.__module__.partition(".")[0] in _NO_SPACES:
         raise BadInput(
-            f"`space: {reference}` must be a function that runs, but {_brief(error)}; try it in Python"
+            f"`space: {reference}` must be a function of yours that is written in Python, but is {shown(function)}"
+        )
+    try:
+        found = function()
+    except (BadInput, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # it may be a script that exits
+        raise BadInput(
+            f"`space: {reference}` must be a function that runs, but {brief(error)}; try it in Python"
         ) from None
     if isinstance(found, Mapping):
         return Space.from_mapping(found)
@@ -311,23 +345,4 @@ def _space_from_function(reference: str) -> Space:
     return found
 
 
-def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that stands twice: YAML would take the last and forget the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        for key in _repeated(node):
-            raise yaml.constructor.ConstructorError(None, None, f"key `{key.value}` stands twice", key.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def _repeated(node: yaml.MappingNode) -> Iterator[yaml.ScalarNode]:
-    seen = set()
-    for key, _ in node.value:
-        if isinstance(key, yaml.ScalarNode):
-            if key.value in seen:
-                yield key
-            seen.add(key.value)
+_NO_SPACES = {*sys.stdlib_module_names, "dux", "search", "spaces", "trainers"}

@@ -1,7 +1,9 @@
 """The one error a user's input can raise, and how pydantic's findings are put into it."""
 
 import difflib
+import itertools
 import re
+import reprlib
 from collections.abc import Iterable
 from typing import Any, get_args
 
@@ -15,9 +17,32 @@ class BadInput(ValueError):
     """
 
 
+class _Brief(reprlib.Repr):
+    """`repr` that looks at no more than it shows, whatever it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxtuple, self.maxstring, self.maxother = 3, 20, 20, 200, 200
+
+    def repr_dict(self, value: dict[Any, Any], level: int) -> str:
+        if level <= 0:
+            return "{…}"
+        parts = [
+            f"{self.repr1(key, level - 1)}: {self.repr1(inner, level - 1)}"
+            for key, inner in itertools.islice(value.items(), 20)
+        ]
+        return "{" + ", ".join([*parts, *(["…"] if len(value) > 20 else [])]) + "}"
+
+    def repr_int(self, value: int, level: int) -> str:
+        return repr(value) if abs(value) < 10**40 else f"a number of {value.bit_length()} bits"
+
+
+_brief = _Brief()
+
+
 def shown(value: object, length: int = 80) -> str:
     """`value` as one short line for a message."""
-    text = " ".join(repr(value).split())
+    text = " ".join(_brief.repr(value).split())
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
@@ -29,15 +54,25 @@ def known(names: Iterable[str], asked: object) -> str:
     return f"{hint}known: {', '.join(listed)}"
 
 
+class Damaged(Exception):
+    """A file that Dux wrote is not as Dux wrote it; the message names the file and the way out in one line."""
+
+
 def number_hint(value: object) -> str:
-    """The way out where YAML 1.1 took a number for a text: it wants a point before the exponent, and a sign in it."""
-    found = re.fullmatch(r"([+-]?\d+)(\.\d*)?e([+-]?)(\d+)", value.lower()) if isinstance(value, str) else None
-    if found is None:
+    """The way out where a text stands for a number or for true or false."""
+    if not isinstance(value, str) or len(value) > 40:
         return ""
-    whole, part, sign, exponent = found.groups()
-    return (
-        f" (which YAML reads as a text: write {whole}{part if part and part != '.' else '.0'}e{sign or '+'}{exponent})"
-    )
+    if re.fullmatch(r"[-+]?\d+,\d+", value):
+        return f" (a text, because of the comma: write {value.replace(',', '.')})"
+    if re.fullmatch(r"[-+]?\d[\d_]*(\.[\d_]*)?", value) and "_" in value:
+        return f" (a text, because of the `_`: write {value.replace('_', '')})"
+    if re.fullmatch(r"\d+(:\d+)+(\.\d*)?", value):
+        return " (a text, because of the colon: write one number)"
+    if value.lower() in ("yes", "on", "y", "no", "off", "n"):
+        return f" (a text: write {'true' if value.lower() in ('yes', 'on', 'y') else 'false'})"
+    if re.fullmatch(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|true|false", value):
+        return " (a text: write it without quotes)"
+    return ""
 
 
 def one_line(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
@@ -47,7 +82,7 @@ def one_line(error: ValidationError, model: type[BaseModel], prefix: str = "") -
     """
     findings = error.errors(include_url=False)
     first = findings[0]
-    where = ".".join(str(part) for part in (*((prefix,) if prefix else ()), *first["loc"]))
+    where = ".".join(str(part)[:80] for part in (*((prefix,) if prefix else ()), *first["loc"]))
     more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
     owner, field = _field(model, first["loc"])
     if first["type"] == "extra_forbidden":
@@ -58,7 +93,9 @@ def one_line(error: ValidationError, model: type[BaseModel], prefix: str = "") -
     way_out = "" if field is None or field.is_required() else f"; leave it out for {shown(field.default)}"
     if first["type"] == "int_type" and isinstance(first["input"], float):
         way_out += " (a range of whole numbers has a whole `step`)"
-    return f"`{where}` {rule}, but got {shown(first['input'])}{number_hint(first['input'])}{way_out}{more}"
+    # where a text is what is wanted, one that looks like a number is none to be written otherwise
+    hint = number_hint(first["input"]) if first["type"] in ("int_type", "float_type", "bool_type") else ""
+    return f"`{where}` {rule}, but got {shown(first['input'])}{hint}{way_out}{more}"
 
 
 def _field(model: type[BaseModel], path: tuple[int | str, ...]) -> tuple[type[BaseModel], Any]:

@@ -25,7 +25,7 @@ class Student(Part):
 
     family: str = "resnet"
     """A name in `trainers.families.FAMILIES`."""
-    depth: int = Field(default=8, ge=2)
+    depth: int = Field(default=8, ge=2, le=10_000)
     """Layers with weights, as the family counts them (residual networks: 6n+2)."""
     width: float = Field(default=1.0, gt=0.0, le=64.0)
     """Multiplies the family's base channel counts; each is rounded to a whole channel, at least 1."""
@@ -40,8 +40,8 @@ class Student(Part):
 class Training(Part):
     """Stochastic gradient descent with Nesterov momentum; the rate warms up linearly, then falls as a cosine."""
 
-    epochs: int = Field(default=30, ge=1)
-    batch_size: int = Field(default=64, ge=2)
+    epochs: int = Field(default=30, ge=1, le=100_000)
+    batch_size: int = Field(default=64, ge=2, le=1_000_000)
     learning_rate: float = Field(default=0.1, gt=0.0)
     momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
     weight_decay: float = Field(default=5e-4, ge=0.0)
@@ -97,15 +97,15 @@ class Pruning(Part):
     """Whether the lowest units of the whole network go, or of every group of coupled layers the same share."""
     floor: float = Field(default=0.1, ge=0.0, le=1.0)
     """Share of each layer's units that stays whatever their rank; at least one always does."""
-    round_to: int = Field(default=1, ge=1)
+    round_to: int = Field(default=1, ge=1, le=10_000)
     """What stays of a layer's units is rounded up to a multiple of this, at most to what the layer has; hardware that
     computes 8 channels at a time is as slow with 9 as with 16."""
-    rounds: int = Field(default=1, ge=1)
+    rounds: int = Field(default=1, ge=1, le=100)
     """Cuts in which the fraction is reached; each takes the same share of the units that are there, so that the network
     has as much to recover from every time (equal steps would take ever larger shares of what is left)."""
     reconstruct: bool = True
     """Whether the weights that stay are fitted to what their layers put out before the cut."""
-    fine_tune_epochs: int = Field(default=10, ge=0)
+    fine_tune_epochs: int = Field(default=10, ge=0, le=100_000)
     """After all cuts together, split evenly between them; where that leaves a rest, earlier cuts have an epoch more."""
     fine_tune_learning_rate: float = Field(default=0.05, gt=0.0)
     """0.05 was better than 0.02 in 8 of 12 comparisons and worse in 2 (resnet 8 of width 0.5 on digits and
@@ -121,6 +121,24 @@ class Pruning(Part):
                 "fine_tune_epochs": turn * each + min(turn, rest),
             }
         )
+
+
+def in_one_level(raw: Mapping[Any, Any], where: str) -> dict[Any, Any]:
+    """Recipe names with what a namespace holds written out: `{student: {width: 1}}` is `{student.width: 1}`.
+
+    Raises:
+        BadInput: a name stands twice then.
+    """
+    flat: dict[Any, Any] = {}
+    for name, value in raw.items():
+        # no name of a parameter is without a point but for two; a class of the user's may have one before its colon
+        space = isinstance(name, str) and name not in RECIPE_NAMES and "." not in name.rpartition(":")[2]
+        for key, inner in value.items() if space and isinstance(value, Mapping) else [(None, value)]:
+            full = name if key is None else f"{name}.{key}"
+            if full in flat:
+                raise BadInput(f"`{where}.{full}` must stand once, but stands twice; remove one")
+            flat[full] = inner
+    return flat
 
 
 _PARTS: dict[str, type[Part]] = {"student": Student, "training": Training, "spectral": Spectral, "pruning": Pruning}

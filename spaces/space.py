@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from spaces.errors import BadInput, known, number_hint, shown
-from spaces.recipe import RECIPE_NAMES, Recipe, Scalar
+from spaces.recipe import RECIPE_NAMES, Recipe, Scalar, in_one_level
 
 
 class Suggest(Protocol):
@@ -96,10 +96,18 @@ class Int:
         Of more than 1,000 values, as a seed may have, the two ends.
         """
         values = range(self.low, self.high + 1, self.step)
-        return tuple(values) if len(values) <= 1000 else (values[0], values[-1])
+        return tuple(values) if len(values) <= MOST_CHOICES else (values[0], values[-1])
 
 
 Domain = Choice | Float | Int
+
+MOST_CHOICES = 1_000
+MOST_STEPS = 100_000
+"""Values of an interval of numbers with a step."""
+LARGEST = 1e15
+"""Of a number in a space, without its sign; above it a float does not hold every whole number."""
+MOST_FRACTIONS = 100
+"""At which a trained student may be looked at."""
 
 TOGETHER = ("spectral.train_inputs", "spectral.train_outputs", "spectral.train_eigenvectors")
 """Parameters with a rule that is about all of them."""
@@ -154,13 +162,18 @@ class Space:
         for name in raw:
             if not isinstance(name, str):
                 raise BadInput(f"names in `space` must be text, but got {shown(name)}; write it like `student.width`")
-        return cls({name: _domain(f"space.{name}", value) for name, value in raw.items()})
+        flat = in_one_level(raw, "space")
+        return cls({name: _domain(f"space.{name}", value) for name, value in flat.items()})
 
     @property
     def methods(self) -> tuple[str, ...]:
         """The transfer methods that may be drawn."""
         domain = self.parameters.get("transfer", Choice((Recipe().transfer,)))
         return tuple(str(value) for value in domain.extremes())
+
+    def extremes_of(self, name: str) -> tuple[Any, ...]:
+        """The values of a recipe's parameter whose validity implies that of all others; its default where not named."""
+        return self.parameters.get(name, Choice((_DEFAULTS[name],))).extremes()
 
     def draw(self, suggest: Suggest) -> Recipe:
         """One recipe; `suggest` is asked only for parameters that matter to it, the transfer method first."""
@@ -287,18 +300,23 @@ def _written(domain: Domain) -> list[Scalar] | dict[str, Scalar]:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
 
 
 def _domain(name: str, raw: object) -> Domain:
     if isinstance(raw, Mapping):
         return _interval(name, raw)
     values: Sequence[Any] = raw if isinstance(raw, list | tuple) else [raw]
+    if len(values) > MOST_CHOICES:
+        raise BadInput(f"`{name}` must have at most {MOST_CHOICES:,} choices, but has {len(values):,}; list fewer")
     if not values:
         raise BadInput(f"`{name}` must have at least one choice, but got []; list its values or remove it")
     for value in values:
-        if not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
-            raise BadInput(f"choices of `{name}` must be finite numbers, texts or true/false, but got {shown(value)}")
+        if not (isinstance(value, bool | str) or _is_number(value)):
+            raise BadInput(
+                f"choices of `{name}` must be finite numbers (at most {LARGEST:g}), texts or true/false, "
+                f"but got {shown(value)}"
+            )
     if len({(type(value), value) for value in values}) < len(values):
         raise BadInput(f"choices of `{name}` must differ, but got {shown(list(values))}; write each once")
     return Choice(tuple(values))
@@ -308,14 +326,17 @@ def _interval(name: str, raw: Mapping[Any, Any]) -> Domain:
     keys = ("low", "high", "step", "log")
     for key in raw:
         if key not in keys:
-            raise BadInput(f"`{name}.{key}` is not a known key; {known(keys, key)}")
+            comma = "; a number has a point and no comma (0.5)" if isinstance(key, int) else ""
+            raise BadInput(f"`{name}.{shown(key).strip(chr(39))}` is not a known key; {known(keys, key)}{comma}")
     for key in ("low", "high"):
         if key not in raw:
             raise BadInput(f"`{name}` must have both low and high, but got {shown(dict(raw))}; add {key}")
     low, high, step, log = raw["low"], raw["high"], raw.get("step"), raw.get("log", False)
     for key, value in (("low", low), ("high", high), *((("step", step),) if step is not None else ())):
         if not _is_number(value):
-            raise BadInput(f"`{name}.{key}` must be a finite number, but got {shown(value)}{number_hint(value)}")
+            large = isinstance(value, int | float) and abs(value) > LARGEST
+            limit = f", at most {LARGEST:g}" if large else ""
+            raise BadInput(f"`{name}.{key}` must be a finite number{limit}, but got {shown(value)}{number_hint(value)}")
     if not isinstance(log, bool):
         raise BadInput(f"`{name}.log` must be true or false, but got {shown(log)}")
     if low > high:
@@ -328,6 +349,11 @@ def _interval(name: str, raw: Mapping[Any, Any]) -> Domain:
         if step <= 0:
             raise BadInput(f"`{name}.step` must be above 0, but got {step}; drop it for a continuous range")
         steps = (high - low) / step
+        if steps > MOST_STEPS and not all(isinstance(value, int) for value in (low, high, step)):
+            raise BadInput(
+                f"`{name}` must have at most {MOST_STEPS:,} steps, but {shown(step)} makes {steps:.3g}; "
+                "widen the step, or drop it for a continuous range"
+            )
         if abs(steps - round(steps)) > 1e-9 * max(1.0, steps):
             reach = low + math.floor(steps) * step
             raise BadInput(

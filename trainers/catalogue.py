@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, create_model
 
-from spaces.errors import BadInput, known, one_line
+from spaces.errors import BadInput, known, one_line, shown
 from spaces.recipe import Part, Scalar
 
 FILE = Path(__file__).with_name("catalogue.json")
@@ -38,7 +38,7 @@ def described() -> dict[str, dict[str, Any]]:
 def unknown_method(name: str, names: Iterable[str]) -> BadInput:
     """The error where a method that `transfer` names is none of `names`, and no class of the user's."""
     own = "; one of your own is named `package.module:Class`"
-    return BadInput(f"`transfer` must be a known method, but got {name!r}; {known(names, name)}{own}")
+    return BadInput(f"`transfer` must be a known method, but got {shown(name)}; {known(names, name)}{own}")
 
 
 def check_options(method: str, options: Mapping[str, Scalar]) -> None:

@@ -7,13 +7,19 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from spaces import BadInput, Student
-from spaces.errors import known
+from spaces.errors import known, shown
+
+_DEEPEST_RESNET = 302
+"""In its paper (He et al. 2016, section 4.2) a depth of 110 was better than one of 1202."""
 
 
 def _resnet(depth: int) -> None:
-    if depth < 8 or (depth - 2) % 6:
-        near = max(8, 6 * round((depth - 2) / 6) + 2)
-        raise BadInput(f"depth of a resnet must be 6n+2 with n >= 1, but got {depth}; the nearest is {near}")
+    if not 8 <= depth <= _DEEPEST_RESNET or (depth - 2) % 6:
+        near = min(max(8, 6 * round((depth - 2) / 6) + 2), _DEEPEST_RESNET)
+        raise BadInput(
+            f"depth of a resnet must be 6n+2 with n >= 1 and at most {_DEEPEST_RESNET}, but got {depth}; "
+            f"the nearest is {near}"
+        )
 
 
 def _mlp(depth: int) -> None:
@@ -31,6 +37,6 @@ def check_student(student: Student) -> None:
     """Raise BadInput unless the family exists and has this depth."""
     if student.family not in DEPTHS:
         raise BadInput(
-            f"family of a network must be a known one, but got {student.family!r}; {known(DEPTHS, student.family)}"
+            f"family of a network must be a known one, but got {shown(student.family)}; {known(DEPTHS, student.family)}"
         )
     DEPTHS[student.family](student.depth)

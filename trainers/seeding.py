@@ -11,5 +11,5 @@ def seeded(generator: torch.Generator) -> Iterator[None]:
     """Inside, the global generator of the CPU is seeded from `generator`; afterwards it is as it was."""
     with torch.random.fork_rng(devices=()):
         # not torch.manual_seed, which seeds the accelerators' generators too, and for good
-        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
         yield

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from spaces import BadInput, Student
-from spaces.errors import known
+from spaces.errors import known, shown
 from spaces.recipe import Part
 from trainers.data import AUGMENTATIONS, DATASETS, check_dataset, load_dataset
 from trainers.depths import check_student
@@ -21,16 +21,16 @@ class TeacherSpec(Part):
     """The network to compress, and how it is trained."""
 
     family: str = "resnet"
-    depth: int = Field(default=20, ge=2)
+    depth: int = Field(default=20, ge=2, le=10_000)
     width: float = Field(default=1.0, gt=0.0, le=64.0)
-    epochs: int = Field(default=30, ge=1)
-    batch_size: int = Field(default=64, ge=2)
+    epochs: int = Field(default=30, ge=1, le=100_000)
+    batch_size: int = Field(default=64, ge=2, le=1_000_000)
     learning_rate: float = Field(default=0.1, gt=0.0)
     weight_decay: float = Field(default=5e-4, ge=0.0)
     members: int = Field(default=1, ge=1, le=64)
     """Networks of an ensemble, each trained on its own from a seed of its own; their probabilities are averaged."""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    threads: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1, le=1024)
     """Torch threads that it, and what is learned of it, are computed with; the last digits depend on their number."""
 
     @property
@@ -47,9 +47,9 @@ class TaskSpec(Part):
     """The folder of the data set's files, where it needs one."""
     download: bool = False
     """Whether a missing data set may be fetched from its home on the internet."""
-    train_limit: int | None = Field(default=None, ge=1)
+    train_limit: int | None = Field(default=None, ge=1, le=10**9)
     """Train on this many images only, drawn evenly over the classes."""
-    image_size: int | None = Field(default=None, ge=1)
+    image_size: int | None = Field(default=None, ge=1, le=4096)
     """Side to which images of a folder are scaled and cropped."""
     augment: str | None = None
     """`none`, `crop` or `crop_flip`; left out, the data set's own."""
@@ -65,7 +65,7 @@ class TaskSpec(Part):
         )
         if self.augment is not None and self.augment not in AUGMENTATIONS:
             way_out = known(AUGMENTATIONS, self.augment)
-            raise BadInput(f"`task.augment` must be a known policy, but got {self.augment!r}; {way_out}")
+            raise BadInput(f"`task.augment` must be a known policy, but got {shown(self.augment)}; {way_out}")
         check_student(self.teacher.student)
 
     def load_data(self) -> Dataset:

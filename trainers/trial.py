@@ -6,13 +6,13 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
-from spaces import Pruning, Recipe
+from spaces import BadInput, Pruning, Recipe, Student
 from trainers.checkpoint import Checkpoint, Kept
 from trainers.computing import computing
 from trainers.data.dataset import Dataset
@@ -28,6 +28,8 @@ from trainers.task import Task
 from trainers.task_spec import TaskSpec
 from trainers.transfer import Method, Shapes, TeacherSignals, method_of
 
+MOST_PARAMETERS = 500_000_000
+"""Of a network; with its gradients and momentum it has 6 GB."""
 SEEN = 1024
 """Training images to which weights are fitted, and from which batch norm statistics are estimated, after a cut."""
 
@@ -332,10 +334,33 @@ def check_pair(recipe: Recipe, spec: TaskSpec, data: Dataset) -> None:
     method_type, options = method_of(recipe)
     method_type.check_members(options, recipe.student.members, spec.teacher.members)
     student, teacher = (
-        build(shape, data.image_shape, data.classes, generator=torch.Generator().manual_seed(0))
-        for shape in (recipe.student, spec.teacher.student)
+        _planned(shape, data.image_shape, data.classes)[0] for shape in (recipe.student, spec.teacher.student)
     )
-    method_type.check(Shapes(_taps(student, data.image_shape), _taps(teacher, data.image_shape), data.train.labels))
+    method_type.check(Shapes(student, teacher, data.train.labels))
+
+
+def check_size(shape: Student, data: Dataset) -> None:
+    """Raise BadInput where a network has more parameters than any machine trains here."""
+    _, parameters = _planned(shape, data.image_shape, data.classes)
+    if parameters > MOST_PARAMETERS:
+        raise BadInput(
+            f"a network must have at most {MOST_PARAMETERS:,} parameters, but a {shape.family} of depth {shape.depth} "
+            f"and width {shape.width:g} has {parameters:,}; lower its depth or width"
+        )
+
+
+@cache
+def _planned(
+    shape: Student, image_shape: tuple[int, int, int], classes: int
+) -> tuple[tuple[tuple[int, int, int], ...], int]:
+    """(C, H, W) of every tap, and the number of parameters, of a network that is not really built: it takes no memory.
+
+    Its members are left out: they have the same taps, and few parameters of their own.
+    """
+    with torch.device("meta"):
+        alone = shape.model_copy(update={"members": 1})
+        network = build(alone, image_shape, classes, generator=torch.Generator("cpu").manual_seed(0))
+        return _taps(network, image_shape), sum(parameter.numel() for parameter in network.parameters())
 
 
 def _taps(network: Network, image_shape: tuple[int, int, int]) -> tuple[tuple[int, int, int], ...]:

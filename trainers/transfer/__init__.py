@@ -3,13 +3,13 @@
 `python -m trainers.catalogue` writes down what it says of itself.
 """
 
-import importlib
 from collections.abc import Mapping
 from inspect import isabstract
 from types import MappingProxyType
 
 from spaces import BadInput, Recipe
 from spaces.errors import shown
+from spaces.own import own_object
 from trainers.catalogue import unknown_method
 from trainers.transfer.ab import AB
 from trainers.transfer.attention import Attention
@@ -68,16 +68,9 @@ def method_named(name: str) -> type[Method]:
     """
     if name in METHODS:
         return METHODS[name]
-    module_name, colon, class_name = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise unknown_method(name, METHODS)
-    try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except (Exception, SystemExit) as error:  # whatever a user's module may raise; it may be a script that exits
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise BadInput(
-            f"`transfer: {name}` must be a class that can be imported, but {reason}; is its folder on PYTHONPATH?"
-        ) from None
+    found = own_object(name, "transfer")
     if not (isinstance(found, type) and issubclass(found, Method)) or isabstract(found):
         raise BadInput(
             f"`transfer: {name}` must be a trainers.transfer.Method with `needs`, `__init__` and `forward`, but is "
