@@ -1,6 +1,7 @@
 """The ledger's trials once more, in a file of the study's folder, from which a ledger that is gone can be rebuilt.
 
-Every trial has a line for each state that it came to; the last one holds. A line that a kill tore is no line.
+Every trial has a line for each state that it came to, after the line's hash; the last one holds. A line that a kill
+tore, or that was changed, is no line.
 """
 
 import json
@@ -12,6 +13,8 @@ from typing import Any
 
 from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
+
+from trainers.files import sha256
 
 
 class Journal:
@@ -26,8 +29,11 @@ class Journal:
         trials = {}
         if self._path.exists():
             for line in self._path.read_bytes().splitlines():
+                noted, _, text = line.partition(b" ")
+                if noted.decode(errors="replace") != sha256(text):
+                    continue
                 try:
-                    trial = _trial(json.loads(line))
+                    trial = _trial(json.loads(text))
                 except (ValueError, KeyError, TypeError, AttributeError):
                     continue
                 trials[trial.number] = trial
@@ -41,7 +47,8 @@ class Journal:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("ab") as file:
             # each line on its own, also after one that was torn
-            file.write(b"".join(b"\n" + json.dumps(_plain(trial)).encode() for trial in fresh))
+            texts = [json.dumps(_plain(trial)).encode() for trial in fresh]
+            file.write(b"".join(b"\n" + sha256(text).encode() + b" " + text for text in texts))
             file.flush()
             os.fsync(file.fileno())
         self._states |= {trial.number: trial.state for trial in fresh}

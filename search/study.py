@@ -36,6 +36,7 @@ from trainers.files import (
     curve_folder,
     digest,
     listing,
+    read_whole,
     sealed,
     sha256,
     unsealed,
@@ -792,6 +793,7 @@ class _Session:
                     raise BadInput(
                         f"`{method}` must be possible with this teacher, but {error}; the teacher is kept"
                     ) from None
+        self._check_checkpoints()
         self._now("starting the workers")
         # imported here: Ray takes seconds, which `dux front` and bad input need not wait for
         from search import workers
@@ -926,6 +928,17 @@ class _Session:
                 self._told_members = members
             self._tracker.front_changed(self._done, self._front.hypervolume, len(members))
 
+    def _check_checkpoints(self) -> None:
+        """Delete those that were changed, with a line: their trials begin anew."""
+        from trainers.checkpoint import is_sound
+
+        for file in sorted(self._study.checkpoints.glob("*.safetensors")):
+            with suppress(Damaged):
+                if is_sound(read_whole(file)):
+                    continue
+            self._display.say(f"{file.name} was changed; the trial of that checkpoint begins anew (in {file.parent})")
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+
     def _drop_checkpoints(self, lines: Sequence[Line]) -> None:
         """Delete the checkpoints that no trial will go on from."""
         for line in lines:
@@ -966,10 +979,21 @@ class _Session:
 
     def _finished(self, trial: int) -> dict[str, Any] | None:
         """The result in a trial's files, which come from the worker and may be there when the driver is killed."""
+        folder = self._study.trial_folder(trial)
         try:
-            return unsealed(self._study.trial_folder(trial) / "result.json")
-        except (FileNotFoundError, Damaged):  # a damaged one is none: the trial is carried out again
-            return None
+            result = unsealed(folder / "result.json")
+            check_hashes(folder, result["files"])
+            for place, point in enumerate(result["curve"]):
+                check_hashes(folder / curve_folder(place), point["files"])
+            return result
+        except FileNotFoundError as error:
+            if not (folder / "result.json").exists():
+                return None
+            why = f"{Path(error.filename).name} is gone"
+        except Damaged as error:
+            why = str(error)
+        self._display.say(f"{why}; trial {trial} is carried out again (in {folder})")
+        return None
 
     def _told(self) -> list[dict[str, Any]]:
         """All events that MLflow has or will get, of this and earlier sessions; a damaged line is none."""

@@ -61,18 +61,35 @@ class Kept:
     def from_bytes(cls, content: bytes, trial: str) -> "Kept | None":
         """What was kept; None where the bytes are no checkpoint, were changed, or belong to another trial."""
         try:
-            tensors: dict[str, Tensor] = safetensors.torch.load(content)
-            metadata = _metadata(content)
-            if sha256(safetensors.torch.save(tensors, {"dux": metadata["dux"]})) != metadata["sha256"]:
-                return None
-            about = json.loads(metadata["dux"])
+            tensors, about = _read(content)
             if (about["format"], about["trial"]) != (FORMAT, trial):
                 return None
             state = State(about["epoch"], about["step"], tensors)
             reports = [(phase, metrics) for phase, metrics in about["reports"]]
             return cls(about["phase"], state, about["seconds"], reports)
-        except (safetensors.SafetensorError, KeyError, RecursionError, TypeError, ValueError):
+        except _UNREADABLE:
             return None
+
+
+_UNREADABLE = (safetensors.SafetensorError, KeyError, RecursionError, TypeError, ValueError)
+
+
+def is_sound(content: bytes) -> bool:
+    """Whether these are the bytes of a checkpoint as it was written, of whichever trial."""
+    try:
+        _read(content)
+    except _UNREADABLE:
+        return False
+    return True
+
+
+def _read(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors, and what the checkpoint says of itself; one of _UNREADABLE where it was changed."""
+    tensors: dict[str, Tensor] = safetensors.torch.load(content)
+    metadata = _metadata(content)
+    if sha256(safetensors.torch.save(tensors, {"dux": metadata["dux"]})) != metadata["sha256"]:
+        raise ValueError("its hash is another")
+    return tensors, json.loads(metadata["dux"])
 
 
 def described(content: bytes) -> dict[str, Any]:

@@ -687,3 +687,19 @@ def test_where_every_size_on_the_way_is_on_the_curve_the_first_trials_go_all_the
     assert (set(fractions[1:10]) == {0.9}) is goes_all_the_way
     assert len(set(fractions[10:])) > 10  # the sampler has learned what to propose
     assert len({recipe.student.width for recipe in recipes[:10]}) == 10
+
+
+def test_a_line_of_the_journal_that_was_changed_is_no_line(tmp_path: Path) -> None:
+    def ledger(name: str) -> Ledger:
+        storage = f"sqlite:///{tmp_path / name}.db"
+        return Ledger(storage, "study", OBJECTIVES, "random", 0, SPACE, journal=tmp_path / "ledger.jsonl")
+
+    first = ledger("first")
+    for _ in range(2):
+        first.complete(first.ask()[0], MEASURED, 1.0, files={"student.json": "0" * 64})
+    journal = tmp_path / "ledger.jsonl"
+    lines = journal.read_bytes().splitlines()
+    journal.write_bytes(b"\n".join([*lines[:-1], lines[-1].replace(b"0.9", b"0.99")]))
+    second = ledger("second")
+    second.restore(tmp_path / "trials", 0)
+    assert [line for line in second.lines() if line.outcome == "complete"] == first.lines()[:1]

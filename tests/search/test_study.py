@@ -26,11 +26,13 @@ from processes import TASK, Command, Ended, descendants, run
 from running import Finished, Said, wait_for
 
 from search.ledger import Line, in_ledger
-from search.study import Study
+from search.study import Silent, Study, _Session
 from search.study_file import StudyFile
-from trainers import Knowledge, Task, load_student, run_trial
+from trainers import Knowledge, Task, load_student, run_trial, save_student
+from trainers.checkpoint import Kept
 from trainers.data import pixels
-from trainers.files import listing, sealed
+from trainers.files import hashes, listing, sealed, write_whole
+from trainers.loop import State
 from trainers.task import key_of
 
 ROOT = Path(__file__).parents[2]
@@ -346,6 +348,38 @@ def test_what_a_study_knows_of_its_task_is_believed_by_its_hash(
             assert (code, out) == (2, "")
             assert f"must be as they were written, but in {path.parent} task.json " in err
             assert err.count("\n") == 1
+
+
+def test_what_a_kill_left_and_someone_changed_is_computed_anew_with_a_line(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(f"name: left\n{TASK}\nspace: {{}}")
+    study = Study(StudyFile.read(tmp_path / "study.yaml"), tmp_path / "home")
+    said: list[str] = []
+
+    class Heard(Silent):
+        def say(self, line: str) -> None:
+            said.append(line)
+
+    for trial in range(4):
+        files = {name: f"{name} of {trial}".encode() for name in ("student.json", "student.safetensors")}
+        result = {"measurements": {}, "seconds": 1.0, "curve": [], "files": hashes(files)}
+        save_student(study.trial_folder(trial), {**files, "result.json": sealed(result)})
+    (study.trial_folder(1) / "result.json").write_text("{}")
+    (study.trial_folder(2) / "student.safetensors").write_text("another")
+    (study.trial_folder(3) / "student.json").unlink()
+    kept = Kept("train", State(3, 1, {"weight": torch.zeros(2)}), 1.0, []).to_bytes("trial")
+    for name, content in (("0", kept), ("1", kept.replace(b'\\"epoch\\": 3', b'\\"epoch\\": 1'))):
+        write_whole(study.checkpoints / f"{name}.safetensors", content)
+    session = _Session(study, Heard(), False)
+    assert [session._finished(trial) is not None for trial in range(5)] == [True, False, False, False, False]
+    session._check_checkpoints()
+    session._tracker.close(0.0)
+    assert [file.name for file in study.checkpoints.iterdir()] == ["0.safetensors"]
+    assert [line.partition(";")[0] for line in said] == [
+        "result.json is no record with a hash in it",
+        "student.safetensors was changed",
+        "student.json is gone",
+        "1.safetensors was changed",
+    ]
 
 
 CUT = f"""
