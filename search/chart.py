@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from io import BytesIO
 from math import log10, nan
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, NullFormat
 
 from search.front import Axis, Entry, Front, Picture, non_dominated, shortened, show
 from search.seeds import Spread
+from trainers.files import write_whole
 
 _LABELS = {
     "accuracy": "accuracy on validation data (fraction correct)",
@@ -211,7 +213,9 @@ def front_png(front: Front, study: str, path: Path, teacher: Mapping[str, float]
             "lower right" if picture.y.direction == "max" else "upper right"
         )  # where a large student would be a bad one
         axes.legend(handles=legend, loc=corner, title=_legend(front), edgecolor=_GRID)
-    figure.savefig(path, format="png")
+    png = BytesIO()
+    figure.savefig(png, format="png")
+    write_whole(path, png.getvalue())
 
 
 def _coordinates(picture: Picture, entries: Sequence[Entry]) -> tuple[list[float], list[float]]:

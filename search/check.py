@@ -81,10 +81,9 @@ def check(file: StudyFile) -> Checked:
             raise ValueError("a student that is saved and loaded must measure the same, but does not")
         validation_s = did("saved, loaded, measured again: the same")
         write, run = FORMATS["onnx"]
-        path = Path(scratch) / "student.onnx"
-        write(student, pixels(task.data.validation.images[:2]), path)
+        content = write(student, pixels(task.data.validation.images[:2]))
         difference = verify(
-            run(path, task.data.validation.images),
+            run(content, task.data.validation.images),
             predictions(student, task.data.validation),
             task.data.validation,
             result.measurements["accuracy"],

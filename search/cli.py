@@ -191,7 +191,6 @@ def front(
     if png is not None:
         from search.chart import front_png
 
-        png.parent.mkdir(parents=True, exist_ok=True)
         front_png(found, name, png, teacher)
     if as_json:
         return

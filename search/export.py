@@ -5,13 +5,12 @@ the averaging of a BatchEnsemble's members: softmax of these logits is the mean 
 """
 
 import hashlib
+import io
 import json
 import logging
 import math
 import os
 import platform
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -30,7 +29,7 @@ from spaces.errors import known
 from trainers.computing import computing
 from trainers.data import pixels
 from trainers.data.dataset import Split
-from trainers.files import write_whole
+from trainers.files import write_together
 from trainers.measure import EVALUATION_BATCH, fitted_temperature, measure, predictions, quality
 from trainers.metrics import METRICS
 from trainers.store import load_student
@@ -43,18 +42,17 @@ TOLERANCE = 1e-4
 """Largest difference between a logit of the exported and of the measured network."""
 
 
-def export_onnx(network: nn.Module, example: torch.Tensor, path: Path) -> None:
-    """Write `network` as ONNX with a free batch size; example: (B, C, H, W) with B > 1."""
+def export_onnx(network: nn.Module, example: torch.Tensor) -> bytes:
+    """`network` as ONNX with a free batch size; example: (B, C, H, W) with B > 1."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter warns of its own dependencies
-            torch.onnx.export(
+            program = torch.onnx.export(
                 network,
                 (example,),
-                path,
                 dynamo=True,
                 external_data=False,
                 input_names=["images"],
@@ -64,36 +62,40 @@ def export_onnx(network: nn.Module, example: torch.Tensor, path: Path) -> None:
             )
     finally:
         logger.setLevel(level)
+    assert program is not None
+    return bytes(program.model_proto.SerializeToString())
 
 
-def run_onnx(path: Path, images: torch.Tensor) -> torch.Tensor:
+def run_onnx(content: bytes, images: torch.Tensor) -> torch.Tensor:
     """Logits (N, classes) of images (N, C, H, W) uint8 by ONNX Runtime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     parts = [
         session.run(["logits"], {"images": pixels(part).numpy()})[0] for part in torch.split(images, EVALUATION_BATCH)
     ]
     return torch.from_numpy(np.concatenate(parts))
 
 
-def export_pt2(network: nn.Module, example: torch.Tensor, path: Path) -> None:
-    """Write `network` as a `torch.export` archive with a free batch size; example: (B, C, H, W) with B > 1."""
+def export_pt2(network: nn.Module, example: torch.Tensor) -> bytes:
+    """`network` as a `torch.export` archive with a free batch size; example: (B, C, H, W) with B > 1."""
     program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    torch.export.save(program, path)
+    archive = io.BytesIO()
+    torch.export.save(program, archive)
+    return archive.getvalue()
 
 
-def run_pt2(path: Path, images: torch.Tensor) -> torch.Tensor:
+def run_pt2(content: bytes, images: torch.Tensor) -> torch.Tensor:
     """Logits (N, classes) of images (N, C, H, W) uint8 by the archive alone, without our classes."""
-    module = torch.export.load(path).module()
+    module = torch.export.load(io.BytesIO(content)).module()
     with torch.no_grad():
         return torch.cat([module(pixels(part)) for part in torch.split(images, EVALUATION_BATCH)])
 
 
-Writer = Callable[[nn.Module, torch.Tensor, Path], None]
-Runner = Callable[[Path, torch.Tensor], torch.Tensor]
+Writer = Callable[[nn.Module, torch.Tensor], bytes]
+Runner = Callable[[bytes, torch.Tensor], torch.Tensor]
 FORMATS: Mapping[str, tuple[Writer, Runner]] = MappingProxyType(
     {"onnx": (export_onnx, run_onnx), "pt2": (export_pt2, run_pt2)}
 )
@@ -130,7 +132,8 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = ("
 
     Raises:
         BadInput: an unknown format, or the data were changed.
-        ExportRefused: the student's files, or an exported one, do not compute what was measured.
+        ExportRefused: the student's files, or an exported one, do not compute what was measured; or the folder cannot
+            be written into. What was in it stays as it was.
     """
     for name in formats:
         if name not in FORMATS:
@@ -154,41 +157,44 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = ("
                 f"the files of trial {entry.trial} must have the measured {name} {recorded}, "
                 f"but have {measured[name]}; were they changed?"
             )
-    with tempfile.TemporaryDirectory() as scratch:
-        made: dict[str, dict[str, Any]] = {}
-        for name in formats:
-            write, run = FORMATS[name]
-            file = Path(scratch) / f"{study.name}-{entry.trial}.{name}"
-            write(network, pixels(data.validation.images[:2]), file)
-            found = run(file, data.validation.images)
-            difference = verify(found, expected, data.validation, entry.measurements["accuracy"], file.name)
-            content = file.read_bytes()
-            made[file.name] = {
-                "sha256": hashlib.sha256(content).hexdigest(),
-                "size_bytes": len(content),
-                "largest_logit_difference": difference,
-            }
-        card = {
-            "study": study.name,
-            "trial": entry.trial,
-            "curve_of": entry.curve_of,
-            "mlflow_run_id": entry.run_id,
-            "recipe": dict(entry.recipe),
-            "input": {"name": "images", "shape": ["batch", *data.image_shape], "type": "float32", "range": [0.0, 1.0]},
-            "output": {"name": "logits", "shape": ["batch", data.classes], "type": "float32"},
-            "validation": dict(entry.measurements),
-            "temperature": temperature,
-            "test": {name: value for name, value in test.items() if METRICS[name].scale == "linear"},
-            "teacher_validation": study.task_record()["teacher"],
-            "files": made,
-            "student": {name: entry.files[name] for name in ("student.json", "student.safetensors")},
-            "versions": {
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("dux-search", "torch", "onnx", "onnxruntime")},
-            },
+    made: dict[str, dict[str, Any]] = {}
+    contents: dict[str, bytes] = {}
+    for name in formats:
+        write, run = FORMATS[name]
+        file = f"{study.name}-{entry.trial}.{name}"
+        content = contents[file] = write(network, pixels(data.validation.images[:2]))
+        found = run(content, data.validation.images)
+        difference = verify(found, expected, data.validation, entry.measurements["accuracy"], file)
+        made[file] = {
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "size_bytes": len(content),
+            "largest_logit_difference": difference,
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in made:
-            shutil.move(Path(scratch) / name, folder / name)
-    write_whole(folder / "card.json", json.dumps(card, indent=1))
-    return [*(folder / name for name in made), folder / "card.json"]
+    card = {
+        "study": study.name,
+        "trial": entry.trial,
+        "curve_of": entry.curve_of,
+        "mlflow_run_id": entry.run_id,
+        "recipe": dict(entry.recipe),
+        "input": {"name": "images", "shape": ["batch", *data.image_shape], "type": "float32", "range": [0.0, 1.0]},
+        "output": {"name": "logits", "shape": ["batch", data.classes], "type": "float32"},
+        "validation": dict(entry.measurements),
+        "temperature": temperature,
+        "test": {name: value for name, value in test.items() if METRICS[name].scale == "linear"},
+        "teacher_validation": study.task_record()["teacher"],
+        "files": made,
+        "student": {name: entry.files[name] for name in ("student.json", "student.safetensors")},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("dux-search", "torch", "onnx", "onnxruntime")},
+        },
+    }
+    contents["card.json"] = json.dumps(card, indent=1).encode()
+    try:
+        write_together(folder, contents)
+    except OSError as error:
+        raise ExportRefused(
+            "all files of an export are written or none, but "
+            f"{error.filename or folder} cannot be ({error.strerror}); name another folder with `--out`"
+        ) from None
+    return [folder / name for name in contents]

@@ -65,7 +65,7 @@ class AllFailed(RuntimeError):
 
 
 class ExportRefused(RuntimeError):
-    """The student's files, or the exported one, are not what was measured; nothing was written."""
+    """The student's files, or the exported one, are not what was measured, or cannot be written; nothing was."""
 
 
 class LedgerGone(BadInput):

@@ -1,12 +1,14 @@
 """Files that outlive a process: written whole or not at all, named and believed by what is in them. Without torch."""
 
+import errno
 import hashlib
 import json
 import os
 import stat
+import tempfile
 import uuid
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,73 @@ def write_whole(path: Path, content: bytes | str) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files into one folder: all of them or none, with what was there before as it was.
+
+    Args:
+        folder: is made, and unmade where the files cannot be written.
+        files: contents by name; the last one is put in its place last.
+
+    Raises:
+        OSError: something is in the way, or the disk is full; it names the file that could not be written.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _named(folder):
+            beside = tempfile.TemporaryDirectory(prefix=".", dir=folder, ignore_cleanup_errors=True)
+        with beside:
+            new, old = Path(beside.name) / "new", Path(beside.name) / "old"
+            with _named(folder):
+                new.mkdir()
+                old.mkdir()
+            for name, content in files.items():
+                with _named(folder / name), (new / name).open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+            _exchange(folder, new, old, files)
+    except BaseException:  # Ctrl-C, too
+        for path in made:
+            with suppress(OSError):  # not empty: another process came
+                path.rmdir()
+        raise
+    with suppress(OSError):  # not every file system syncs a folder
+        entries = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(entries)
+        finally:
+            os.close(entries)
+
+
+def _exchange(folder: Path, new: Path, old: Path, names: Iterable[str]) -> None:
+    """Move files out of `folder` into `old`, and those of `new` into their places; all of them or none."""
+    moved: list[str] = []
+    try:
+        for name in names:
+            if (folder / name).is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(folder / name))
+            with suppress(FileNotFoundError):
+                (folder / name).rename(old / name)
+            moved.append(name)
+            (new / name).rename(folder / name)
+    except BaseException:
+        for name in moved:
+            (folder / name).unlink(missing_ok=True)
+        for path in old.iterdir():
+            path.rename(folder / path.name)
+        raise
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """An error of a full disk names no file, others one that no user knows; it shall name `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def read_whole(path: Path) -> bytes:

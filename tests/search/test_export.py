@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -46,19 +47,17 @@ class Exported:
 
 @pytest.mark.parametrize("student", [Student(depth=8, width=0.25, members=3), Student(family="mlp", members=2)])
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_batch_ensemble_is_one_graph_that_averages_its_members_probabilities(
-    name: str, student: Student, tmp_path: Path
-) -> None:
+def test_a_batch_ensemble_is_one_graph_that_averages_its_members_probabilities(name: str, student: Student) -> None:
     generator = torch.Generator().manual_seed(0)
     whole = spectralize(build(student, (1, 8, 8), 10, generator=generator), keep=["classifier"])
     network = cut(whole, plan(whole, 0.4, floor=0.1, image_shape=(1, 8, 8)), image_shape=(1, 8, 8)).eval()
     images = torch.randint(256, (7, 1, 8, 8), generator=generator, dtype=torch.uint8)
     write, run = FORMATS[name]
-    write(network, pixels(images[:2]), tmp_path / name)
+    content = write(network, pixels(images[:2]))
     with torch.no_grad():
         expected = by_member(network.outputs(pixels(images)), student.members).softmax(2).mean(0)
     for count in (7, 1):  # any batch size
-        torch.testing.assert_close(run(tmp_path / name, images[:count]).softmax(1), expected[:count])
+        torch.testing.assert_close(run(content, images[:count]).softmax(1), expected[:count])
 
 
 @pytest.fixture(scope="module")
@@ -255,15 +254,45 @@ def test_bad_arguments_end_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_an_output_that_is_a_file_ends_in_one_line(
-    finished: Finished, tmp_path: Path, dux: Callable[..., Said]
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """What a folder holds, hidden files included, by path; None for a folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
+    }
+
+
+@pytest.mark.parametrize("way", ["a file", "below a file", "card.json", "network", "disk full"])
+def test_a_folder_that_cannot_be_written_is_told_in_one_line_and_left_as_it_was(
+    way: str, exported: Exported, finished: Finished, tmp_path: Path, dux: Callable[..., Said]
 ) -> None:
-    (tmp_path / "out").write_text("in the way")
-    code, out, err = dux("export", "tiny", "--home", finished.home, "--out", tmp_path / "out")
-    assert (code, out) == (1, "")
-    assert err.count("\n") == 1
-    assert "exists" in err
-    assert (tmp_path / "out").read_text() == "in the way"
+    network = f"tiny-{exported.entry.trial}.onnx"
+    out, why = tmp_path / "out", "Is a directory"
+    if "file" in way:
+        out.write_text("in the way")
+        blamed = out = out / "new" if way == "below a file" else out
+        why = "Not a directory" if way == "below a file" else "File exists"
+    else:  # an earlier export is there, or a part of it
+        blamed = out / ("card.json" if way == "card.json" else network)
+        shutil.copytree(exported.folder, out)
+    if why == "Is a directory" and way != "disk full":
+        blamed.unlink()
+        (blamed / "within").mkdir(parents=True)
+    before = contents(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if way == "disk full":
+        why = "File too large"
+        # above SQLite's shared memory, below the network
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))
+    try:
+        code, said, err = dux("export", "tiny", "--home", finished.home, *BOUNDS, "--out", out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (code, said) == (1, "")
+    assert err == (
+        f"dux: refused: all files of an export are written or none, but {blamed} cannot be ({why}); "
+        "name another folder with `--out`\n"
+    )
+    assert contents(tmp_path) == before
 
 
 def shuffled(weights: bytes) -> bytes:

@@ -24,6 +24,7 @@ from trainers.files import (
     sealed,
     unsealed,
     write_hashed,
+    write_together,
     write_whole,
 )
 from trainers.spectral import cut, plan, spectralize
@@ -77,6 +78,42 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     write_whole(path, b"new")
     assert path.read_text() == "new"
     assert os.listdir(path.parent) == ["file"]
+
+
+def test_files_that_belong_together_are_written_together_or_none_of_them_is(tmp_path: Path) -> None:
+    write_together(tmp_path / "a" / "b", {"one": b"1", "two": b"2"})
+    assert {path.name: path.read_bytes() for path in (tmp_path / "a" / "b").iterdir()} == {"one": b"1", "two": b"2"}
+    write_together(tmp_path / "a" / "b", {"one": b"11", "three": b"3"})
+    expected = {"one": b"11", "two": b"2", "three": b"3"}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "a" / "b").iterdir()} == expected
+    too_long = "x" * 300
+    with pytest.raises(OSError, match=f"File name too long: '{tmp_path}/a/b/{too_long}'"):
+        write_together(tmp_path / "a" / "b", {"one": b"111", "four": b"4", too_long: b""})
+    assert {path.name: path.read_bytes() for path in (tmp_path / "a" / "b").iterdir()} == expected
+    with pytest.raises(OSError, match="File name too long"):
+        write_together(tmp_path / "c" / "d", {"one": b"1", too_long: b""})
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("calls", range(1, 5))
+def test_an_interrupt_while_files_are_put_in_their_places_takes_all_of_it_back(calls: int, tmp_path: Path) -> None:
+    write_together(tmp_path / "out", {"one": b"1", "two": b"2"})
+
+    def interrupt(name: str, arguments: tuple[object, ...]) -> None:
+        nonlocal calls
+        if name == "os.rename" and armed:
+            calls -= 1
+            if calls == 0:
+                raise KeyboardInterrupt
+
+    armed = True
+    sys.addaudithook(interrupt)  # there is no way to take it away again
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            write_together(tmp_path / "out", {"one": b"11", "two": b"22"})
+    finally:
+        armed = False
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == {"one": b"1", "two": b"2"}
 
 
 def pruned(student: Student) -> Network:
