@@ -27,6 +27,7 @@ from filelock import FileLock
 from search.guard import Guard
 from search.secrets import without_secrets
 from spaces.errors import BadInput
+from trainers.metrics import METRICS
 
 VIEW_TAG = "mlflow.sharedViewState.dux"
 PARETO_TAG = "dux.pareto"
@@ -50,12 +51,17 @@ def view_path(experiment_id: str) -> str:
     return f"#/experiments/{experiment_id}/runs?viewStateShareKey=dux&compareRunsMode=CHART"
 
 
+def log10_name(measurement: str) -> str | None:
+    """Under which name MLflow has the logarithm of a measurement, whose axes are all linear; None where it has none."""
+    return f"log10_{measurement}" if measurement in METRICS and METRICS[measurement].scale == "log" else None
+
+
 def view_state(objectives: Mapping[str, str], parameters: Sequence[str]) -> str:
     """The value of `VIEW_TAG`: which charts show a study's front, and how its table is ordered.
 
-    A scatter of the two first objectives (x: the second, y: the first; left out where there is only one) stands beside
-    parallel coordinates over `parameters` and every objective, coloured by the first objective. MLflow loads 100 runs
-    into its charts: the front's members come first, then the latest others.
+    A scatter of the two first objectives (x: the second, y: the first, sizes by their logarithms; left out where there
+    is only one) stands beside parallel coordinates over `parameters` and every objective, coloured by the first
+    objective. MLflow loads 100 runs into its charts: the front's members come first, then the latest others.
 
     Args:
         objectives: measurement -> "max" or "min", the most important first.
@@ -65,7 +71,8 @@ def view_state(objectives: Mapping[str, str], parameters: Sequence[str]) -> str:
     section = "dux-front"
     common = {"runsCountToCompare": 100, "metricSectionId": section, "deleted": False, "isGenerated": False}
 
-    def axis(key: str) -> dict[str, str]:
+    def axis(objective: str) -> dict[str, str]:
+        key = log10_name(objective) or objective
         return {"key": key, "type": "METRIC", "dataAccessKey": key}
 
     charts: list[dict[str, Any]] = []

@@ -41,6 +41,7 @@ from search.mlflow_view import (
     VIEW_TAG,
     artifacts_of,
     database,
+    log10_name,
     make_store,
     quiet_mlflow,
     view_state,
@@ -576,13 +577,18 @@ class _Mirror:
         files: str | None,
     ) -> None:
         run_id = self._trial(trial, time)
+        logarithms = {
+            name: math.log10(value)
+            for measurement, value in metrics.items()
+            if (name := log10_name(measurement)) is not None and 0 < value < math.inf
+        }
 
         def log_files() -> None:
             if files is not None:  # without the students of a pruning curve, which are told of by themselves
                 self._log_files(run_id, sorted(f for f in Path(_existing(files)).iterdir() if f.is_file()), "student")
 
         _each(
-            lambda: self._log(run_id, time, step, metrics, tags=tags),
+            lambda: self._log(run_id, time, step, {**metrics, **logarithms}, tags=tags),
             lambda: self._client.set_terminated(run_id, status, end_time=time),
             log_files,
         )

@@ -198,6 +198,9 @@ def test_everything_a_study_does_is_in_mlflow(tmp_path: Path, uri: str, study: s
     assert steps(trial["points"]["accuracy"]) == [(1, "0.6"), (2, "0.7"), (3, "0.8"), (3, "0.75")]
     assert [value for _, value in steps(trial["points"]["nll"])] == ["nan", repr(sys.float_info.max), "0.5"]
     assert steps(trial["points"]["parameters"]) == [(3, "1000.0")]
+    assert steps(trial["points"]["log10_parameters"]) == [(3, "3.0")]
+    assert "log10_parameters" not in found["/0"]["points"]  # of nothing there is no logarithm
+    assert "log10_accuracy" not in trial["points"]
     assert trial["files"] == ["student/recipe.json"]
     assert [found[f"/{trial}"]["tags"]["dux.pareto"] for trial in range(3)] == ["true", "false", "true"]
 
