@@ -354,7 +354,7 @@ def _mlflow_faults(study: Study, lines: Sequence[Trial], spool_was_torn: bool) -
     client = MlflowClient(tracking_uri=study.tracking_uri)
     for line in lines:
         found = by_trial.get(line.trial, [])
-        if len(found) > 1 or (line.ended and not found):
+        if len(found) > 1 or (line.ended and line.point is None and not found):
             yield f"MLflow has {len(found)} runs of trial {line.trial}"
         for each in found:
             if each.info.status not in status[line.outcome]:

@@ -660,6 +660,8 @@ class _Session:
         self._front: Front | None = None
         self._told_members: set[int] = set()
         """Those on the front by what MLflow was told last."""
+        self._told_ends: set[int] = set()
+        """Of which trials and points MLflow was told the end, in this session or an earlier one."""
         self._done = self._failed = self._stopped = 0
         self._done_before = 0
         self._repeats: list[tuple[int, int]] = []
@@ -732,7 +734,9 @@ class _Session:
     def _restore_ledger(self) -> None:
         """Have the ledger know again what the study's files know."""
         study = self._study
-        told = [event["trial"] for event in self._told() if event.get("event") in _TRIAL_EVENTS]
+        events = [event for event in self._told() if event.get("event") in (*_TRIAL_EVENTS, "curve_measured")]
+        told = [row["trial"] for event in events for row in (event, *event.get("points", ()))]
+        self._told_ends = {event["trial"] for event in events if event["event"] == "trial_finished"}
         run_ids = study.run_ids() if told else {}
         if self._ledger.restore(study.folder / "trials", max([*told, *run_ids], default=-1) + 1):
             self._ledger.note_runs(run_ids)
@@ -917,13 +921,11 @@ class _Session:
         line = next(line for line in lines if line.trial == trial)
         self._drop_checkpoints([line])
         self._tell(line)
-        for point in lines:
-            if point.point is not None and point.point[0] == trial:
-                self._tell_start(point)
-                self._tell(point)
+        self._tell_curve(trial, lines)
         if self._front is not None and line.counts:
             members = {entry.trial for entry in self._front.members}
             if members != self._told_members:
+                self._tell_points(members, lines)
                 self._tracker.front_members(members)
                 self._told_members = members
             self._tracker.front_changed(self._done, self._front.hypervolume, len(members))
@@ -963,7 +965,26 @@ class _Session:
         assert line.recipe is not None
         self._tracker.trial_started(line.trial, line.recipe.flat(), None if line.repeat is None else line.repeat[0])
 
+    def _tell_curve(self, trial: int, lines: Sequence[Line]) -> None:
+        """All points of a trial's curve, as a table of its run."""
+        points = [line for line in lines if line.point is not None and line.point[0] == trial]
+        if points:
+            rows = [
+                {"trial": line.trial, **line.measurements, **line.recipe.flat()}
+                for line in points
+                if line.recipe is not None
+            ]
+            self._tracker.curve_measured(trial, rows)
+
+    def _tell_points(self, members: set[int], lines: Sequence[Line]) -> None:
+        """The points of curves that are on the front, as runs; of the others a study has some ten a trial."""
+        for line in lines:
+            if line.point is not None and line.trial in members - self._told_ends:
+                self._tell_start(line)
+                self._tell(line)
+
     def _tell(self, line: Line) -> None:
+        self._told_ends.add(line.trial)
         trial, folder = line.trial, self._study.line_folder(line)
         files = folder if folder.is_dir() else None
         if line.outcome == "complete":
@@ -1011,17 +1032,23 @@ class _Session:
 
     def _tell_what_was_cut_short(self) -> None:
         """MLflow's runs after an interruption: those cut short are closed, and what a kill kept untold is told."""
-        told = {kind: {event["trial"] for event in self._told() if event["event"] == kind} for kind in _TRIAL_EVENTS}
+        kinds = (*_TRIAL_EVENTS, "curve_measured")
+        told = {kind: {event["trial"] for event in self._told() if event["event"] == kind} for kind in kinds}
         begun = told["trial_started"] | self._run_ids().keys()  # a power cut may take lines that were sent
-        for line in self._ledger.lines():
+        lines = self._ledger.lines()
+        for line in lines:
             if line.trial in told["trial_finished"]:
                 continue
+            if line.point is not None and line.trial not in begun:
+                continue  # it has no run unless it is on the front
             if line.ended:
                 if line.recipe is not None:
                     self._tell_start(line)
                 self._tell(line)
             elif line.trial in begun:
                 self._tracker.trial_finished(line.trial, "KILLED", {}, {}, None)
+        for trial in sorted({line.point[0] for line in lines if line.point is not None} - told["curve_measured"]):
+            self._tell_curve(trial, lines)
 
     def tick(self) -> None:
         """Show how it goes, four times a second at most."""
@@ -1128,6 +1155,7 @@ class _Session:
         self._tell_what_was_cut_short()
         study, teacher = self._study, self._study.task_record()["teacher"]
         front = study.front()
+        self._tell_points({entry.trial for entry in front.members}, self._ledger.lines())
         self._tracker.front_members([entry.trial for entry in front.members])
         self._await_mlflow()
         run_ids = self._run_ids()

@@ -9,11 +9,12 @@ need be. Sending a line twice changes nothing, so after a crash the thread may s
 - parameters, tags, states, inputs and files are set, not added;
 - logged models are found by their tags before they are made, and are a run's output once.
 
-One experiment a study (`dux-NAME`), one parent run (`NAME`), one nested run a trial (`NAME/12`). All of them have the
-data set's splits and the teacher as inputs. The teacher and, at the end, the students on the front are logged models
-(`NAME-teacher`, `NAME-12`), which MLflow shows under Models: recipe as parameters, measurements linked to the run and
-the validation data. They are external ones in MLflow's words: the files are the run's (tag `dux.files`), not copied.
-A server before MLflow 3 has no logged models: it refuses these events, and has all the others.
+One experiment a study (`dux-NAME`), one parent run (`NAME`), one nested run a trial (`NAME/12`), whose table
+`curve.json` has the points of its pruning curve; those that are or were on the front have runs of their own, too. All
+of them have the data set's splits and the teacher as inputs. The teacher and, at the end, the students on the front are
+logged models (`NAME-teacher`, `NAME-12`), which MLflow shows under Models: recipe as parameters, measurements linked to
+the run and the validation data. They are external ones in MLflow's words: the files are the run's (tag `dux.files`),
+not copied. A server before MLflow 3 has no logged models: it refuses these events, and has all the others.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -337,6 +339,10 @@ class Tracker:
         where = None if files is None else files.absolute()
         self._append("trial_finished", trial=trial, status=status, step=step, metrics=metrics, tags=tags, files=where)
 
+    def curve_measured(self, trial: int, points: Sequence[Mapping[str, object]]) -> None:
+        """Adds the table `curve.json` to a trial's run, with a row for each point of its pruning curve."""
+        self._append("curve_measured", trial=trial, points=[dict(point) for point in points])
+
     def front_changed(self, trials_finished: int, hypervolume: float, size: int) -> None:
         """Adds a point to the front's course, on the parent run; the step is the number of finished trials."""
         self._append("front_changed", trials_finished=trials_finished, hypervolume=hypervolume, size=size)
@@ -593,6 +599,9 @@ class _Mirror:
             log_files,
         )
 
+    def curve_measured(self, time: int, trial: int, points: Sequence[Mapping[str, object]]) -> None:
+        self._log_table(self._trial(trial, time), points, "", "curve.json")
+
     def front_changed(self, time: int, trials_finished: int, hypervolume: float, size: int) -> None:
         course = {"hypervolume": hypervolume, "front_size": size}
         self._log(self._parent(time), time, trials_finished, course)
@@ -609,19 +618,9 @@ class _Mirror:
     ) -> None:
         run_id = self._parent(time)
 
-        def log_table() -> None:
-            if front:
-                columns = list(dict.fromkeys(name for row in front for name in row))
-                table = {"columns": columns, "data": [[row.get(name) for name in columns] for row in front]}
-                # what MLflow's `log_table` writes; that one appends to a table already there, and would double the rows
-                self._client.log_dict(run_id, table, "front/table.json")
-                self._client.set_tag(
-                    run_id, "mlflow.loggedArtifacts", json.dumps([{"path": "front/table.json", "type": "table"}])
-                )
-
         _each(
             lambda: self._client.set_terminated(run_id, status, end_time=time),
-            log_table,
+            *([partial(self._log_table, run_id, front, "front", "table.json")] if front else []),
             *(partial(self._log_files, run_id, [Path(path)], "front") for path in artifacts),
         )
 
@@ -697,14 +696,25 @@ class _Mirror:
         from mlflow.artifacts import list_artifacts
 
         for file in files:
-            self._client.log_artifact(run_id, _existing(str(file)), folder)
+            self._client.log_artifact(run_id, _existing(str(file)), folder or None)
         # MLflow's answer to a file is empty, as another server's may be
-        where = f"{self._client.get_run(run_id).info.artifact_uri}/{folder}"
+        where = f"{self._client.get_run(run_id).info.artifact_uri}/{folder}".rstrip("/")
         listed = list_artifacts(artifact_uri=where, tracking_uri=self._uri)
         there = {posixpath.basename(found.path): found.file_size for found in listed}
         for file in files:
             if there.get(file.name) != file.stat().st_size:
                 raise ConnectionError(f"{file.name} was sent, but is not there")
+
+    def _log_table(self, run_id: str, rows: Sequence[Mapping[str, object]], folder: str, name: str) -> None:
+        """As MLflow's `log_table` writes it; that one appends to a table already there, and would double the rows."""
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        table = {"columns": columns, "data": [[row.get(column) for column in columns] for row in rows]}
+        with TemporaryDirectory(prefix="dux-") as beside:
+            file = Path(beside) / name
+            file.write_text(json.dumps(table))
+            self._log_files(run_id, [file], folder)
+        logged = [{"path": posixpath.join(folder, name), "type": "table"}]
+        self._client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps(logged))
 
     def _save_runs(self) -> None:
         _replace(self._runs_path, {"store": redacted(self._uri), **asdict(self._runs)})
