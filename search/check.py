@@ -2,23 +2,30 @@
 
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from search.export import FORMATS, verify
-from search.study import needs_of
+from search.study import ExportRefused, needs_of
 from search.study_file import StudyFile
-from spaces import Recipe
+from spaces import BadInput, Recipe
 from trainers.computing import computing
 from trainers.data import pixels
 from trainers.knowledge import Knowledge
+from trainers.loop import Diverged
 from trainers.measure import measure, predictions
 from trainers.store import load_student, save_student
 from trainers.task import Task
-from trainers.trial import run_trial
+from trainers.trial import TrialResult, run_trial
 
 IMAGES = 512
 """How many images the tiny trial trains on."""
+GENTLER = 0.01
+"""What learning rates are multiplied with where the tiny training diverges: it has next to no warm-up, which a long one
+has, so that a study need not be unsound for it."""
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,8 @@ class Checked:
 
     Repeats with other seeds are not in it: how many there will be depends on the front.
     """
+    diverged: tuple[str, ...] = ()
+    """What diverged with the study's own learning rates, a line each; the rest was tried with gentler ones."""
 
 
 def check(file: StudyFile) -> Checked:
@@ -43,10 +52,11 @@ def check(file: StudyFile) -> Checked:
         file: the study.
 
     Raises:
-        BadInput: a method cannot work with a student of the space.
-        ExportRefused, ValueError: a step did not give back what it was given.
+        BadInput: a method cannot work with a student of the space; a network diverges at gentle learning rates, too.
+        ExportRefused: a step did not give back what it was given.
     """
     steps: list[tuple[str, float]] = []
+    diverged: list[str] = []
     clock = time.monotonic()
 
     def did(what: str) -> float:
@@ -66,19 +76,37 @@ def check(file: StudyFile) -> Checked:
     with tempfile.TemporaryDirectory() as scratch, computing(file.search.cpus):
         small = spec.model_copy(update={"train_limit": limit, "teacher": spec.teacher.model_copy(update={"epochs": 2})})
         ends: list[float] = []
-        task = Task.load(small, Path(scratch), lambda epoch, loss: ends.append(time.monotonic()))
+
+        def teach(gentleness: float) -> Task:
+            ends.clear()
+            rate = small.teacher.learning_rate * gentleness
+            teacher = small.teacher.model_copy(update={"learning_rate": rate})
+            again = small.model_copy(update={"teacher": teacher})
+            return Task.load(again, Path(scratch), lambda epoch, loss: ends.append(time.monotonic()))
+
+        task = _gently(teach, "teacher", "task.teacher.learning_rate", small.teacher.learning_rate, diverged)
         teacher_s = (ends[1] - ends[0]) * images / tiny  # an epoch; the first one has start-up in it
         did(f"teacher: built, two epochs of {tiny} images")
         recipe = _recipe(file)
-        ends.clear()
         knowledge = Knowledge(task)
-        result = run_trial(recipe, task, knowledge, lambda _: ends.append(time.monotonic()), threads=file.search.cpus)
+
+        def study(gentleness: float) -> TrialResult:
+            ends.clear()
+            return run_trial(
+                _gentler(recipe, gentleness),
+                task,
+                knowledge,
+                lambda _: ends.append(time.monotonic()),
+                threads=file.search.cpus,
+            )
+
+        result = _gently(study, "trial", "training.learning_rate", recipe.training.learning_rate, diverged)
         both_s = ends[1] - ends[0]
         did(f"trial: {recipe.transfer}, two epochs, {result.units_cut} of {result.units} units cut, one epoch more")
         save_student(Path(scratch) / "trial", result.files(task))
         student = load_student(Path(scratch) / "trial")
         if measure(student, task.data.validation, curve=task.curve) != result.measurements:
-            raise ValueError("a student that is saved and loaded must measure the same, but does not")
+            raise ExportRefused("a student that is saved and loaded must measure the same, but does not")
         validation_s = did("saved, loaded, measured again: the same")
         write, run = FORMATS["onnx"]
         content = write(student, pixels(task.data.validation.images[:2]))
@@ -95,22 +123,86 @@ def check(file: StudyFile) -> Checked:
     # an epoch of a trial ends with a look at the validation data, whose number the tiny trial did not shrink
     trial_s = epochs * (max(0.0, both_s - validation_s) * images / tiny + validation_s)
     study_s = teacher_s * spec.teacher.epochs * spec.teacher.members + trial_s * file.trials / file.search.at_a_time
-    return Checked(tuple(steps), difference, study_s)
+    return Checked(tuple(steps), difference, study_s, tuple(diverged))
+
+
+def _gently(make: Callable[[float], Made], what: str, name: str, rate: float, diverged: list[str]) -> Made:
+    """What `make` makes by the study's own learning rates or else, which is noted, by gentler ones.
+
+    Args:
+        make: is given what to multiply the rates with.
+        what: is trained.
+        name: of the learning rate in the study file.
+        rate: its value.
+        diverged: the notes.
+    """
+    try:
+        return make(1.0)
+    except Diverged:
+        diverged.append(
+            f"the tiny {what} diverges with `{name}` {rate:g}; lower it, unless you know that a longer training with "
+            f"its longer warm-up bears it; all else was tried with {rate * GENTLER:g}"
+        )
+    try:
+        return make(GENTLER)
+    except Diverged as error:
+        raise BadInput(
+            f"a {what} must be one that can be trained, but a tiny one with a hundredth of `{name}` cannot: {error}"
+        ) from None
+
+
+def _gentler(recipe: Recipe, gentleness: float) -> Recipe:
+    training, pruning = recipe.training, recipe.pruning
+    rates = {
+        "training.learning_rate": training.learning_rate * gentleness,
+        "pruning.fine_tune_learning_rate": pruning.fine_tune_learning_rate * gentleness,
+    }
+    return Recipe.from_flat({**recipe.flat(), **rates})
 
 
 def _recipe(file: StudyFile) -> Recipe:
-    """The widest student, two epochs, half the units cut, an epoch more; by the first method that needs no stage."""
-    methods = file.space.methods
-    simple = [method for method in methods if not any(needs.stage for needs in needs_of(file.space, method))]
-    student = {
-        name: domain.extremes()[-1] for name, domain in file.space.parameters.items() if name.startswith("student.")
+    """The widest student, two epochs, half the units cut, an epoch more, by the first method that needs no stage; all
+    else from the middle of the study's space."""
+    space = file.space
+    simple = [method for method in space.methods if not any(needs.stage for needs in needs_of(space, method))]
+    flat = space.draw(_Middle(simple[0] if simple else space.methods[0])).flat()
+    if not simple:
+        flat = {name: value for name, value in flat.items() if name.rpartition(".")[0] != flat["transfer"]}
+        flat["transfer"] = "none"
+    tiny = {
+        "training.epochs": 2,
+        "pruning.fraction": 0.5,
+        "pruning.rounds": 1,
+        "pruning.fine_tune_epochs": 1,
     }
-    return Recipe.from_flat(
-        {
-            **student,
-            "transfer": (simple or ["none"])[0],
-            "training.epochs": 2,
-            "pruning.fraction": 0.5,
-            "pruning.fine_tune_epochs": 1,
-        }
-    )
+    return Recipe.from_flat({**flat, **tiny})
+
+
+@dataclass(frozen=True)
+class _Middle:
+    """Draws the largest student and one transfer method, and of all else what is in the middle."""
+
+    method: str
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        if name.startswith("student."):
+            return high
+        if step is not None:
+            return low + step * (round((high - low) / step) // 2)
+        return (low * high) ** 0.5 if log else (low + high) / 2
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        top = low + (high - low) // step * step
+        if name.startswith("student."):
+            return top
+        return int((low * high) ** 0.5) if log else low + (high - low) // step // 2 * step
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        if name == "transfer":
+            return self.method
+        numbers = all(isinstance(choice, int | float) for choice in choices)
+        if name.startswith("student."):
+            return max(choices) if numbers else choices[-1]
+        return sorted(choices)[len(choices) // 2] if numbers else choices[0]

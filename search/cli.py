@@ -248,14 +248,21 @@ def check(study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml")]) -> 
 
     file = StudyFile.read(study_file)
     from search.check import check as dry_run  # only now: torch takes seconds, which a mistake need not wait for
+    from search.study import ExportRefused
 
-    found = dry_run(file)
+    try:
+        found = dry_run(file)
+    except ExportRefused as error:
+        _fail(1, str(error))
     for what, seconds in found.steps:
         out.print(f"{seconds:6.1f} s  {what}")
-    trials = file.trials
+    for line in found.diverged:
+        out.print(line, markup=False, highlight=False)
+    sound = "sound but for that" if found.diverged else "sound"
+    repeats = ", repeats" if file.search.seeds > 1 else ""
     out.print(
-        f"{file.name} is sound; {trials} trials will take roughly {duration(found.study_seconds)} at most "
-        f"on this machine, start-up{', repeats' if file.search.seeds > 1 else ''} and stages excluded"
+        f"{file.name} is {sound}; {file.trials} trials will take roughly {duration(found.study_seconds)} at most "
+        f"on this machine, start-up{repeats} and stages excluded"
     )
 
 

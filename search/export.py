@@ -39,7 +39,8 @@ from trainers.task import key_of
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 TOLERANCE = 1e-4
-"""Largest difference between a logit of the exported and of the measured network."""
+"""Largest difference between a logit of the exported and of the measured network, as a share of the largest logit:
+float rounds large numbers more coarsely."""
 
 
 def export_onnx(network: nn.Module, example: torch.Tensor) -> bytes:
@@ -106,12 +107,19 @@ def verify(found: torch.Tensor, expected: torch.Tensor, split: Split, accuracy: 
     """The largest difference between logits (N, classes) of the exported and of the measured network.
 
     Raises:
-        ExportRefused: it is above TOLERANCE, or the accuracy on the split is not the recorded one.
+        ExportRefused: it is above TOLERANCE of the largest logit, an image is predicted otherwise, or the accuracy on
+            the split is not the recorded one.
     """
-    difference = float((found - expected).abs().max())
-    if not difference <= TOLERANCE:
+    difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
+    if not difference <= TOLERANCE * largest:
         raise ExportRefused(
-            f"{what} must compute the measured network within {TOLERANCE:g}, but differs by {difference:.3g}"
+            f"{what} must compute the measured network within {TOLERANCE:g} of its largest logit, which is "
+            f"{largest:.4g}, but differs by {difference:.3g}"
+        )
+    if others := int((found.argmax(1) != expected.argmax(1)).sum()):
+        raise ExportRefused(
+            f"{what} must predict for every image what the measured network does, but does not for {others} of "
+            f"{len(found)}"
         )
     exported = quality(found, split.labels)["accuracy"]
     if exported != accuracy:
@@ -169,6 +177,7 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = ("
             "sha256": hashlib.sha256(content).hexdigest(),
             "size_bytes": len(content),
             "largest_logit_difference": difference,
+            "largest_logit": float(expected.abs().max()),
         }
     card = {
         "study": study.name,

@@ -3,14 +3,15 @@
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from processes import environment
-from running import TINY
+from running import TINY, Said
 
-from search.check import check
+from search.check import _recipe, check
 from search.study_file import StudyFile
 
 
@@ -43,6 +44,52 @@ def test_what_is_exported_is_what_was_measured() -> None:
     found = check(StudyFile.from_mapping(yaml.safe_load(TINY)))
     assert 0 <= found.largest_logit_difference <= 1e-4
     assert all(seconds >= 0 for _, seconds in found.steps)
+
+
+def tiny(**changed: object) -> StudyFile:
+    """The tiny study with other parameters in its space."""
+    raw = yaml.safe_load(TINY)
+    raw["space"] |= {name.replace("__", "."): value for name, value in changed.items()}
+    methods = raw["space"]["transfer"]
+    raw["space"] = {
+        name: value for name, value in raw["space"].items() if name.split(".")[0] not in {"kd", "factor"} - {*methods}
+    }
+    return StudyFile.from_mapping(raw)
+
+
+def test_the_tiny_trial_takes_the_studys_own_values() -> None:
+    rates, sizes = {"low": 1e-4, "high": 1e-2, "log": True}, [32, 16, 64]
+    recipe = _recipe(tiny(training__learning_rate=rates, training__batch_size=sizes, training__momentum=0.5))
+    assert recipe.training.learning_rate == pytest.approx(1e-3)
+    assert (recipe.training.batch_size, recipe.training.momentum) == (32, 0.5)
+    assert (recipe.student.width, recipe.transfer, recipe.training.epochs) == (0.5, "none", 2)
+    assert _recipe(tiny(transfer=["factor"])).transfer == "none"
+    assert dict(_recipe(tiny(transfer=["kd"])).options) == {"temperature": 4.5}
+
+
+@pytest.mark.parametrize("who", ["trial", "teacher"])
+def test_what_diverges_is_said_in_a_line_and_the_rest_is_tried_all_the_same(
+    who: str, tmp_path: Path, dux: Callable[..., Said]
+) -> None:
+    raw = yaml.safe_load(TINY)
+    where, name = (raw["space"], "training.") if who == "trial" else (raw["task"]["teacher"], "")
+    where[f"{name}learning_rate"] = 1000.0
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(raw))
+    code, out, err = dux("check", tmp_path / "tiny.yaml")
+    assert (code, err) == (0, "")
+    *_, note, last = out.splitlines()
+    assert note.startswith(f"the tiny {who} diverges with `{name or 'task.teacher.'}learning_rate` 1000; lower it, ")
+    assert last.startswith("tiny is sound but for that; 6 trials")
+
+
+def test_what_diverges_even_at_a_hundredth_of_its_learning_rate_is_one_line(
+    tmp_path: Path, dux: Callable[..., Said]
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("training.epochs: 2", "training.learning_rate: 100000.0"))
+    code, out, err = dux("check", tmp_path / "tiny.yaml")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    rule = "a trial must be one that can be trained, but a tiny one with a hundredth of `training.learning_rate` cannot"
+    assert err.startswith(f"dux: {rule}: ")
 
 
 def test_longer_training_is_estimated_to_take_longer() -> None:

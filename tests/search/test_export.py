@@ -170,7 +170,7 @@ def test_the_cards_hashes_are_those_of_the_files(finished: Finished, exported: E
         content = (exported.folder / name).read_bytes()
         assert described["sha256"] == hashlib.sha256(content).hexdigest()
         assert described["size_bytes"] == len(content)
-        assert 0 <= described["largest_logit_difference"] <= TOLERANCE
+        assert 0 <= described["largest_logit_difference"] <= TOLERANCE * described["largest_logit"]
     assert set(exported.card["student"]) == {"student.json", "student.safetensors"}
     for name, digest in exported.card["student"].items():
         content = (finished.study.trial_folder(exported.entry.trial) / name).read_bytes()
@@ -402,13 +402,20 @@ def test_a_student_whose_hashes_were_never_recorded_is_refused(finished: Finishe
         export(finished.study, entry, tmp_path / "out")
 
 
-def test_a_file_that_computes_something_else_is_refused() -> None:
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
+def test_a_file_that_computes_something_else_is_refused(scale: float) -> None:
+    """However large the logits are: what counts is the difference as a share of the largest, here 2 * scale."""
     split = Split(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 1, 1]))
-    logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 2.0], [2.0, 0.0]])
-    assert verify(logits + 5e-5, logits, split, 0.75, "it") == pytest.approx(5e-5, rel=0.01)
-    for wrong in (logits + 2e-4, logits * math.nan, logits.flip(1)):
-        with pytest.raises(ExportRefused, match=r"it must compute the measured network within 0\.0001, but differs by"):
+    logits = scale * torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 2.0], [1.00005, 1.0]])
+    assert verify(logits + 1e-4 * scale, logits, split, 0.75, "it") == pytest.approx(1e-4 * scale, rel=0.01)
+    for wrong in (logits + 4e-4 * scale, logits * math.nan, logits.flip(1)):
+        with pytest.raises(
+            ExportRefused,
+            match=r"it must compute the measured network within 0\.0001 of its largest logit, which is .*, but differs",
+        ):
             verify(wrong, logits, split, 0.75, "it")
+    with pytest.raises(ExportRefused, match=r"it must predict for every image what .* does, but does not for 1 of 4"):
+        verify(torch.cat([logits[:3], logits[3:].flip(1)]), logits, split, 0.75, "it")
     with pytest.raises(ExportRefused, match=r"it must have the measured accuracy 1\.0, but has 0\.75"):
         verify(logits, logits, split, 1.0, "it")
 
