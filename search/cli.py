@@ -4,6 +4,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -225,11 +226,12 @@ def export(
     bounds = _bounds(minimum or [], maximum or [])
     study = Study.open(name, _home(home))
     try:
-        entry = study.front(study.run_ids(say=_say)).select(bounds)
+        entry = study.front().select(bounds)
     except NoStudent as error:
         _fail(3, str(error))
     try:
         study.check_student(entry)
+        entry = replace(entry, run_id=study.run_ids(say=_say).get(entry.trial))  # MLflow takes seconds, too
         from search.export import export as write  # only now: torch takes seconds, which a mistake need not wait for
 
         paths = write(study, entry, folder or Path(f"{name}-export"), [part.strip() for part in formats.split(",")])
