@@ -2,12 +2,13 @@
 
 The packages have common names (`spaces` is another distribution's, too): a folder on the path or a later installation
 may shadow or overwrite them. That is told in one line here, before anything foreign is run.
+
+Before it imports anything, `main` sees that Ctrl-C and SIGTERM end the command in a line; `search.signals` goes on.
 """
 
-import importlib.util
+import _signal  # without the enumerations of `signal`, which take as long as all the rest here
 import os
 import sys
-from pathlib import Path
 
 _OWN = ("spaces", "trainers", "search")
 _MARK = '"""Dux'
@@ -16,6 +17,9 @@ _INTERRUPTED = 130
 
 def shadowed() -> str | None:
     """What shadows one of our packages and what to do, in one line; None where all three are ours."""
+    import importlib.util
+    from pathlib import Path
+
     here = Path(__file__).resolve().parent
     for name in _OWN:
         ours = here / name / "__init__.py"
@@ -37,24 +41,28 @@ def shadowed() -> str | None:
 
 def main() -> None:
     """The console command."""
+    for number in (_signal.SIGINT, _signal.SIGTERM):
+        if _signal.getsignal(number) != _signal.SIG_IGN:
+            _signal.signal(number, _interrupted)
     problem = shadowed()
     if problem is not None:
-        sys.exit(_complain(problem))
+        print(problem, file=sys.stderr)
+        sys.exit(2)
+    from search.signals import end_at_once
+
+    end_at_once()
     from search.cli import main as run
 
-    try:
-        run()
-    except SystemExit as ended:
-        if ended.code == _INTERRUPTED:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(_INTERRUPTED)  # Python may make another code of an interruption, and its end may wait for threads
-        raise
+    code = run()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Python's own end may wait for threads, and neither tells an interruption in words nor by its code
+    os._exit(code)
 
 
-def _complain(line: str) -> int:
-    print(line, file=sys.stderr)
-    return 2
+def _interrupted(*_: object) -> None:
+    os.write(2, b"dux: interrupted before anything was written; the same command begins anew\n")
+    os._exit(_INTERRUPTED)
 
 
 if __name__ == "__main__":

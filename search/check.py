@@ -1,10 +1,8 @@
 """The dry run: one tiny trial from end to end, before a cluster is asked for anything, and what the study will cost."""
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from search.export import FORMATS, verify
@@ -13,6 +11,7 @@ from search.study_file import StudyFile
 from spaces import BadInput, Recipe
 from trainers.computing import computing
 from trainers.data import pixels
+from trainers.files import scratch_folder
 from trainers.knowledge import Knowledge
 from trainers.loop import Diverged
 from trainers.measure import measure, predictions
@@ -73,7 +72,7 @@ def check(file: StudyFile) -> Checked:
     tiny = IMAGES if images >= IMAGES + whole.classes else images
     limit = spec.train_limit if tiny == images else tiny
     did(f"data: {images:,} images to train on, {len(whole.validation):,} to validate with")
-    with tempfile.TemporaryDirectory() as scratch, computing(file.search.cpus):
+    with scratch_folder() as scratch, computing(file.search.cpus):
         small = spec.model_copy(update={"train_limit": limit, "teacher": spec.teacher.model_copy(update={"epochs": 2})})
         ends: list[float] = []
 
@@ -82,7 +81,7 @@ def check(file: StudyFile) -> Checked:
             rate = small.teacher.learning_rate * gentleness
             teacher = small.teacher.model_copy(update={"learning_rate": rate})
             again = small.model_copy(update={"teacher": teacher})
-            return Task.load(again, Path(scratch), lambda epoch, loss: ends.append(time.monotonic()))
+            return Task.load(again, scratch, lambda epoch, loss: ends.append(time.monotonic()))
 
         task = _gently(teach, "teacher", "task.teacher.learning_rate", small.teacher.learning_rate, diverged)
         teacher_s = (ends[1] - ends[0]) * images / tiny  # an epoch; the first one has start-up in it
@@ -103,8 +102,8 @@ def check(file: StudyFile) -> Checked:
         result = _gently(study, "trial", "training.learning_rate", recipe.training.learning_rate, diverged)
         both_s = ends[1] - ends[0]
         did(f"trial: {recipe.transfer}, two epochs, {result.units_cut} of {result.units} units cut, one epoch more")
-        save_student(Path(scratch) / "trial", result.files(task))
-        student = load_student(Path(scratch) / "trial")
+        save_student(scratch / "trial", result.files(task))
+        student = load_student(scratch / "trial")
         if measure(student, task.data.validation, curve=task.curve) != result.measurements:
             raise ExportRefused("a student that is saved and loaded must measure the same, but does not")
         validation_s = did("saved, loaded, measured again: the same")

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -15,11 +15,21 @@ from rich.table import Table
 from rich.text import Text
 
 from search.locks import told_of_locks
-from search.signals import ctrl_c_is_kept
+from search.signals import (
+    BEGIN_ANEW,
+    INTERRUPTED,
+    ctrl_c_is_kept,
+    if_interrupted,
+    is_told,
+    raise_if_pressed,
+    say_if_interrupted,
+    signals_wait,
+)
 from spaces.errors import BadInput
 
 if TYPE_CHECKING:  # each command imports what it needs, so that none waits for what others need
     from search.front import Bounds, Front
+    from search.study import Study
 
 # Typer brings its own click and names only this one of its errors; what we catch is their common base
 _ClickException: Any = typer.BadParameter.__mro__[2]
@@ -79,6 +89,7 @@ def search(
     study = Study(file.model_copy(update={"search": changed}), _home(home))
     if study.exists:
         study.search()  # says why not
+    say_if_interrupted(lambda: _goes_on(study) if study.exists else BEGIN_ANEW)
     _run(study.name, lambda display: study.search(address=address, display=display, verbose=verbose), study, verbose)
 
 
@@ -99,6 +110,7 @@ def resume(
     from search.study import LedgerGone, Study
 
     study = Study.open(name, _home(home))
+    say_if_interrupted(_goes_on(study))
     try:
         stands = study.status()
         if stands.state == "finished" and trials in (None, stands.trials):
@@ -182,6 +194,8 @@ def front(
     study = Study.open(name, _home(home))
     found = study.front(study.run_ids(say=_say))
     teacher = study.task_record()["teacher"]
+    if html is not None or png is not None:
+        say_if_interrupted("interrupted; what is written is whole, and the same command begins anew")
     if as_json:
         print(json.dumps(found.to_json(name), indent=1))
     if html is not None:
@@ -234,7 +248,9 @@ def export(
         entry = replace(entry, run_id=study.run_ids(say=_say).get(entry.trial))  # MLflow takes seconds, too
         from search.export import export as write  # only now: torch takes seconds, which a mistake need not wait for
 
-        paths = write(study, entry, folder or Path(f"{name}-export"), [part.strip() for part in formats.split(",")])
+        where = folder or Path(f"{name}-export")
+        say_if_interrupted(f"interrupted; {where} has all files of the export or none; the same command begins anew")
+        paths = write(study, entry, where, [part.strip() for part in formats.split(",")])
     except ExportRefused as error:
         _fail(1, f"refused: {error}")
     out.print(f"trial {entry.trial}: " + ", ".join(f"{key} {show(value)}" for key, value in entry.measurements.items()))
@@ -313,6 +329,7 @@ def delete(
                 f"add --yes to delete {there}"
             )
         typer.confirm(f"delete {there}{', and its runs in MLflow' if mlflow else ''}?", abort=True)
+    say_if_interrupted(f"interrupted; the same command removes what is left of {name}")
     for line in remove(name, where, with_runs=mlflow):
         out.print(line, markup=False, highlight=False)
 
@@ -329,8 +346,9 @@ def init(
 
     content, path = content_of(example), file or Path(f"{example}.yaml")
     try:
-        with path.open("x", encoding="utf-8") as study:
+        with signals_wait(), path.open("x", encoding="utf-8") as study:
             study.write(content)
+            say_if_interrupted(f"interrupted; {path} is written")
     except FileExistsError:
         raise BadInput(f"a file that exists is not overwritten, but {path} does; name another") from None
     out.print(f"wrote {path}; `dux check {path}` tries it, `dux search {path}` runs it")
@@ -343,7 +361,7 @@ def ui(
     port: Annotated[int, typer.Option(help="0 for a free one.")] = 5000,
 ) -> None:
     """Serve MLflow's user interface for the studies' store, until Ctrl-C."""
-    from search.mlflow_view import database, serve, view_path
+    from search.mlflow_view import database, make_store, quiet_mlflow, serve, view_path
     from search.secrets import HIDDEN, without_secrets
     from search.study import Study
     from search.tracking import find_runs
@@ -357,50 +375,70 @@ def ui(
         )
     uri = named[0].tracking_uri
     local = database(uri) is not None
-    try:
-        server = serve(uri, port) if local else None
-    except RuntimeError as error:
-        _fail(1, str(error))
-    base = server.url if server is not None else without_secrets(uri).replace(f"{HIDDEN}@", "").rstrip("/")
-    try:
-        for study in named:
-            runs = find_runs(study.folder, study.name, uri)
-            if runs is not None:
-                out.print(f"{study.name}: {base}/{view_path(runs.experiment_id)}")
-        if server is not None:
-            out.print(f"serving {base} until Ctrl-C")
-            server.process.wait()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        if server is not None:
-            server.stop()
+    say_if_interrupted("interrupted; no server is left running, and the same command starts one again")
+    if (file := database(uri)) is not None:
+        with quiet_mlflow():
+            make_store(file)  # seconds, which an interruption need not wait for
+    server = None
+    with ctrl_c_is_kept():
+        try:
+            server = serve(uri, port) if local else None
+            base = server.url if server is not None else without_secrets(uri).replace(f"{HIDDEN}@", "").rstrip("/")
+            for study in named:
+                runs = find_runs(study.folder, study.name, uri)
+                if runs is not None:
+                    out.print(f"{study.name}: {base}/{view_path(runs.experiment_id)}")
+            if server is not None:
+                out.print(f"serving {base} until Ctrl-C")
+                raise_if_pressed()
+                server.process.wait()
+        except RuntimeError as error:
+            _fail(1, str(error))
+        finally:
+            if server is not None:
+                with signals_wait():
+                    server.stop()
 
 
-def main() -> None:
-    """Run a command and exit with its code.
+def main() -> int:
+    """Run a command; returns its exit code.
 
     0 well, 1 refused or out of reach, 2 bad input, 3 no such student, 4 all trials failed, 130 interrupted.
     """
     warnings.simplefilter("ignore")  # other libraries' notes to their developers
-    with ctrl_c_is_kept(), told_of_locks(_say_once("the ledger is locked by another process; waiting")):
-        try:
-            app(prog_name="dux", standalone_mode=False)
-        except BadInput as error:
-            _fail(2, str(error))
-        except _ClickException as error:
-            if type(error).__name__ == "NoArgsIsHelpError":
-                print(error.format_message())
-                sys.exit(2)
-            _fail(
-                2,
-                f"{error.format_message().rstrip('.')}; `dux --help` shows the commands, "
-                "`dux COMMAND --help` their options",
-            )
-        except (KeyboardInterrupt, typer.Abort):
-            _fail(130, "stopped")
-        except OSError as error:  # a folder that cannot be written, a disk that is full, a server that does not answer
-            _fail(1, str(error))
+    try:
+        with told_of_locks(_say_once("the ledger is locked by another process; waiting")):
+            _command()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+def _command() -> None:
+    """What the command line asks for; not by typer's own way, which has other codes for what goes wrong."""
+    try:
+        command = typer.main.get_command(app)
+        with command.make_context("dux", sys.argv[1:]) as context:
+            command.invoke(context)
+    except typer.Exit as ended:
+        sys.exit(ended.exit_code)
+    except BadInput as error:
+        _fail(2, str(error))
+    except _ClickException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message())
+            sys.exit(2)
+        _fail(
+            2,
+            f"{error.format_message().rstrip('.')}; `dux --help` shows the commands, "
+            "`dux COMMAND --help` their options",
+        )
+    except KeyboardInterrupt:
+        _fail(INTERRUPTED, if_interrupted())
+    except (typer.Abort, EOFError):
+        _fail(INTERRUPTED, "not confirmed; nothing was done")
+    except OSError as error:  # a folder that cannot be written, a disk that is full, a server that does not answer
+        _fail(1, str(error))
 
 
 def _say_once(message: str) -> Callable[[], None]:
@@ -415,7 +453,9 @@ def _say_once(message: str) -> Callable[[], None]:
     return say
 
 
-def _fail(code: int, message: str) -> None:
+def _fail(code: int, message: str) -> NoReturn:
+    if code == INTERRUPTED:
+        is_told()
     _say(message)
     sys.exit(code)
 
@@ -430,6 +470,10 @@ def _home(home: Path | None) -> Path:
     return default_home() if home is None else home.expanduser().absolute()
 
 
+def _goes_on(study: "Study") -> str:
+    return f"interrupted; {study.command('resume')} goes on"
+
+
 def _run(name: str, carry_out: "Callable[[Any], Front]", study: Any, verbose: bool) -> None:
     from search.progress import Terminal
     from search.study import AllFailed, Interrupted
@@ -438,9 +482,10 @@ def _run(name: str, carry_out: "Callable[[Any], Front]", study: Any, verbose: bo
         with Terminal(Console(stderr=True), name) as display:
             found = carry_out(display)
     except Interrupted as error:
-        _fail(130, str(error))
+        _fail(INTERRUPTED, str(error))
     except AllFailed as error:
         _fail(4, str(error))
+    say_if_interrupted(f"interrupted; the study is finished, and {study.command('front')} shows its front")
     _print_front(found)
     out.print(f"the front as a page: {study.folder / 'front.html'}")
     out.print(f"the study in MLflow: {study.command('ui')}")

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from search.front import Entry
+from search.signals import signals_wait
 from search.study import ExportRefused, Study
 from spaces import BadInput
 from spaces.errors import known
@@ -200,7 +201,8 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = ("
     }
     contents["card.json"] = json.dumps(card, indent=1).encode()
     try:
-        write_together(folder, contents)
+        with signals_wait():
+            write_together(folder, contents)
     except OSError as error:
         raise ExportRefused(
             "all files of an export are written or none, but "

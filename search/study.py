@@ -24,7 +24,7 @@ from search.front import Axis, Entry, Front
 from search.ledger import Ledger, Line, Outcome, delete, grouped, in_ledger, lost_database, read_lines
 from search.locks import told_of_locks
 from search.secrets import sqlite_url, without_secrets
-from search.signals import ctrl_c_is_kept, raise_if_pressed
+from search.signals import ctrl_c_is_kept, end, raise_if_pressed
 from search.stopping import Halving
 from search.study_file import StudyFile
 from search.tracking import ANSWER_S, Refused, Tracker, find_runs
@@ -559,9 +559,7 @@ class Study:
 
     def _end_at_once(self, why: str) -> NoReturn:
         """End the process, as a kill would: Ray's calls hang, and would end it later. The ledger has what ended."""
-        shown = "\x1b[?25h" if os.isatty(2) else ""  # the cursor, which a progress line hides
-        os.write(2, f"{shown}\ndux: stopped, because {why}; {self.command('resume')} goes on\n".encode())
-        os._exit(130)
+        end(f"stopped, because {why}; {self.command('resume')} goes on")
 
     def _lock(self) -> FileLock:
         return FileLock(self.folder / ".driver.lock")

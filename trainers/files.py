@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import stat
 import tempfile
 import uuid
@@ -12,23 +13,52 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+_passing: set[Path] = set()
+"""Files and folders that are not to be there at the end."""
+
 
 class Damaged(ValueError):
     """A file that is not, or cannot be, what was once written; the message begins with its name."""
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A new folder, which is removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="dux-", ignore_cleanup_errors=True) as folder, _removed_at_last(folder):
+        yield Path(folder)
+
+
+@contextmanager
+def _removed_at_last(path: Path | str) -> Iterator[None]:
+    """Inside, `remove_scratch` removes `path`."""
+    _passing.add(Path(path))
+    try:
+        yield
+    finally:
+        _passing.discard(Path(path))
+
+
+def remove_scratch() -> None:
+    """Remove what is half written or to be thrown away; for an end of the process that reaches no `finally`."""
+    for path in list(_passing):
+        shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
     """Write a file so that a reader, or a kill at any moment, finds the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with part.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with _removed_at_last(part):
+        try:
+            with part.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def write_together(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -73,11 +73,7 @@ def dux(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
     def command(*arguments: str | Path) -> Said:
         monkeypatch.setattr(sys, "argv", ["dux", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
+        code = main()
         said = capsys.readouterr()
         return code, said.out, said.err
 

@@ -225,7 +225,8 @@ def test_ui_prints_a_link_that_answers_and_ends_with_its_server(
     assert servers
     os.kill(command.process.pid, by)
     wait_for(lambda: not command.running, "the end", 60)
-    assert (command.process.returncode, command.err) == (0, "")
+    stopped = "dux: interrupted; no server is left running, and the same command starts one again\n"
+    assert (command.process.returncode, command.err) == (130, stopped)
     assert not [pid for pid in servers if alive(pid)]
 
 

@@ -20,9 +20,12 @@ LEDGER = ("numpy", "optuna", "sqlalchemy")
 def imported(*arguments: object) -> tuple[int, set[str]]:
     """The exit code of a command, and those of HEAVY and LEDGER that it had imported at its end."""
     program = (
-        "import atexit, sys; import dux\n"
-        f"known = {(*HEAVY, *LEDGER)}\n"
-        "atexit.register(lambda: print('IMPORTED', *(name for name in known if name in sys.modules)))\n"
+        "import os, sys; import dux\n"
+        f"known, end = {(*HEAVY, *LEDGER)}, os._exit\n"
+        "def ended(code):\n"
+        "    print('IMPORTED', *(name for name in known if name in sys.modules), flush=True)\n"
+        "    end(code)\n"
+        "os._exit = ended\n"
         "dux.main()"
     )
     done = subprocess.run(

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from spaces.errors import BadInput
 from trainers.data.dataset import Dataset, Split
 from trainers.data.fetching import fetching, fingerprints, one_line
 from trainers.data.splits import VALIDATION_SHARE, split_off
+from trainers.files import scratch_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,7 +107,7 @@ def _read(path: Path, reader: Callable[[str], Tensor]) -> Tensor:
     try:
         if path.suffix != ".gz":
             return reader(str(path))
-        with tempfile.TemporaryDirectory() as folder:
-            return reader(extract_archive(str(path), folder))
+        with scratch_folder() as folder:
+            return reader(extract_archive(str(path), str(folder)))
     except BROKEN as error:
         raise BadInput(f"{path} must be a whole IDX file, but: {one_line(error)}; get it anew") from error
