@@ -1,6 +1,7 @@
 """The command line. Every command is a call or two of `search.study` and its neighbours."""
 
 import json
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -361,6 +362,7 @@ def ui(
     port: Annotated[int, typer.Option(help="0 for a free one.")] = 5000,
 ) -> None:
     """Serve MLflow's user interface for the studies' store, until Ctrl-C."""
+    from search.home import check_writable
     from search.mlflow_view import database, make_store, quiet_mlflow, serve, view_path
     from search.secrets import HIDDEN, without_secrets
     from search.study import Study
@@ -375,6 +377,8 @@ def ui(
         )
     uri = named[0].tracking_uri
     local = database(uri) is not None
+    if local:
+        check_writable(where)
     say_if_interrupted("interrupted; no server is left running, and the same command starts one again")
     if (file := database(uri)) is not None:
         with quiet_mlflow():
@@ -406,6 +410,7 @@ def main() -> int:
     0 well, 1 refused or out of reach, 2 bad input, 3 no such student, 4 all trials failed, 130 interrupted.
     """
     warnings.simplefilter("ignore")  # other libraries' notes to their developers
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it keeps its fonts if HOME cannot be written
     try:
         with told_of_locks(_say_once("the ledger is locked by another process; waiting")):
             _command()
@@ -465,7 +470,7 @@ def _say(message: str) -> None:
 
 
 def _home(home: Path | None) -> Path:
-    from search.study import default_home
+    from search.home import default_home
 
     return default_home() if home is None else home.expanduser().absolute()
 

@@ -9,7 +9,7 @@ import random
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -641,6 +641,10 @@ def _told_as_bad_input(url: str) -> Iterator[None]:
 
 def _storage(url: str) -> optuna.storages.RDBStorage:
     with _told_as_bad_input(url):
+        parsed = sqlalchemy.make_url(url)
+        if parsed.get_backend_name() == "sqlite" and parsed.database and "uri" not in parsed.query:
+            with suppress(OSError):  # SQLite says what is wrong
+                os.close(os.open(parsed.database, os.O_RDONLY | os.O_CREAT, 0o600))
         return optuna.storages.RDBStorage(url, engine_kwargs=_patience(url))
 
 

@@ -19,13 +19,13 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import urlopen
 
 from filelock import FileLock
 
 from search.guard import Guard
-from search.secrets import without_secrets
+from search.secrets import sqlite_url, without_secrets
 from spaces.errors import BadInput
 from trainers.metrics import METRICS
 
@@ -130,7 +130,7 @@ def database(tracking_uri: str) -> Path | None:
         with suppress(ValueError):  # an address that cannot be taken apart
             if urlsplit(tracking_uri).hostname:
                 return None
-    path = Path(tracking_uri.removeprefix("sqlite:///").partition("?")[0])
+    path = Path(unquote(tracking_uri.removeprefix("sqlite:///").partition("?")[0]))
     if not tracking_uri.startswith("sqlite:///") or not path.is_absolute():
         raise BadInput(
             f"the tracking URI must be sqlite:////absolute/path.db or an MLflow server's http(s)://host:port, but got "
@@ -162,8 +162,19 @@ def make_store(file: Path) -> None:
             # made beside its place: MLflow never again opens a file whose tables a kill left half made
             fresh = file.with_name(f".{file.name}.new")
             fresh.unlink(missing_ok=True)
-            MlflowClient(tracking_uri=f"sqlite:///{fresh}").search_experiments(max_results=1)
+            fresh.touch(mode=0o600)
+            MlflowClient(tracking_uri=sqlite_url(fresh)).search_experiments(max_results=1)
+            remove_stray_folder(sqlite_url(fresh))
             fresh.replace(file)
+
+
+def remove_stray_folder(tracking_uri: str) -> None:
+    """Remove the empty folder that MLflow makes where a path has `?` or `%`: it reads the URL's escapes as they are."""
+    stray = Path(tracking_uri.removeprefix("sqlite:///").partition("?")[0]).parent
+    with suppress(OSError):  # not empty: it is somebody's
+        while unquote(str(stray)) != str(stray):
+            stray.rmdir()
+            stray = stray.parent
 
 
 def artifacts_of(database: Path) -> Path:
@@ -230,6 +241,7 @@ def serve(tracking_uri: str, port: int = 0, timeout_s: float = 180.0) -> Server:
             deadline = time.monotonic() + timeout_s
             while process.poll() is None and time.monotonic() < deadline:
                 with suppress(OSError), urlopen(f"{server.url}/health", timeout=5.0):
+                    remove_stray_folder(tracking_uri)
                     return server
                 time.sleep(0.1)
             said.seek(0)

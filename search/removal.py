@@ -13,6 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from search.home import check_writable
 from search.ledger import delete as forget
 from search.ledger import in_ledger
 from search.secrets import sqlite_url, without_secrets
@@ -63,6 +64,7 @@ def remove(name: str, home: Path, *, with_runs: bool = False) -> list[str]:
         BadInput: as `check_removable`, or a process works on the study.
     """
     check_removable(name, home)
+    check_writable(home, home / "studies", home / "studies" / name)
     folder, done = home / "studies" / name, []
     with ExitStack() as stack:
         if folder.is_dir():

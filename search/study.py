@@ -1,5 +1,6 @@
 """The study: many trials towards one front, resumable by its name. What the command line does is one call here."""
 
+import fcntl
 import itertools
 import json
 import os
@@ -21,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from search.constraints import broken
 from search.front import Axis, Entry, Front
+from search.home import check_ray_folders, default_home, make_writable
 from search.ledger import Ledger, Line, Outcome, delete, grouped, in_ledger, lost_database, read_lines
 from search.locks import told_of_locks
 from search.secrets import sqlite_url, without_secrets
@@ -53,11 +55,6 @@ FLUSH_S = 45.0
 _SILENT_S = 3.0
 """How long of that without a word."""
 _TRIAL_EVENTS = ("trial_started", "trial_finished")
-
-
-def default_home() -> Path:
-    """Where studies, teachers and the local stores are kept: `$DUX_HOME`, or `.dux` in the user's home."""
-    return Path(os.environ.get("DUX_HOME") or Path.home() / ".dux").expanduser().absolute()
 
 
 class AllFailed(RuntimeError):
@@ -518,16 +515,19 @@ class Study:
 
     @property
     def at_work(self) -> bool:
-        """Whether a process works on the study now."""
-        lock = self._lock()
+        """Whether a process works on the study now; a look, which somebody who may not write can take, too."""
         try:
-            with lock.acquire(blocking=False):
-                return False
-        except Timeout:
+            with self._lock_file.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
             return True
+        return False
 
     def _check_machine(self) -> None:
         """Raise BadInput where a trial wants more than this machine has: it would wait for ever, or fail."""
+        check_ray_folders()
         import torch
 
         search, cpus = self.file.search, os.cpu_count() or 1
@@ -562,7 +562,11 @@ class Study:
         end(f"stopped, because {why}; {self.command('resume')} goes on")
 
     def _lock(self) -> FileLock:
-        return FileLock(self.folder / ".driver.lock")
+        return FileLock(self._lock_file)
+
+    @property
+    def _lock_file(self) -> Path:
+        return self.folder / ".driver.lock"
 
     def _entries(self, run_ids: Mapping[int, str], lines: Sequence[Line], repeats: Sequence[Line]) -> list[Entry]:
         """The students of `lines`; `repeats`: those that ended, their points included."""
@@ -603,13 +607,7 @@ class Study:
                 )
                 stack.enter_context(joined)
             self._check_name_is_free()  # before anything is written, and again under the lock
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise BadInput(
-                    f"`--home` must be a folder that can be written, but {self.home} is not ({error.strerror}); "
-                    "name another"
-                ) from None
+            make_writable(self.folder, self.home)
             try:
                 stack.enter_context(self._lock().acquire(timeout=0.5))  # `at_work` holds it for a moment, too
             except Timeout:

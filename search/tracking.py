@@ -46,6 +46,7 @@ from search.mlflow_view import (
     log10_name,
     make_store,
     quiet_mlflow,
+    remove_stray_folder,
     view_state,
 )
 from search.secrets import redacted, without_secrets
@@ -799,7 +800,10 @@ def _connect(tracking_uri: str) -> Any:
         make_store(file)
     else:
         _hear_only_mlflow()
-    return MlflowClient(tracking_uri=tracking_uri)
+    client = MlflowClient(tracking_uri=tracking_uri)
+    if file is not None:
+        remove_stray_folder(tracking_uri)
+    return client
 
 
 _ANSWERS = {

@@ -12,6 +12,9 @@ from running import TINY, Finished, Said, Stand
 
 from search.cli import main
 
+HOME = "a home, 100%41 #1? 'é'"
+"""Whatever is made of a home's path must hold for any."""
+
 SLOWEST = (
     "test_study.py",
     "test_seeds.py",
@@ -36,10 +39,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("tiny")
-    file, home = folder / "tiny.yaml", folder / "home"
+    file, home = folder / "tiny.yaml", folder / "parent" / HOME
     file.write_text(TINY)
     done = run("search", str(file), "--home", str(home), folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert list(home.parent.iterdir()) == [home]
     return Finished(home, file, done)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -79,7 +80,10 @@ def test_a_home_that_cannot_be_written_ends_in_one_line(tmp_path: Path, dux: Cal
     (tmp_path / "home").write_text("a file")
     code, out, err = dux("search", tmp_path / "study.yaml", "--home", tmp_path / "home")
     assert (code, out) == (2, "")
-    assert re.fullmatch(r"dux: `--home` must be a folder that can be written, but .* is not .*; name another\n", err)
+    assert re.fullmatch(
+        r"dux: `--home` must be a folder that can be written, but .* is not .*; name another by --home or DUX_HOME\n",
+        err,
+    )
     assert str(tmp_path / "home") in err
 
 
@@ -95,7 +99,7 @@ def test_search_in_a_pipe_prints_the_front_and_nothing_else(finished: Finished) 
     assert finished.study.front().summary() in lines
     assert lines[-2:] == [
         f"the front as a page: {finished.study.folder / 'front.html'}",
-        f"the study in MLflow: `dux ui tiny --home {finished.home}`",
+        f"the study in MLflow: `dux ui tiny --home {shlex.quote(str(finished.home))}`",
     ]
     assert not re.search(
         r"(?i)\bray\b|warning|alembic|tune", out.replace("fine_tune", "").replace(str(finished.home), "")

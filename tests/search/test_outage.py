@@ -418,7 +418,7 @@ def test_what_mlflow_refuses_is_told_at_the_end_and_by_status(
 
 
 STUDY = f"""
-name: tiny
+name: steady
 {TASK}
 space:
   student.width: {{low: 0.0625, high: 0.5, step: 0.0625}}
@@ -444,13 +444,13 @@ def test_a_study_goes_on_while_its_server_is_slow_killed_in_mid_write_and_back_w
 
             def finished() -> list[Any]:
                 client = MlflowClient(tracking_uri=stand.store)
-                experiment = client.get_experiment_by_name("dux-tiny")
+                experiment = client.get_experiment_by_name("dux-steady")
                 runs = [] if experiment is None else client.search_runs([experiment.experiment_id])
                 return [r for r in runs if r.info.status == "FINISHED" and r.data.tags["dux.role"] == "trial"]
 
             wait_for(lambda: bool(finished()) or not command.running, "the first trial in MLflow")
             assert command.running, command.err
-            study = Study.open("tiny", home)
+            study = Study.open("steady", home)
 
             def kill_at_the_next_write(method: str, path: str) -> str:
                 if path.endswith("runs/log-batch") and not proxy.told["kill"]:
@@ -477,7 +477,7 @@ def test_a_study_goes_on_while_its_server_is_slow_killed_in_mid_write_and_back_w
         json.loads((study.folder / "spool.sent").read_text())["offset"] == (study.folder / "spool.jsonl").stat().st_size
     )
 
-    found = contents(stand.url, "tiny")  # fails where a run is there twice
+    found = contents(stand.url, "steady")  # fails where a run is there twice
     lines = study.lines()
     assert set(found) == {"tags", ""} | {f"/{line.trial}" for line in lines}
     assert found[""]["status"] == "FINISHED"
@@ -492,7 +492,7 @@ def test_a_study_goes_on_while_its_server_is_slow_killed_in_mid_write_and_back_w
             f"student/{name}" for name in ("recipe.json", "result.json", "student.json", "student.safetensors")
         ]
     members = {str(entry.trial) for entry in study.front().members}
-    assert set(models(stand.store, "tiny")) == members | {"teacher"}
+    assert set(models(stand.store, "steady")) == members | {"teacher"}
     assert {
         name[1:] for name, run in found.items() if name.startswith("/") and run["tags"]["dux.pareto"] == "true"
     } == members

@@ -635,6 +635,7 @@ def test_status_after_the_kill_and_at_the_end(story: Story) -> None:
         "front": [entry.trial for entry in story.study.front().members],
         "hypervolume": story.study.front().hypervolume,
         "broke_constraints": 0,
+        "refused_by_mlflow": 0,
     }
     assert said["repeated"] == said["repeats"]
     finished = {trial for trial, run in mlflow_runs(story.study).items() if run.info.status == "FINISHED"}
