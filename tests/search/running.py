@@ -39,6 +39,11 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = 300.0) -
         time.sleep(0.1)
 
 
+def but_waiting(err: str) -> str:
+    """What a study said on standard error, but for waiting for MLflow, of which a slow machine makes it speak."""
+    return "".join(line for line in err.splitlines(True) if not line.startswith("dux: waiting at most "))
+
+
 @dataclass(frozen=True)
 class Finished:
     """The tiny study after its end. To be read only: every test shares it."""
