@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import re
 import secrets
 import socket
 import sys
@@ -42,8 +43,10 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
+from search.deaths import last_words, why_died  # noqa: E402
 from search.guard import children_end_with_us  # noqa: E402
 from search.ledger import Ledger  # noqa: E402
+from search.machine import oom_kills  # noqa: E402
 from search.secrets import redacted  # noqa: E402
 from search.signals import handlers_stay, signals_wait  # noqa: E402
 from search.stopping import Halving  # noqa: E402
@@ -298,7 +301,7 @@ def run(
         ),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=FIFOScheduler() if halving is None else _Stopping(searcher, ledger, halving),
+            scheduler=_Scheduler(searcher) if halving is None else _Stopping(searcher, ledger, halving),
             num_samples=-1,
             max_concurrent_trials=concurrent,
             reuse_actors=True,  # 0.02 s between trials instead of 5: a fresh worker imports torch anew
@@ -375,6 +378,10 @@ class _Searcher(Searcher):  # type: ignore[misc]
         self.stopped_at: dict[str, int] = {}
         self.killed: dict[str, str] = {}
         """Why the driver ended a trial's worker process."""
+        self.errors: dict[str, str] = {}
+        """What Ray says of a trial's worker process that died."""
+        self._oom_kills: dict[str, int | None] = {}
+        """Those of the kernel when a trial began."""
         self.ray_died = False
         """Seen when a worker died, which is then not its trial's outcome."""
 
@@ -395,6 +402,7 @@ class _Searcher(Searcher):  # type: ignore[misc]
         else:
             number, recipe = self._ledger.ask()
         self.numbers[trial_id] = number
+        self._oom_kills[trial_id] = oom_kills()
         self._open.add(trial_id)
         return {"trial": number, "root": self._ledger.root(number), "recipe": recipe.to_json()}
 
@@ -413,8 +421,7 @@ class _Searcher(Searcher):  # type: ignore[misc]
         elif "reason" in result:
             self._fail(number, result["reason"], result["again"])
         elif error and not (dead := _ray_is_dead()):
-            died = "the worker process died, for want of memory perhaps: then lower search.concurrent"
-            self._fail(number, self.killed.get(trial_id, died), True)
+            self._fail(number, self.killed.get(trial_id) or self._why_died(trial_id), True)
         else:
             self.ray_died = error and dead
             return
@@ -422,6 +429,11 @@ class _Searcher(Searcher):  # type: ignore[misc]
         self._left = self._trials - self._ledger.done()
         self._repeats = self._watcher.repeats() if self._left <= 0 else []
         self._watcher.trial_ended(number)
+
+    def _why_died(self, trial_id: str) -> str:
+        error, before, now = self.errors.get(trial_id, ""), self._oom_kills.get(trial_id), oom_kills()
+        known = _is_ours() and before is not None and now is not None
+        return why_died(error, _last_words(error), now != before if known else None)
 
     def _fail(self, number: int, reason: str, again: bool) -> None:
         assert self._ledger is not None
@@ -443,17 +455,55 @@ class _Searcher(Searcher):  # type: ignore[misc]
         """Nothing to restore."""
 
 
-class _Stopping(FIFOScheduler):  # type: ignore[misc]
+def _last_words(error: str) -> str:
+    """The last words of the worker process that Ray says has died, from whichever machine it was on."""
+    pid, address = (re.search(rf"^\s*{name}: (\S+)$", error, re.MULTILINE) for name in ("pid", "ip"))
+    if pid is None or address is None:
+        return ""
+    if _is_ours():
+        return _logged(int(pid[1]))
+    found = ""
+    with suppress(ray.exceptions.RayError, StopIteration):  # that machine may be gone, too
+        node = next(
+            node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeManagerAddress"] == address[1]
+        )
+        found = ray.get(_there(node, _logged, int(pid[1])), timeout=ORDERLY_S)
+    return found
+
+
+def _logged(pid: int) -> str:
+    """The last words of a worker process of this machine."""
+    node = ray._private.worker._global_node
+    return "" if node is None else last_words(Path(node.get_logs_dir_path()), pid)
+
+
+class _Scheduler(FIFOScheduler):  # type: ignore[misc]
+    """One trial after the other; tells the searcher, who must explain it, why a worker died."""
+
+    def __init__(self, searcher: _Searcher) -> None:
+        super().__init__()
+        self._searcher: _Searcher | None = searcher
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_searcher": None}
+
+    def on_trial_error(self, controller: Any, trial: Any) -> None:
+        """Tune calls this before the searcher hears of the end."""
+        assert self._searcher is not None
+        with suppress(OSError, TypeError):  # Tune's own file of what went wrong; none if it has not written one
+            self._searcher.errors[trial.trial_id] = Path(trial.error_file).read_text()
+
+
+class _Stopping(_Scheduler):
     """Compares trials at rungs, records it in the ledger, and stops those that do not go on."""
 
     def __init__(self, searcher: _Searcher, ledger: Ledger, halving: Halving) -> None:
-        super().__init__()
-        self._searcher: _Searcher | None = searcher
+        super().__init__(searcher)
         self._ledger: Ledger | None = ledger
         self._halving: Halving | None = halving
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_searcher": None, "_ledger": None, "_halving": None}
+        return {**super().__getstate__(), "_ledger": None, "_halving": None}
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """There is no single metric."""

@@ -782,6 +782,9 @@ class Tricks(Method):
             time.sleep(600)
         if trick == "die" or (trick == "die once" and tries == 1):
             os.kill(os.getpid(), signal.SIGKILL)
+        if trick.startswith("SIG") and tries == 1:
+            signal.raise_signal(getattr(signal, trick.split()[0]))  # in this thread, as a crash's are
+            time.sleep(600)
         if trick == "no memory" or (trick == "no memory once" and tries == 1):
             raise MemoryError("none left")
         if trick == "wrong":
@@ -798,6 +801,9 @@ TRIED = {
     "nan": 1,
     "sleep once": 2,
     "die once": 2,
+    "SIGSEGV once": 2,
+    "SIGABRT once": 2,
+    "SIGTERM once": 2,
     "no memory once": 2,
     "sleep": 2,
     "die": 2,
@@ -846,12 +852,20 @@ search: {{sampler: grid, concurrent: 2, retries: 1, trial_timeout: 30}}
     assert reasons["wrong"] == "KeyError: 'a mistake'"
     assert reasons["nan"] == "Diverged: nan"
     assert reasons["sleep"].startswith("took longer than search.trial_timeout, 30 s")
-    assert reasons["die"].startswith("the worker process died")
+    killed = ("the worker process was killed (SIGKILL) by somebody", "the worker process was killed (SIGKILL): by")
+    assert reasons["die"].startswith(killed)
+    for name in ("SIGSEGV", "SIGABRT"):
+        line = next(place for place, text in enumerate(TRICKS.splitlines(), 1) if "getattr(signal" in text)
+        where = rf"called at [^ /]+/tricks\.py:{line}"
+        assert re.fullmatch(
+            rf"the worker process crashed \({name}\) in compiled code, {where}", reasons[f"{name} once"]
+        )
+    assert reasons["SIGTERM once"] == "the worker process was ended (SIGTERM) by somebody"
     assert reasons["no memory"] == "MemoryError: none left"
     for trick in ("sleep", "die", "no memory"):
         assert by_trick[trick][1].reason == reasons[trick] == reasons[f"{trick} once"]
     status = dux("status", "tricky", "--home", home)[1]
-    assert "tricky: finished; 9/9 trials done, 5 of them failed; front of 1" in status
+    assert f"tricky: finished; {len(TRIED)}/{len(TRIED)} trials done, 5 of them failed; front of 1" in status
     pair = sorted(by_trick[trick][0].trial for trick in ("no memory", "no memory once"))
     assert f"  tried again: {pair[0]}, {pair[1]}: MemoryError: none left\n" in status
     found = trial_runs(study)

@@ -1,0 +1,91 @@
+"""What the kernel says of this process's share of the machine."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from spaces.errors import BadInput
+
+_ANSWER_S = 5.0
+
+
+def usable_cpus(root: Path = Path("/")) -> int:
+    """The CPUs that this process may use, at least one: those it may run on (`taskset`, a batch system), and no more
+    whole ones than its control group and those above it have time for (a container's `--cpus`).
+
+    Args:
+        root: of the file system; a test's own.
+    """
+    try:
+        cpus = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS, Windows
+        cpus = os.cpu_count() or 1
+    for file in _group_files(root, "cpu", "cpu.max", "cpu.cfs_quota_us"):
+        with suppress(OSError, ValueError):
+            quota, *period = file.read_text().split()
+            if not period:
+                period = [file.with_name("cpu.cfs_period_us").read_text()]
+            if quota not in ("max", "-1"):
+                cpus = min(cpus, int(quota) // int(period[0]))
+    return max(1, cpus)
+
+
+def check_loopback() -> None:
+    """Raise BadInput where this machine's processes do not reach each other: whoever starts servers would wait long."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=_ANSWER_S).close()
+    except OSError as error:
+        raise BadInput(
+            f"a machine's processes must reach each other at 127.0.0.1, but here they do not ({error}); "
+            "start its loopback interface (`ip link set lo up`)"
+        ) from None
+
+
+def oom_kills(root: Path = Path("/")) -> int | None:
+    """How many processes the kernel has killed for want of memory, in this process's control group where it says so,
+    else on the whole machine; None where it does not count them.
+
+    Args:
+        root: of the file system; a test's own.
+    """
+    for file in [*_group_files(root, "memory", "memory.events", "memory.oom_control"), root / "proc" / "vmstat"]:
+        with suppress(OSError):
+            for line in file.read_text().splitlines():
+                name, _, count = line.partition(" ")
+                if name == "oom_kill" and count.isdecimal():
+                    return int(count)
+    return None
+
+
+def _group_files(root: Path, controller: str, unified: str, legacy: str) -> Iterator[Path]:
+    """A file of this process's control group and of all above it, the innermost first.
+
+    A container may show its group as the root of the mounted hierarchy, whatever the path says: the root is always
+    among them.
+
+    Args:
+        root: of the file system.
+        controller: what the file belongs to.
+        unified: the file's name in cgroup v2.
+        legacy: its name in cgroup v1.
+    """
+    try:
+        lines = (root / "proc" / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return
+    groups = root / "sys" / "fs" / "cgroup"
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:  # cgroup v2; beside v1 it is mounted deeper, and has few controllers or none
+            mounts, name = [groups, groups / "unified"], unified
+        elif controller in controllers.split(","):
+            mounts, name = [groups / controller, groups / controllers], legacy
+        else:
+            continue
+        for mount in mounts:
+            inner = Path(path.lstrip("/"))
+            for folder in (inner, *inner.parents):
+                yield mount / folder / name
