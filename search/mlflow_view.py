@@ -25,6 +25,7 @@ from urllib.request import urlopen
 from filelock import FileLock
 
 from search.guard import Guard
+from search.machine import check_loopback
 from search.secrets import sqlite_url, without_secrets
 from spaces.errors import BadInput
 from trainers.metrics import METRICS
@@ -210,7 +211,7 @@ def serve(tracking_uri: str, port: int = 0, timeout_s: float = 180.0) -> Server:
         timeout_s: how long it may take to answer.
 
     Raises:
-        BadInput: a store that needs no server of ours, or a port that is taken.
+        BadInput: a store that needs no server of ours, a port that is taken, or a machine without a loopback interface.
         RuntimeError: the server ended or did not answer in time; the message has the last it said.
     """
     file = database(tracking_uri)
@@ -218,6 +219,7 @@ def serve(tracking_uri: str, port: int = 0, timeout_s: float = 180.0) -> Server:
         raise BadInput(
             f"a store to serve must be sqlite:////…, but {without_secrets(tracking_uri)} is a server; open it"
         )
+    check_loopback()
     server_port = _free_port(port)
     with quiet_mlflow():
         make_store(file)

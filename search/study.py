@@ -25,6 +25,7 @@ from search.front import Axis, Entry, Front
 from search.home import check_ray_folders, default_home, make_writable
 from search.ledger import Ledger, Line, Outcome, delete, grouped, in_ledger, lost_database, read_lines
 from search.locks import told_of_locks
+from search.machine import check_loopback, usable_cpus
 from search.secrets import sqlite_url, without_secrets
 from search.signals import ctrl_c_is_kept, end, raise_if_pressed
 from search.stopping import Halving
@@ -528,13 +529,14 @@ class Study:
     def _check_machine(self) -> None:
         """Raise BadInput where a trial wants more than this machine has: it would wait for ever, or fail."""
         check_ray_folders()
+        check_loopback()
         import torch
 
-        search, cpus = self.file.search, os.cpu_count() or 1
+        search, cpus = self.file.search, usable_cpus()
         if search.cpus > cpus:
             raise BadInput(
-                f"`search.cpus` must be at most this machine's {cpus}, but got {search.cpus}; lower it, or name a "
-                "cluster by --address"
+                f"`search.cpus` must be at most the {cpus} that this process may use here, but got {search.cpus}; "
+                "lower it, or name a cluster by --address"
             )
         if search.gpus and not torch.cuda.is_available():
             raise BadInput(

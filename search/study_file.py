@@ -4,7 +4,6 @@ import inspect
 import itertools
 import json
 import math
-import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Va
 
 from search.constraints import Limits
 from search.ledger import MOST_ON_A_GRID, make_sampler
+from search.machine import usable_cpus
 from search.study_yaml import brief, read_yaml
 from spaces import BadInput, Float, Recipe, Scalar, Space, Student
 from spaces.errors import known, one_line, shown
@@ -63,7 +63,7 @@ class SearchSpec(Part):
     trials: int = Field(default=24, ge=1, le=1_000_000)
     """Trials that end, well or badly; interrupted ones are done again and do not count."""
     concurrent: int | None = Field(default=None, ge=1, le=10_000)
-    """Trials at a time; left out, as many as the CPUs allow."""
+    """Trials at a time; left out, as many as the CPUs allow that this process may use."""
     sampler: str = "tpe"
     """A name in `search.ledger.SAMPLERS`, or `package.module:Class` of an Optuna sampler."""
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -99,7 +99,7 @@ class SearchSpec(Part):
     @property
     def at_a_time(self) -> int:
         """How many trials run at a time on this machine."""
-        return self.concurrent or max(1, (os.cpu_count() or 1) // self.cpus)
+        return self.concurrent or max(1, usable_cpus() // self.cpus)
 
 
 def _as_space(raw: object) -> object:

@@ -662,7 +662,10 @@ def test_a_bad_mapping_from_python_is_refused_with_the_same_words() -> None:
 @pytest.mark.parametrize(
     ("search", "message"),
     [
-        ("{cpus: 9999}", "`search.cpus` must be at most this machine's \\d+, but got 9999; lower it"),
+        (
+            "{cpus: 9999}",
+            "`search.cpus` must be at most the \\d+ that this process may use here, but got 9999; lower it",
+        ),
         ("{gpus: 1}", "`search.gpus` must be 0 on a machine without a GPU"),
     ],
 )
