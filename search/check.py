@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from search.export import FORMATS, verify
+from search.export import FORMATS, metadata_of, verify
 from search.study import ExportRefused, needs_of
 from search.study_file import StudyFile
 from spaces import BadInput, Recipe
@@ -40,6 +40,8 @@ class Checked:
 
     Repeats with other seeds are not in it: how many there will be depends on the front.
     """
+    notes: tuple[str, ...] = ()
+    """What the data's owner may not expect of them, a line each."""
     diverged: tuple[str, ...] = ()
     """What diverged with the study's own learning rates, a line each; the rest was tried with gentler ones."""
 
@@ -108,7 +110,7 @@ def check(file: StudyFile) -> Checked:
             raise ExportRefused("a student that is saved and loaded must measure the same, but does not")
         validation_s = did("saved, loaded, measured again: the same")
         write, run = FORMATS["onnx"]
-        content = write(student, pixels(task.data.validation.images[:2]))
+        content = write(student, pixels(task.data.validation.images[:2]), metadata_of(whole))
         difference = verify(
             run(content, task.data.validation.images),
             predictions(student, task.data.validation),
@@ -122,7 +124,7 @@ def check(file: StudyFile) -> Checked:
     # an epoch of a trial ends with a look at the validation data, whose number the tiny trial did not shrink
     trial_s = epochs * (max(0.0, both_s - validation_s) * images / tiny + validation_s)
     study_s = teacher_s * spec.teacher.epochs * spec.teacher.members + trial_s * file.trials / file.search.at_a_time
-    return Checked(tuple(steps), difference, study_s, tuple(diverged))
+    return Checked(tuple(steps), difference, study_s, whole.notes, tuple(diverged))
 
 
 def _gently(make: Callable[[float], Made], what: str, name: str, rate: float, diverged: list[str]) -> Made:

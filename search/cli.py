@@ -275,7 +275,7 @@ def check(study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml")]) -> 
         _fail(1, str(error))
     for what, seconds in found.steps:
         out.print(f"{seconds:6.1f} s  {what}")
-    for line in found.diverged:
+    for line in (*(f"data: {note}" for note in found.notes), *found.diverged):
         out.print(line, markup=False, highlight=False)
     sound = "sound but for that" if found.diverged else "sound"
     repeats = ", repeats" if file.search.seeds > 1 else ""

@@ -29,8 +29,8 @@ from spaces import BadInput
 from spaces.errors import known
 from trainers.computing import computing
 from trainers.data import pixels
-from trainers.data.dataset import Split
-from trainers.files import write_together
+from trainers.data.dataset import Dataset, Split
+from trainers.files import json_text, write_together
 from trainers.measure import EVALUATION_BATCH, fitted_temperature, measure, predictions, quality
 from trainers.metrics import METRICS
 from trainers.store import load_student
@@ -44,8 +44,11 @@ TOLERANCE = 1e-4
 float rounds large numbers more coarsely."""
 
 
-def export_onnx(network: nn.Module, example: torch.Tensor) -> bytes:
-    """`network` as ONNX with a free batch size; example: (B, C, H, W) with B > 1."""
+_NONE: Mapping[str, str] = MappingProxyType({})
+
+
+def export_onnx(network: nn.Module, example: torch.Tensor, metadata: Mapping[str, str] = _NONE) -> bytes:
+    """`network` as ONNX with a free batch size; example: (B, C, H, W) with B > 1; `metadata` become the model's own."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -65,7 +68,10 @@ def export_onnx(network: nn.Module, example: torch.Tensor) -> bytes:
     finally:
         logger.setLevel(level)
     assert program is not None
-    return bytes(program.model_proto.SerializeToString())
+    model = program.model_proto
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
+    return bytes(model.SerializeToString())
 
 
 def run_onnx(content: bytes, images: torch.Tensor) -> torch.Tensor:
@@ -81,11 +87,12 @@ def run_onnx(content: bytes, images: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(parts))
 
 
-def export_pt2(network: nn.Module, example: torch.Tensor) -> bytes:
-    """`network` as a `torch.export` archive with a free batch size; example: (B, C, H, W) with B > 1."""
+def export_pt2(network: nn.Module, example: torch.Tensor, metadata: Mapping[str, str] = _NONE) -> bytes:
+    """`network` as a `torch.export` archive with a free batch size; example: (B, C, H, W) with B > 1; `metadata` become
+    extra files of the archive."""
     program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     archive = io.BytesIO()
-    torch.export.save(program, archive)
+    torch.export.save(program, archive, extra_files=dict(metadata))
     return archive.getvalue()
 
 
@@ -96,12 +103,22 @@ def run_pt2(content: bytes, images: torch.Tensor) -> torch.Tensor:
         return torch.cat([module(pixels(part)) for part in torch.split(images, EVALUATION_BATCH)])
 
 
-Writer = Callable[[nn.Module, torch.Tensor], bytes]
+Writer = Callable[[nn.Module, torch.Tensor, Mapping[str, str]], bytes]
 Runner = Callable[[bytes, torch.Tensor], torch.Tensor]
 FORMATS: Mapping[str, tuple[Writer, Runner]] = MappingProxyType(
     {"onnx": (export_onnx, run_onnx), "pt2": (export_pt2, run_pt2)}
 )
 """How each format is written and run, by the file's ending."""
+
+
+def metadata_of(data: Dataset) -> dict[str, str]:
+    """What an exported file has inside of it, so that its numbers can be read without the card."""
+    return {
+        "class_names": json_text(data.class_names),
+        "image_shape": json.dumps(data.image_shape),
+        "image_colour": data.colour,
+        "image_preparation": data.preparation,
+    }
 
 
 def verify(found: torch.Tensor, expected: torch.Tensor, split: Split, accuracy: float, what: str) -> float:
@@ -171,7 +188,7 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = ("
     for name in formats:
         write, run = FORMATS[name]
         file = f"{study.name}-{entry.trial}.{name}"
-        content = contents[file] = write(network, pixels(data.validation.images[:2]))
+        content = contents[file] = write(network, pixels(data.validation.images[:2]), metadata_of(data))
         found = run(content, data.validation.images)
         difference = verify(found, expected, data.validation, entry.measurements["accuracy"], file)
         made[file] = {
@@ -188,6 +205,8 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = ("
         "recipe": dict(entry.recipe),
         "input": {"name": "images", "shape": ["batch", *data.image_shape], "type": "float32", "range": [0.0, 1.0]},
         "output": {"name": "logits", "shape": ["batch", data.classes], "type": "float32"},
+        "class_names": list(data.class_names),
+        "images": {"colour": data.colour, "preparation": data.preparation},
         "validation": dict(entry.measurements),
         "temperature": temperature,
         "test": {name: value for name, value in test.items() if METRICS[name].scale == "linear"},
@@ -199,7 +218,7 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = ("
             **{name: version(name) for name in ("dux-search", "torch", "onnx", "onnxruntime")},
         },
     }
-    contents["card.json"] = json.dumps(card, indent=1).encode()
+    contents["card.json"] = json_text(card, indent=1).encode()
     try:
         with signals_wait():
             write_together(folder, contents)

@@ -303,8 +303,11 @@ class Study:
             )
         if self.file.search.start_from is not None:
             self.earlier(self.file.search.start_from)
-        self.file.check_pairs(self.file.task.load_data())  # told now, before anything is written
-        return self._run(address, display or Silent(), verbose)
+        data, display = self.file.task.load_data(), display or Silent()
+        self.file.check_pairs(data)  # told now, before anything is written
+        for note in data.notes:
+            display.say(f"data: {note}")
+        return self._run(address, display, verbose)
 
     def earlier(self, name: str) -> Self:
         """The study that this one starts from.
@@ -776,7 +779,10 @@ class _Session:
         record = {
             "key": task.key,
             "classes": task.data.classes,
+            "class_names": list(task.data.class_names),
             "image_shape": list(task.data.image_shape),
+            "images": {"colour": task.data.colour, "preparation": task.data.preparation},
+            "notes": list(task.data.notes),
             "teacher": {**task.teacher_measurements, **self._teacher_latency(task)},
             "teacher_sha256": weights,
             "data": _described(task),
@@ -955,7 +961,7 @@ class _Session:
         self._tracker.study_started(parameters, tags, file.objectives, file.space)
         told, record = {event["event"] for event in self._told()}, self._study.task_record()
         if "data_described" not in told:  # once, in whichever session: another store gets the whole spool
-            self._tracker.data_described(record["data"])
+            self._tracker.data_described(record["data"], record.get("class_names", ()), record.get("images", {}))
         if "teacher_measured" not in told:
             self._tracker.teacher_measured(record["teacher"], {"dataset": file.task.dataset, **vars(file.task.teacher)})
 

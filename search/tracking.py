@@ -35,6 +35,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -51,6 +52,7 @@ from search.mlflow_view import (
 )
 from search.secrets import redacted, without_secrets
 from spaces import Domain, Space
+from trainers.files import json_text
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -60,6 +62,8 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 15.0  # between tries while MLflow does no
 
 _FINAL_CODES = {"BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"}
 """Of MLflow's own errors, in its words: that the request is at fault. `only_mlflow_answers` lets no other errors by."""
+_LONGEST_TAG = 5000  # characters, of an older MLflow; a newer one takes 8,000
+_NONE: Mapping[str, str] = MappingProxyType({})
 _MODEL_TAG = "dux.model"
 """Of a logged model: "teacher", or the number of the trial whose student it is."""
 
@@ -298,15 +302,24 @@ class Tracker:
         drawn = [name for name, domain in space.parameters.items() if len(domain.extremes()) > 1]
         self._append("study_started", parameters=parameters, tags=tags, objectives=objectives, drawn=drawn)
 
-    def data_described(self, data: Sequence[Mapping[str, object]]) -> None:
+    def data_described(
+        self, data: Sequence[Mapping[str, object]], class_names: Sequence[str] = (), images: Mapping[str, str] = _NONE
+    ) -> None:
         """What is trained on and validated with: inputs of the parent run and of all trials' runs that follow.
+
+        Class names are the artifact `classes.json` of the parent run, and its tag `dux.class_names` where they are not
+        too long for one.
 
         Args:
             data: of each split `name`, `digest` (36 characters at most; no two splits may share name and digest),
                 `context` ("training", "validation"), `source` (where it comes from), `image_shape` and `profile`
                 (what else is to be shown of it).
+            class_names: of labels 0, 1, ...
+            images: what they are and how they were prepared.
         """
-        self._append("data_described", data=[dict(split) for split in data])
+        self._append(
+            "data_described", data=[dict(split) for split in data], class_names=[*class_names], images={**images}
+        )
 
     def teacher_measured(self, measurements: Mapping[str, float], parameters: Mapping[str, object]) -> None:
         """What students are compared with: metrics of the parent run (`teacher.accuracy`, ...), and a logged model.
@@ -523,8 +536,24 @@ class _Mirror:
         self._log(run_id, time, tags=tags)
         self._log(run_id, time, parameters=parameters)
 
-    def data_described(self, time: int, data: Sequence[Mapping[str, Any]]) -> None:
-        self._client.log_inputs(self._parent(time), datasets=[_dataset_input(**split) for split in data])
+    def data_described(
+        self,
+        time: int,
+        data: Sequence[Mapping[str, Any]],
+        class_names: Sequence[str] = (),
+        images: Mapping[str, str] = _NONE,
+    ) -> None:
+        run_id = self._parent(time)
+        names = json_text(class_names)
+        described = {"class_names": [*class_names], "images": dict(images)}
+        parts: list[Callable[[], None]] = [
+            lambda: self._client.log_inputs(run_id, datasets=[_dataset_input(**split) for split in data])
+        ]
+        if class_names:  # of a spool before they were told there are none
+            parts.append(lambda: self._log_json(run_id, described, "", "classes.json"))
+            if len(names) <= _LONGEST_TAG:
+                parts.append(lambda: self._log(run_id, time, tags={"dux.class_names": names}))
+        _each(*parts)
         self._inputs = None
 
     def teacher_measured(self, time: int, metrics: Mapping[str, float], parameters: Mapping[str, object]) -> None:
@@ -706,14 +735,17 @@ class _Mirror:
             if there.get(file.name) != file.stat().st_size:
                 raise ConnectionError(f"{file.name} was sent, but is not there")
 
+    def _log_json(self, run_id: str, content: Mapping[str, object], folder: str, name: str) -> None:
+        with TemporaryDirectory(prefix="dux-") as beside:
+            file = Path(beside) / name
+            file.write_text(json.dumps(content))
+            self._log_files(run_id, [file], folder)
+
     def _log_table(self, run_id: str, rows: Sequence[Mapping[str, object]], folder: str, name: str) -> None:
         """As MLflow's `log_table` writes it; that one appends to a table already there, and would double the rows."""
         columns = list(dict.fromkeys(column for row in rows for column in row))
         table = {"columns": columns, "data": [[row.get(column) for column in columns] for row in rows]}
-        with TemporaryDirectory(prefix="dux-") as beside:
-            file = Path(beside) / name
-            file.write_text(json.dumps(table))
-            self._log_files(run_id, [file], folder)
+        self._log_json(run_id, table, folder, name)
         logged = [{"path": posixpath.join(folder, name), "type": "table"}]
         self._client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps(logged))
 

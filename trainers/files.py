@@ -61,6 +61,11 @@ def write_whole(path: Path, content: bytes | str) -> None:
             part.unlink(missing_ok=True)
 
 
+def json_text(content: object, indent: int | None = None) -> str:
+    """JSON with all letters as they are, but for what is none, as a name of a file may hold."""
+    return json.dumps(content, indent=indent, ensure_ascii=False).encode(errors="backslashreplace").decode()
+
+
 def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write files into one folder: all of them or none, with what was there before as it was.
 

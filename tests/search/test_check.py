@@ -5,14 +5,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from processes import environment
 from running import TINY, Said
 
 from search.check import _recipe, check
+from search.study import Silent, Study
 from search.study_file import StudyFile
+from spaces import BadInput
 
 
 def test_a_dry_run_of_a_sound_study_says_so_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -90,6 +95,51 @@ def test_what_diverges_even_at_a_hundredth_of_its_learning_rate_is_one_line(
     assert (code, out, err.count("\n")) == (2, "", 1)
     rule = "a trial must be one that can be trained, but a tiny one with a hundredth of `training.learning_rate` cannot"
     assert err.startswith(f"dux: {rule}: ")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StudyFile:
+    """A study of 300 images of each of two classes to train on, and one of a third."""
+    grey = np.random.default_rng(0).integers(256, size=(3, 300, 8, 8), dtype=np.uint8)
+    for split, counts in (("train", (300, 300, 1)), ("val", (4, 4, 4)), ("test", (4, 4, 4))):
+        for label, count in enumerate(counts):
+            place = tmp_path / "data" / split / ("1", "2", "10")[label]
+            place.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(grey[label, i] // 2 + (split == "val")).save(place / f"{i}.png")
+    (tmp_path / "data" / "Thumbs").mkdir()
+    raw = yaml.safe_load(TINY)
+    raw["task"] |= {"dataset": "imagefolder", "root": str(tmp_path / "data")}
+    del raw["task"]["train_limit"]
+    return StudyFile.from_mapping(raw)
+
+
+NOTES = (
+    "class folders are numbered in the order of their numbers: label 0 is 1, 1 is 2, 2 is 10",
+    "1 folder left out, called neither train nor val nor test: Thumbs",
+)
+
+
+def test_a_class_of_one_image_to_train_on_is_no_hindrance_and_what_is_left_out_is_said(
+    folder: StudyFile, tmp_path: Path, dux: Callable[..., Said]
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(folder.to_json())
+    code, out, err = dux("check", tmp_path / "tiny.yaml")
+    assert (code, err) == (0, "")
+    assert [line for line in out.splitlines() if line.startswith("data: ")][:2] == [f"data: {note}" for note in NOTES]
+
+
+def test_a_search_says_what_is_left_out_of_the_data(folder: StudyFile, tmp_path: Path) -> None:
+    class Heard(Silent):
+        lines: ClassVar[list[str]] = []
+
+        def say(self, line: str) -> None:
+            self.lines.append(line)
+
+    (tmp_path / "home").write_text("no folder")
+    with pytest.raises(BadInput, match="must be a folder that can be written"):
+        Study(folder, tmp_path / "home").search(display=Heard())
+    assert Heard.lines[:2] == [f"data: {note}" for note in NOTES]
 
 
 def test_longer_training_is_estimated_to_take_longer() -> None:

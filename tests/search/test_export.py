@@ -53,7 +53,7 @@ def test_a_batch_ensemble_is_one_graph_that_averages_its_members_probabilities(n
     network = cut(whole, plan(whole, 0.4, floor=0.1, image_shape=(1, 8, 8)), image_shape=(1, 8, 8)).eval()
     images = torch.randint(256, (7, 1, 8, 8), generator=generator, dtype=torch.uint8)
     write, run = FORMATS[name]
-    content = write(network, pixels(images[:2]))
+    content = write(network, pixels(images[:2]), {})
     with torch.no_grad():
         expected = by_member(network.outputs(pixels(images)), student.members).softmax(2).mean(0)
     for count in (7, 1):  # any batch size
@@ -163,6 +163,24 @@ def test_the_card_says_what_the_student_is(finished: Finished, exported: Exporte
     assert card["output"] == {"name": "logits", "shape": ["batch", 10], "type": "float32"}
     assert {"dux-search": version("dux-search"), "torch": version("torch")}.items() <= card["versions"].items()
     assert {"python", "onnx", "onnxruntime"} <= set(card["versions"])
+
+
+def test_the_card_and_the_files_say_what_the_outputs_mean_and_how_images_are_made(
+    finished: Finished, exported: Exported
+) -> None:
+    digits, preparation = [str(digit) for digit in range(10)], "counts of 0..16 inked pixels, times 255 / 16, rounded"
+    assert exported.card["class_names"] == digits
+    assert exported.card["images"] == {"colour": "grey", "preparation": preparation}
+    record = finished.study.task_record()
+    assert (record["class_names"], record["images"]) == (digits, exported.card["images"])
+    stem = exported.folder / f"tiny-{exported.entry.trial}"
+    in_onnx = {prop.key: prop.value for prop in onnx.load(stem.with_suffix(".onnx")).metadata_props}
+    in_archive = dict.fromkeys(("class_names", "image_shape", "image_colour", "image_preparation"), "")
+    torch.export.load(stem.with_suffix(".pt2"), extra_files=in_archive)
+    for found in (in_onnx, in_archive):
+        assert json.loads(found["class_names"]) == digits
+        assert json.loads(found["image_shape"]) == [1, 8, 8]
+        assert (found["image_colour"], found["image_preparation"]) == ("grey", preparation)
 
 
 def test_the_cards_hashes_are_those_of_the_files(finished: Finished, exported: Exported) -> None:

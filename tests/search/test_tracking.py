@@ -230,6 +230,20 @@ def test_data_and_teacher_are_inputs_of_the_study_and_of_every_trial(tmp_path: P
     }
 
 
+def test_the_names_of_the_classes_are_in_the_study_run(tmp_path: Path, uri: str, study: str) -> None:
+    images = {"colour": "RGB", "preparation": "as they are in the files"}
+    many = [f"a class with a long name, number {label}" for label in range(1000)]
+    for number, names in enumerate((["bee", "größe"], many)):
+        with tracking(tmp_path / str(number), uri, f"{study}-{number}") as tracker:
+            tracker.study_started({}, {}, OBJECTIVES, SPACE)
+            tracker.data_described(DATA, names, images)
+            assert tracker.flush(60.0) == 0, tracker.last_error
+        run = contents(uri, f"{study}-{number}")[""]
+        assert run["tags"].get("dux.class_names") == ('["bee", "größe"]' if number == 0 else None)  # too long for a tag
+        file = MlflowClient(tracking_uri=uri).download_artifacts(run["id"], "classes.json", str(tmp_path))
+        assert json.loads(Path(file).read_text()) == {"class_names": names, "images": images}
+
+
 def test_a_student_that_is_kept_is_a_logged_model_with_the_very_points_of_its_run(
     tmp_path: Path, uri: str, study: str
 ) -> None:

@@ -62,8 +62,8 @@ class Dataset:
     train: Split
     validation: Split
     test: Split
-    preparation: str = ""
-    """How the images come from those of the files, for who feeds an exported student; empty: they are as they were."""
+    preparation: str = "as they are in the files"
+    """How the images come from those of the files, for who feeds an exported student."""
     notes: tuple[str, ...] = ()
     """What the data's owner may not expect of them, a line each."""
     files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
@@ -89,6 +89,11 @@ class Dataset:
         """(C, H, W)"""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
+
+    @property
+    def colour(self) -> str:
+        """What the channels are."""
+        return "grey" if self.channels == 1 else "RGB"
 
     @property
     def channels(self) -> int:

@@ -365,7 +365,8 @@ def _notes(root: Path, folders: Mapping[str, Path], listing: _Listing, seen: _Se
     names = listing.class_names
     if sorted(names) != list(names):
         order = ", ".join(f"{label} is {name}" for label, name in enumerate(names[:SHOWN]))
-        notes.append(f"class folders are numbered in the order of their numbers: label {order}, ...")
+        more = ", ..." if len(names) > SHOWN else ""
+        notes.append(f"class folders are numbered in the order of their numbers: label {order}{more}")
     others = [path.name for path in _entries(root) if path.is_dir() and not _is_hidden(path.name)]
     if others := [name for name in others if root / name not in folders.values()]:
         notes.append(
@@ -378,7 +379,8 @@ def _notes(root: Path, folders: Mapping[str, Path], listing: _Listing, seen: _Se
             notes.append(f"{counted(len(paths), thing)} {what}: {shown}")
 
     note(listing.hidden, "image", "left out, in hidden folders or hidden themselves")
-    note(listing.loose, "image", "left out, in no class folder")
+    outside = [path for path in _entries(root) if path.is_file() and path.suffix.lower() in _formats()]
+    note([*outside, *listing.loose], "image", "left out, in no class folder")
     note(listing.unread, "file", f"left out, with endings that are not read ({_by_ending(listing.unread)})")
     note(seen.transparent, "image", "with transparent pixels, put on white")
     note(seen.deep, "image", f"with 16 bits of grey, scaled to 8 (the brightest value is {seen.brightest} of {DEEP})")

@@ -84,6 +84,8 @@ def parted(
 def limit_train(dataset: Dataset, train_limit: int) -> Dataset:
     """The data set with `train_limit` of its train images, in the same proportions of classes; the rest is as it was.
 
+    The one image of a class that has one is kept.
+
     Raises:
         BadInput: if fewer images than classes would be on either side of the cut, or too few to part each class.
     """
@@ -93,8 +95,13 @@ def limit_train(dataset: Dataset, train_limit: int) -> Dataset:
             f"{classes} <= task.train_limit <= {total - classes} must hold for {dataset.name} "
             f"({classes} classes, {total} train images), but got {train_limit}; leave it out to train on all"
         )
+    import torch  # here, since it takes seconds to import
+
     whole, way_out = dataset.train, "add images, or leave task.train_limit out to train on all"
-    kept, _ = parted(whole.labels, total - train_limit, dataset.name, dataset.class_names, way_out)
+    alone = torch.bincount(whole.labels, minlength=classes)[whole.labels] == 1
+    single, several = alone.nonzero().flatten(), (~alone).nonzero().flatten()
+    kept, _ = parted(whole.labels[several], total - train_limit, dataset.name, dataset.class_names, way_out)
+    kept = torch.cat([several[kept], single])
     return replace(dataset, train=Split(whole.images[kept], whole.labels[kept]))
 
 

@@ -1,4 +1,6 @@
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +165,15 @@ def test_both_spellings_of_validation_at_once_are_refused(tmp_path: Path) -> Non
         check_dataset("imagefolder", root=tmp_path)
 
 
+@pytest.mark.parametrize("others", [("Train", "train"), ("testing", "Test")])
+def test_two_spellings_of_a_split_at_once_are_refused(others: tuple[str, str], tmp_path: Path) -> None:
+    for split in {"train", *others}:
+        fill(tmp_path, split, 2)
+    one, other = sorted(others)
+    with pytest.raises(BadInput, match=rf"must not hold both {one} and {other}; move the images of one into the other"):
+        check_dataset("imagefolder", root=tmp_path)
+
+
 @pytest.mark.parametrize("split", ["val", "test"])
 @pytest.mark.parametrize("classes", [("ant",), ("ant", "bee", "cat"), ("ant", "cat")])
 def test_splits_that_name_other_classes_than_train_are_refused(
@@ -214,7 +225,7 @@ def test_names_of_folders_are_read_as_a_person_does_and_what_is_left_out_is_said
     assert dataset.class_names == ("1", "2", "10")
     assert [len(part) for part in dataset.splits().values()] == [6, 6, 6]
     assert dataset.notes[:3] == (
-        "class folders are numbered in the order of their numbers: label 0 is 1, 1 is 2, 2 is 10, ...",
+        "class folders are numbered in the order of their numbers: label 0 is 1, 1 is 2, 2 is 10",
         "1 image left out, in hidden folders or hidden themselves: TRAIN/.ipynb_checkpoints/000.png",
         "1 file left out, with endings that are not read (1 .heic): TRAIN/2/a.heic",
     )
@@ -232,6 +243,64 @@ def test_images_are_turned_as_their_exif_says_and_transparent_ones_put_on_white(
     np.testing.assert_array_equal(dataset.train.images[0].permute(1, 2, 0), upright)
     assert dataset.train.images[1].unique().tolist() == [255]
     assert "1 image with transparent pixels, put on white: train/ant/001.png" in dataset.notes
+
+
+def test_images_of_all_usual_endings_are_read_and_of_several_frames_the_first(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        fill(tmp_path, split, 2)
+    ants = tmp_path / "train" / "ant"
+    for path in ants.iterdir():
+        path.unlink()
+    grey = [Image.new("RGB", (6, 5), (level,) * 3) for level in (0, 200)]
+    grey[0].save(ants / "a.gif", save_all=True, append_images=grey[1:])
+    grey[1].save(ants / "b.jfif", format="JPEG")
+    grey[1].save(ants / "c.AVIF")
+    grey[1].save(ants / "d.webp")
+    dataset = load_dataset("imagefolder", root=tmp_path)
+    assert [round(float(image.float().mean()), -1) for image in dataset.train.images[:4]] == [0, 200, 200, 200]
+    assert dataset.notes[0] == "1 image of several frames or pages, of which the first is read: train/ant/a.gif"
+
+
+def test_links_are_followed_and_those_that_lead_back_are_not(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        fill(tmp_path, split, 2)
+    ants = tmp_path / "train" / "ant"
+    (ants / "again").symlink_to(ants)
+    (ants / "up").symlink_to(tmp_path / "train" / "ant" / "up")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "back").symlink_to(ants)
+    Image.fromarray(picture("more", 0, 9)).save(tmp_path / "more" / "9.png")
+    (ants / "more").symlink_to(tmp_path / "more")
+    dataset = load_dataset("imagefolder", root=tmp_path)
+    assert dataset.train.labels.tolist() == [0, 0, 0, 1, 1]
+    assert dataset.notes[0] == "1 folder left out, called neither train nor val nor test: more"
+
+
+def test_a_class_of_few_images_that_gets_none_to_validate_with_is_named(tmp_path: Path) -> None:
+    fill(tmp_path, "train", 100)
+    fill(tmp_path, "train", 4, classes=("cat",))
+    notes = load_dataset("imagefolder", root=tmp_path).notes
+    assert "the validation split has no image of 1 of 3 classes: cat" in notes
+
+
+@pytest.mark.parametrize("bad", ["bomb.png", "head.bmp", "head.ppm", "head.png"])
+def test_a_bomb_and_a_broken_head_are_named(bad: str, tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        fill(tmp_path, split, 2)
+    path = tmp_path / "train" / "ant" / bad
+    head = {
+        "bomb.png": b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", struct.pack(">IIBBBBB", 10**6, 10**6, 8, 0, 0, 0, 0)),
+        "head.bmp": b"BM" + b"\xff" * 60,
+        "head.ppm": b"P6\n6 x\n255\n" + bytes(90),
+        "head.png": b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", bytes(5)),
+    }
+    path.write_bytes(head[bad])
+    with pytest.raises(BadInput, match=rf"but 1 of 13 are not: train/ant/{bad} \(.+\); get them anew or remove them$"):
+        load_dataset("imagefolder", root=tmp_path)
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def test_images_that_were_learned_and_a_small_validation_split_are_named(tmp_path: Path) -> None:
