@@ -4,6 +4,9 @@ The packages have common names (`spaces` is another distribution's, too): a fold
 may shadow or overwrite them. That is told in one line here, before anything foreign is run.
 
 Before it imports anything, `main` sees that Ctrl-C and SIGTERM end the command in a line; `search.signals` goes on.
+
+The current folder is somebody's data, and nothing is imported from it but what a study names: Python may have put it
+first where modules are looked for, so that a `json.py` in it would be run by every command.
 """
 
 import _signal  # without the enumerations of `signal`, which take as long as all the rest here
@@ -15,9 +18,20 @@ _MARK = '"""Dux'
 _INTERRUPTED = 130
 
 
+def leave_current_folder() -> None:
+    """Import nothing from the current folder, where Dux or Python itself does not happen to lie in it."""
+    here, library = (os.path.dirname(os.path.realpath(file)) for file in (__file__, os.__file__))
+    try:
+        current = os.path.realpath(os.curdir)
+    except OSError:  # it was removed
+        return
+    if current not in (here, library) and os.path.basename(current) not in ("site-packages", "dist-packages"):
+        sys.path[:] = [folder for folder in sys.path if os.path.realpath(folder or os.curdir) != current]
+
+
 def shadowed() -> str | None:
     """What shadows one of our packages and what to do, in one line; None where all three are ours."""
-    import importlib.util
+    import importlib.util  # here, when the current folder is left
     from pathlib import Path
 
     here = Path(__file__).resolve().parent
@@ -44,6 +58,7 @@ def main() -> None:
     for number in (_signal.SIGINT, _signal.SIGTERM):
         if _signal.getsignal(number) != _signal.SIG_IGN:
             _signal.signal(number, _interrupted)
+    leave_current_folder()
     problem = shadowed()
     if problem is not None:
         print(problem, file=sys.stderr)

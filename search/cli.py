@@ -30,7 +30,7 @@ from spaces.errors import BadInput
 
 if TYPE_CHECKING:  # each command imports what it needs, so that none waits for what others need
     from search.front import Bounds, Front
-    from search.study import Study
+    from search.study import Status, Study
 
 # Typer brings its own click and names only this one of its errors; what we catch is their common base
 _ClickException: Any = typer.BadParameter.__mro__[2]
@@ -133,20 +133,29 @@ def status(
 
     where = _home(home)
     if name is None:
-        names = Study.names(where)
-        stand = {each: Study.open(each, where).status() for each in names}
+        stand = {each: _stand_of(each, where) for each in Study.names(where)}
         if as_json:
-            print(json.dumps([each.to_json(study) for study, each in stand.items()], indent=1))
+            rows = [
+                {"study": study, "state": "damaged", "damage": each} if isinstance(each, str) else each.to_json(study)
+                for study, each in stand.items()
+            ]
+            print(json.dumps(rows, indent=1))
             return
-        if not names:
+        if not stand:
             out.print(f"no study in {where} yet; begin one with `dux search STUDY.yaml`")
             return
         table = _table("study", "state", "done", "failed", "stopped", "front", "hypervolume")
         for study_name, each in stand.items():
+            if isinstance(each, str):
+                table.add_row(study_name, "damaged", *("–" * 5))
+                continue
             done = f"{each.done}/{each.trials}" + (f" + {each.repeated}/{each.repeats}" if each.repeats else "")
             counts = (str(each.count("failed")), str(each.count("stopped")))
             table.add_row(study_name, each.state, done, *counts, *_front_in_brief(each.front))
         out.print(table)
+        for study_name, each in stand.items():
+            if isinstance(each, str):
+                out.print(f"{study_name}: {each}", markup=False, highlight=False)
         return
     study = Study.open(name, where)
     found = study.status()
@@ -369,7 +378,7 @@ def ui(
     from search.tracking import find_runs
 
     where = _home(home)
-    named = [Study.open(name, where)] if name is not None else [Study.open(each, where) for each in Study.names(where)]
+    named = [Study.open(name, where)] if name is not None else _sound_ones(where)
     if not named:
         raise BadInput(
             f"a study must exist to be looked at, but there is none yet in {where}; "
@@ -500,6 +509,32 @@ def _print_front(found: "Front") -> None:
     out.print(Text(found.plot(width=min(100, out.width))))
     out.print()
     out.print(found.table())
+
+
+def _sound_ones(home: Path) -> "list[Study]":
+    """All studies; of those that are damaged a line is said."""
+    from search.study import Study
+
+    found = []
+    for name in Study.names(home):
+        try:
+            found.append(Study.open(name, home))
+        except BadInput as error:
+            _say(str(error))
+    return found
+
+
+def _stand_of(name: str, home: Path) -> "Status | str":
+    """How a study stands, or why that cannot be said."""
+    from search.ledger import NoAnswer
+    from search.study import Study
+
+    try:
+        return Study.open(name, home).status()
+    except NoAnswer:
+        raise  # of all studies alike
+    except (BadInput, OSError) as error:
+        return " ".join(str(error).split())
 
 
 def _front_in_brief(found: "Front | None") -> tuple[str, str]:

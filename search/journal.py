@@ -34,7 +34,7 @@ class Journal:
                     continue
                 try:
                     trial = _trial(json.loads(text))
-                except (ValueError, KeyError, TypeError, AttributeError):
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                     continue
                 trials[trial.number] = trial
         return trials

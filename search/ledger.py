@@ -35,7 +35,7 @@ from search.secrets import redacted, without_secrets
 from spaces import BadInput, Choice, Recipe, Space
 from spaces.errors import known, shown
 from spaces.own import own_object
-from trainers.files import unsealed
+from trainers.files import Damaged, read_whole, unsealed
 
 SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = MappingProxyType(
     {
@@ -62,6 +62,8 @@ _RUNG = "rung."
 _LOST = "lost"
 """Of a trial that only takes a number, in a ledger that was rebuilt: nobody knows what it was."""
 _MOST_REPEATS = 64
+_MOST_LOST = 10_000
+"""Numbers of trials of which nothing is known, in a ledger that is rebuilt; more are a mistake."""
 _ENDED = ("complete", "failed", "stopped")
 
 
@@ -103,6 +105,10 @@ class Line:
 
 LOST = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
 """What a database that went away raises through Optuna."""
+
+
+class NoAnswer(BadInput):
+    """A ledger's database does not answer; the message says which, why, and the way out."""
 
 
 class Ledger:
@@ -433,6 +439,11 @@ class Ledger:
         study = self._storage.get_study_id_from_name(self._study.study_name)
         lost = optuna.trial.create_trial(state=TrialState.FAIL, user_attrs={_LOST: True})
         numbers = range(there, max(max(known) + 1, numbers_given))
+        if len(numbers) - len(known) > _MOST_LOST:
+            raise BadInput(
+                f"the files of {self._study.study_name!r} must be of its trials, but {trials_folder} and what MLflow "
+                f"was told name a trial {numbers[-1]} among {len(known)}; take out what is not of this study"
+            )
         for number in numbers:
             self._storage.create_new_trial(study, known.get(number, lost))
         self._write_down()
@@ -441,13 +452,14 @@ class Ledger:
     def _of_files(self, folder: Path, seeds: Mapping[int, list[int]]) -> FrozenTrial:
         """A trial by its files alone; `seeds`: those of repeats -> the trial, and which repeat of it."""
         try:
-            text = (folder / "recipe.json").read_text()
+            text = read_whole(folder / "recipe.json").decode()
             attributes = {"recipe": text, **_of_result(unsealed(folder / "result.json"))}
             recipe, measurements = Recipe.from_json(text), json.loads(attributes["measurements"])
             values = [float(measurements[name]) for name in self._objectives]
-        except (OSError, ValueError, KeyError, TypeError):
-            error = folder / "error.txt"
-            said = error.read_text(errors="replace").split("\n") if error.exists() else []
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            said = []
+            with suppress(OSError, Damaged):
+                said = read_whole(folder / "error.txt").decode(errors="replace").split("\n")
             reason = next((line for line in reversed(said) if line.strip()), "its files are not whole")
             return optuna.trial.create_trial(state=TrialState.FAIL, user_attrs={"reason": reason.strip()})
         if recipe.seed in seeds:
@@ -634,7 +646,7 @@ def _told_as_bad_input(url: str) -> Iterator[None]:
             way_out = "start it, or correct the URL"
         if os.environ.get("DUX_STORAGE"):
             way_out += ", or leave DUX_STORAGE out for a file in the home folder"
-        raise BadInput(
+        raise NoAnswer(
             f"`DUX_STORAGE` must name a database that answers, but {without_secrets(url)} does not ({why}); {way_out}"
         ) from None
 
@@ -692,6 +704,17 @@ def _outcome(trial: FrozenTrial) -> Outcome:
 
 
 def _line(trial: FrozenTrial) -> Line:
+    """Raises BadInput where the trial is none that a ledger wrote."""
+    try:
+        return _as_line(trial)
+    except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise BadInput(
+            f"the ledger must be as it was written, but its trial {trial.number} is not ({shown(str(error))}); "
+            "move the ledger away, and `dux resume NAME` rebuilds a study's from its other files"
+        ) from None
+
+
+def _as_line(trial: FrozenTrial) -> Line:
     attributes = trial.user_attrs
     return Line(
         trial.number,

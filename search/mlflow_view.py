@@ -232,7 +232,8 @@ def serve(tracking_uri: str, port: int = 0, timeout_s: float = 180.0) -> Server:
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             command,
-            env={**os.environ, **settings, **guard.environment},
+            env={**os.environ, **settings, **guard.environment, "PYTHONSAFEPATH": "1"},
+            cwd="/",  # Python, and uvicorn, would import modules that lie in the current folder
             start_new_session=True,
             stdin=subprocess.DEVNULL,
             stdout=said,

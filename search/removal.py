@@ -8,17 +8,20 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from sqlalchemy import make_url
 
 from search.home import check_writable
 from search.ledger import delete as forget
 from search.ledger import in_ledger
 from search.secrets import sqlite_url, without_secrets
+from search.study_file import check_name
 from search.tracking import take_out
 from spaces.errors import BadInput, known, shown
+from trainers.files import read_whole
 
 
 def check_removable(name: str, home: Path) -> str:
@@ -27,17 +30,19 @@ def check_removable(name: str, home: Path) -> str:
     Raises:
         BadInput: there is nothing, its ledger is in another database, or that does not answer.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
-        raise BadInput(f"a study's name must be letters, digits, `.`, `_` and `-`, but got {shown(name)}")
+    check_name(name)
     folder, storage = home / "studies" / name, _storage(home)
     parts = []
     if folder.is_dir():
         note, here = folder / "ledger.txt", _shown_storage()
-        there = note.read_text(errors="replace").strip() if note.is_file() else here
+        there = here
+        with suppress(FileNotFoundError, ValueError):  # a damaged note names no database
+            if (noted := read_whole(note).decode().strip()) in ("", here) or make_url(noted):
+                there = noted
         if there != here:
             raise BadInput(
                 f"`DUX_STORAGE` must name the database that {name!r} was begun with, but is {here or 'not set'} "
-                f"instead of {there or 'not set'}; set it so, or, where the database is gone, delete {note}"
+                f"instead of {shown(there, 300).strip(chr(39)) or 'not set'}; set it so, or, where the database is gone, delete {note}"
             )
         trials = sum(1 for _ in folder.glob("trials/*"))
         parts.append(f"the files of {trials} trials in {folder}")
@@ -122,7 +127,7 @@ def _unused(home: Path, name: str) -> Iterator[Path]:
 
 def _content(file: Path) -> dict[str, object]:
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(read_whole(file))
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

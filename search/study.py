@@ -1,6 +1,7 @@
 """The study: many trials towards one front, resumable by its name. What the command line does is one call here."""
 
 import fcntl
+import importlib.util
 import itertools
 import json
 import os
@@ -29,13 +30,14 @@ from search.machine import check_loopback, usable_cpus
 from search.secrets import sqlite_url, without_secrets
 from search.signals import ctrl_c_is_kept, end, raise_if_pressed
 from search.stopping import Halving
-from search.study_file import StudyFile
-from search.tracking import ANSWER_S, Refused, Tracker, find_runs
+from search.study_file import StudyFile, check_name, find_modules_in, is_name
+from search.tracking import ANSWER_S, Refused, Tracker, event_of, find_runs
 from spaces import BadInput, Choice, Recipe, Space
-from spaces.errors import known
+from spaces.errors import known, shown
 from trainers.files import (
     Damaged,
     check_hashes,
+    check_kind,
     curve_folder,
     digest,
     listing,
@@ -56,6 +58,17 @@ FLUSH_S = 45.0
 _SILENT_S = 3.0
 """How long of that without a word."""
 _TRIAL_EVENTS = ("trial_started", "trial_finished")
+
+
+_FILES = (
+    *("study.json", "task.json", "data.json", "ledger.txt", "ledger.jsonl"),
+    *("spool.jsonl", "spool.sent", "spool.refused.jsonl", "runs.json"),
+    *("front.json", "front.html", "front.png"),
+)
+"""That a study's own folder may hold."""
+_FOLDERS = ("trials", "checkpoints")
+_SIGNS = ("study.json", "task.json", "ledger.jsonl", "trials")
+"""That a folder is a study's: one of them is there."""
 
 
 class AllFailed(RuntimeError):
@@ -194,22 +207,45 @@ class Study:
         """The study of that name.
 
         Raises:
-            BadInput: there is none.
+            BadInput: there is none, or it is damaged.
         """
+        check_name(name)
         home = home or default_home()
-        record = home / "studies" / name / "study.json"
-        if not record.is_file():
-            names = cls.names(home)
+        names = cls.names(home)
+        if name not in names:
             way_out = (
                 known(names, name) if names else f"there is none yet in {home}; begin one with `dux search STUDY.yaml`"
             )
             raise BadInput(f"a study must exist to be opened, but {name!r} does not; {way_out}")
-        return cls(StudyFile.from_json(record.read_text()), home)
+        folder = home / "studies" / name
+        try:
+            for kind in (_FILES, _FOLDERS):
+                for entry in kind:
+                    check_kind(folder / entry, folder=kind is _FOLDERS)
+            try:
+                file = StudyFile.from_json(read_whole(folder / "study.json").decode())
+            except BadInput as error:
+                raise Damaged(f"study.json describes no study: {error}") from None
+            if file.name != name:
+                raise Damaged(f"study.json describes {file.name!r}")
+        except FileNotFoundError:
+            why = "study.json is gone"
+        except UnicodeDecodeError:
+            why = "study.json is not text"
+        except Damaged as error:
+            why = str(error)
+        else:
+            return cls(file, home)
+        raise BadInput(
+            f"the files of {name!r} must be as they were written, but in {folder} {why}; "
+            f"put it back, or {_command('delete', name, home)} removes the study"
+        )
 
     @staticmethod
     def names(home: Path) -> list[str]:
-        """All studies of a home folder."""
-        return sorted(path.parent.name for path in (home / "studies").glob("*/study.json"))
+        """All studies of a home folder, the damaged ones included."""
+        folders = (home / "studies").glob("*")
+        return sorted(f.name for f in folders if is_name(f.name) and any(os.path.lexists(f / n) for n in _SIGNS))
 
     @property
     def name(self) -> str:
@@ -223,8 +259,7 @@ class Study:
 
     def command(self, verb: str) -> str:
         """What to type to do `verb` with this study, for messages; names the home where it is not the usual one."""
-        where = "" if self.home == default_home() else f" --home {shlex.quote(str(self.home))}"
-        return f"`dux {verb} {self.name}{where}`"
+        return _command(verb, self.name, self.home)
 
     @property
     def exists(self) -> bool:
@@ -254,10 +289,17 @@ class Study:
 
     def _check_database(self) -> None:
         note, here = self.folder / "ledger.txt", self._database
-        if note.exists() and (there := note.read_text().strip()) != here:
+        try:
+            there = read_whole(note).decode(errors="backslashreplace").strip()
+        except FileNotFoundError:
+            return
+        except Damaged as error:
+            raise BadInput(f"the database of {self.name!r} must be noted, but in {self.folder} {error}") from None
+        if there != here:
+            noted = shown(there, 300).strip("'") or "not set"
             raise BadInput(
                 f"`DUX_STORAGE` must name the database that {self.name!r} was begun with, but is "
-                f"{here or 'not set'} instead of {there or 'not set'}; set it so, or, where the database has moved or "
+                f"{here or 'not set'} instead of {noted}; set it so, or, where the database has moved or "
                 f"is gone, correct {note}"
             )
 
@@ -427,7 +469,10 @@ class Study:
     def task_record(self) -> dict[str, Any]:
         """What the study knows of its task: key, classes, image_shape, the teacher's measurements, the data."""
         try:
-            return unsealed(self.folder / "task.json")
+            record = unsealed(self.folder / "task.json")
+            if not _is_task_record(record):
+                raise Damaged("task.json is no record of a task")
+            return record
         except FileNotFoundError:
             raise BadInput(
                 f"study {self.name!r} must have its teacher before it has a front, but was stopped earlier; "
@@ -756,6 +801,7 @@ class _Session:
 
     def _carry_out(self, address: str | None) -> str:
         """All that Ray is needed for; returns why it ended early, where that is for the user to know."""
+        self._find_own_code()
         from trainers.knowledge import Knowledge
         from trainers.loop import Diverged
         from trainers.store import weights_bytes
@@ -858,6 +904,16 @@ class _Session:
         except workers.RayDied as error:
             return f", because {error}"
         return ""
+
+    def _find_own_code(self) -> None:
+        """Say what of the user's will be imported, and from where, before it is."""
+        find_modules_in(Path())
+        for reference in self._study.file.own_code:
+            module = reference.partition(":")[0].partition(".")[0]
+            if module not in sys.modules:
+                found = importlib.util.find_spec(module)
+                where = "" if found is None else found.origin or next(iter(found.submodule_search_locations or ()), "")
+                self._display.say(f"imports {reference}, which the study names, {f'from {where}' if where else ''}")
 
     def _check_data(self, key: str) -> None:
         """Raise BadInput where they are others than the study's trials learned from."""
@@ -1022,12 +1078,8 @@ class _Session:
 
     def _told(self) -> list[dict[str, Any]]:
         """All events that MLflow has or will get, of this and earlier sessions; a damaged line is none."""
-        events = []
         with (self._study.folder / "spool.jsonl").open("rb") as spool:
-            for line in spool:
-                with suppress(ValueError):
-                    events.append(json.loads(line))
-        return events
+            return [event for line in spool if (event := event_of(line)) is not None]
 
     def _is_written(self) -> bool:
         """Whether the end of the whole study was told; a kill may have come before."""
@@ -1148,9 +1200,9 @@ class _Session:
         """Whether MLflow's runs of the front's students are others than their file says."""
         run_ids = self._run_ids()
         try:
-            members = json.loads((self._study.folder / "front.json").read_text())["members"]
+            members = json.loads(read_whole(self._study.folder / "front.json"))["members"]
             return any(member["mlflow_run_id"] != run_ids.get(member["trial"]) for member in members)
-        except (FileNotFoundError, KeyError, TypeError, ValueError):
+        except (FileNotFoundError, KeyError, RecursionError, TypeError, ValueError):
             return True
 
     def _finish(self, status: str) -> None:
@@ -1183,6 +1235,22 @@ class _Session:
                 end = finished[entry.trial]
                 self._tracker.student_kept(entry.trial, entry.recipe, entry.measurements, end["step"], end["time"])
         self._tracker.study_finished("FINISHED" if status == "FINISHED" else "KILLED", paths, rows)
+
+
+def _is_task_record(record: Mapping[str, Any]) -> bool:
+    teacher = record.get("teacher")
+    return (
+        isinstance(record.get("key"), str)
+        and isinstance(record.get("classes"), int)
+        and isinstance(record.get("data"), list)
+        and isinstance(teacher, dict)
+        and all(isinstance(value, int | float) for value in teacher.values())
+    )
+
+
+def _command(verb: str, name: str, home: Path) -> str:
+    where = "" if home == default_home() else f" --home {shlex.quote(str(home))}"
+    return f"`dux {verb} {name}{where}`"
 
 
 def write_front(front: Front, study: str, folder: Path, teacher: Mapping[str, float]) -> list[Path]:

@@ -38,9 +38,14 @@ MOST_COMBINATIONS = 10_000
 """Of the choices of a method's own parameters: what students learn of the teacher is looked up for each."""
 
 
+def is_name(name: str) -> bool:
+    """Whether a study may have the name. Studies are folders, so that none may lead elsewhere."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name) is not None
+
+
 def as_name(name: str) -> str:
-    """`name`, if a study may have it; else ValueError. Studies are folders, so that no name may lead elsewhere."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
+    """`name`, if a study may have it; else ValueError."""
+    if not is_name(name):
         raise ValueError("must be 1 to 63 letters, digits, `.`, `_` or `-`, the first a letter or a digit")
     return name
 
@@ -158,24 +163,14 @@ class StudyFile(Part):
                 raise BadInput(f"keys of a study file must be texts, but got {shown(key)}")
         raw = {key: value for key, value in raw.items() if not key.startswith("x-")}  # for anchors
         if _names_a_module(raw):
-            _find_modules_in(folder or Path())
-        try:
-            # the space first: inside of pydantic's check its errors would be wrapped into others
-            if "space" in raw:
-                space = raw["space"]
-                raw["space"] = _space_from_function(space) if isinstance(space, str) else _as_space(space)
-            study = cls.model_validate(raw)
-        except ValidationError as error:
-            raise BadInput(one_line(error, cls)) from None
+            find_modules_in(folder or Path())
+        if isinstance(raw.get("space"), str):
+            raw["space"] = _space_from_function(raw["space"])
+        study = cls._made(raw)
         if study.task.root is not None:
             root = str(((folder or Path()) / Path(study.task.root).expanduser()).resolve())
             study = study.model_copy(update={"task": study.task.model_copy(update={"root": root})})
         study.task.check()
-        _check_objectives(study.objectives)
-        for name in study.constraints:
-            if name not in METRICS:
-                raise BadInput(f"`constraints.{name}` must be a measurement; {known(METRICS, name)}")
-        _check_sizes(study)
         _check_space(study.space)
         _check_members(study.space, study.task.teacher.members)
         make_sampler(study.search.sampler, study.search.seed)
@@ -184,12 +179,27 @@ class StudyFile(Part):
                 study.space.partial(recipe)
             except BadInput as error:
                 raise BadInput(f"`search.first.{place}`: {error}") from None
-        if study.search.sampler == "grid" and study.space.size > MOST_ON_A_GRID:
-            raise BadInput(
-                f"a grid must have at most {MOST_ON_A_GRID:,} recipes, but this space has {study.space.size:,}; "
-                "list fewer values, or take another sampler"
-            )
         return study
+
+    @classmethod
+    def _made(cls, raw: Mapping[str, Any]) -> Self:
+        """The study of a mapping, checked as far as that needs neither its data nor code of the user's."""
+        try:
+            # the space first: inside of pydantic's check its errors would be wrapped into others
+            study = cls.model_validate({**raw, "space": _as_space(raw["space"])} if "space" in raw else raw)
+        except ValidationError as error:
+            raise BadInput(one_line(error, cls)) from None
+        _check_objectives(study.objectives)
+        for name in study.constraints:
+            if name not in METRICS:
+                raise BadInput(f"`constraints.{name}` must be a measurement; {known(METRICS, name)}")
+        _check_sizes(study)
+        return study
+
+    @property
+    def own_code(self) -> list[str]:
+        """What of the user's is imported to carry the study out, as `package.module:name`."""
+        return sorted(name for name in {*self.space.methods, self.search.sampler} if ":" in name)
 
     @property
     def trials(self) -> int:
@@ -224,8 +234,20 @@ class StudyFile(Part):
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The study that `to_json` wrote; not checked against this machine's files again."""
-        return cls.model_validate(json.loads(text))
+        """The study that `to_json` wrote; not checked against this machine's files again, and nothing is imported.
+
+        Raises:
+            BadInput: it is no such text.
+        """
+        try:
+            raw = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"it must be JSON, but {brief(error)}") from None
+        if not isinstance(raw, Mapping):
+            raise BadInput(f"it must be a mapping, but is {shown(raw)}")
+        if isinstance(raw.get("space"), str):
+            raise BadInput(f"its `space` must be written out, but is {shown(raw['space'])}, which is not imported")
+        return cls._made(raw)
 
 
 def _check_objectives(objectives: Mapping[str, Direction]) -> None:
@@ -304,6 +326,11 @@ def _check_sizes(study: StudyFile) -> None:
             f"`space.pruning.fraction` must have at most {MOST_FRACTIONS} values with `search.curve`, since every "
             f"student is measured at each, but has {fractions:,}; give fewer, or set `search.curve: false`"
         )
+    if study.search.sampler == "grid" and space.size > MOST_ON_A_GRID:
+        raise BadInput(
+            f"a grid must have at most {MOST_ON_A_GRID:,} recipes, but this space has {space.size:,}; "
+            "list fewer values, or take another sampler"
+        )
 
 
 def _names_a_module(raw: Mapping[Any, Any]) -> bool:
@@ -314,8 +341,8 @@ def _names_a_module(raw: Mapping[Any, Any]) -> bool:
     return any(":" in str(name) for name in (*(named if isinstance(named, list) else [named]), sampler))
 
 
-def _find_modules_in(folder: Path) -> None:
-    """Let modules of `folder` and of the current folder be imported."""
+def find_modules_in(folder: Path) -> None:
+    """Let modules of `folder` and of the current folder be imported, where no other has their names."""
     for place in (str(folder.resolve()), str(Path.cwd())):
         if place not in sys.path:
             sys.path.append(place)

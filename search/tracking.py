@@ -52,7 +52,7 @@ from search.mlflow_view import (
 )
 from search.secrets import redacted, without_secrets
 from spaces import Domain, Space
-from trainers.files import json_text
+from trainers.files import Damaged, json_text, read_whole
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -66,6 +66,10 @@ _LONGEST_TAG = 5000  # characters, of an older MLflow; a newer one takes 8,000
 _NONE: Mapping[str, str] = MappingProxyType({})
 _MODEL_TAG = "dux.model"
 """Of a logged model: "teacher", or the number of the trial whose student it is."""
+
+
+_UNREADABLE = (AttributeError, FileNotFoundError, KeyError, RecursionError, TypeError, ValueError)
+"""What a file of JSON raises that is not there or not as it was written; `Damaged` is a ValueError."""
 
 
 class Spool:
@@ -108,9 +112,9 @@ class Spool:
     def load_sent(self, store: str) -> int:
         """How many bytes `store` has; 0 where that is not known, since sending again does no harm."""
         try:
-            note = json.loads(self._sent_path.read_bytes())
+            note = json.loads(read_whole(self._sent_path))
             offset = int(note["offset"]) if note["store"] == store else 0
-        except (FileNotFoundError, KeyError, TypeError, ValueError):
+        except (*_UNREADABLE, OverflowError):
             return 0
         if 0 <= offset <= self.end:
             return offset
@@ -149,13 +153,15 @@ class Refused:
         """What is set aside in a study's folder; None where nothing is."""
         path = folder / "spool.refused.jsonl"
         try:
-            lines = path.read_text(errors="replace").splitlines()
+            lines = read_whole(path).decode(errors="replace").splitlines()
         except FileNotFoundError:
             return None
+        except Damaged as error:
+            return cls(1, str(error), path)
         if not lines:
             return None
         first = "a line that cannot be read"
-        with suppress(AttributeError, KeyError, TypeError, ValueError):
+        with suppress(*_UNREADABLE):
             note = json.loads(lines[0])
             first = in_short(str(note["why"]))
             event = json.loads(note["line"])
@@ -187,11 +193,13 @@ def find_runs(folder: Path, study: str, tracking_uri: str, timeout_s: float = AN
     """
     file = database(tracking_uri)
     try:
-        note = json.loads((folder / "runs.json").read_bytes())
-        if note.pop("store") == redacted(tracking_uri):
-            return Runs(**note | {"run_ids": {int(trial): run for trial, run in note["run_ids"].items()}})
-    except (AttributeError, FileNotFoundError, KeyError, TypeError, ValueError):
-        pass  # not there, or another version's
+        note = json.loads(read_whole(folder / "runs.json"))
+        if note["store"] == redacted(tracking_uri):
+            run_ids = {int(trial): str(run) for trial, run in note["run_ids"].items()}
+            parent = note["parent_run_id"]
+            return Runs(str(note["experiment_id"]), None if parent is None else str(parent), run_ids)
+    except _UNREADABLE:
+        pass  # not there, damaged, or another version's: MLflow is asked
     if file is not None and not file.exists():
         return None
     import mlflow  # noqa: F401, seconds, in which nobody waits for an answer
@@ -516,7 +524,7 @@ class _Mirror:
             if carry_out is None:
                 raise Unsendable(f"there is no event {name!r} in this version")
             inspect.signature(carry_out).bind(**event)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise Unsendable(f"the line is damaged, or of another version ({error})") from None
         carry_out(**event)
 
@@ -793,6 +801,19 @@ def key(name: str) -> str:
 
 
 _EVENTS = frozenset(name for name in vars(_Mirror) if not name.startswith("_") and name != "tell")
+
+
+def event_of(line: bytes) -> dict[str, Any] | None:
+    """The event that a line of the spool is; None for one that is damaged, or of another version."""
+    try:
+        event: dict[str, Any] = json.loads(line)
+        given = {key: value for key, value in event.items() if key != "event"}
+        inspect.signature(getattr(_Mirror, event["event"])).bind(None, **given)
+        numbers = [event.get("time"), event.get("trial", 0), *(point["trial"] for point in event.get("points", ()))]
+        whole = event["event"] in _EVENTS and all(isinstance(number, int) for number in numbers)
+        return event if whole and isinstance(event.get("parameters", {}), dict) else None
+    except _UNREADABLE:
+        return None
 
 
 def _each(*parts: Callable[[], None]) -> None:

@@ -54,10 +54,6 @@ def known(names: Iterable[str], asked: object) -> str:
     return f"{hint}known: {', '.join(listed)}"
 
 
-class Damaged(Exception):
-    """A file that Dux wrote is not as Dux wrote it; the message names the file and the way out in one line."""
-
-
 def number_hint(value: object) -> str:
     """The way out where a text stands for a number or for true or false."""
     if not isinstance(value, str) or len(value) > 40:

@@ -133,6 +133,20 @@ def _named(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
+def check_kind(path: Path, *, folder: bool = False) -> None:
+    """Raise Damaged where something is at `path` that is no file, or no folder where one is wanted."""
+    with suppress(FileNotFoundError):
+        path.lstat()
+        try:
+            kind = path.stat().st_mode
+        except FileNotFoundError:
+            raise Damaged(f"{path.name} is a link that leads nowhere") from None
+        except OSError as error:
+            raise Damaged(f"{path.name} cannot be read ({error.strerror})") from None
+        if not (stat.S_ISDIR(kind) if folder else stat.S_ISREG(kind)):
+            raise Damaged(f"{path.name} is not a {'folder' if folder else 'file'}")
+
+
 def read_whole(path: Path) -> bytes:
     """The content of a file; a pipe or a device in its place, which might never end, is not read.
 
@@ -208,11 +222,12 @@ def unsealed(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(read_whole(path))
         noted = record.pop("sha256")
+        found_hash = sha256(json.dumps(record, indent=1).encode())
     except Damaged:
         raise
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         raise Damaged(f"{path.name} is no record with a hash in it") from None
-    if sha256(json.dumps(record, indent=1).encode()) != noted:
+    if found_hash != noted:
         raise Damaged(f"{path.name} was changed: it does not have the hash that it notes")
     found: dict[str, Any] = record
     return found
