@@ -108,7 +108,7 @@ def resume(
     verbose: Verbose = False,
 ) -> None:
     """Go on with a study after any interruption, or carry it on; a finished one is else left as it is."""
-    from search.study import LedgerGone, Study
+    from search.study import LedgerGone, RecordGone, Study
 
     study = Study.open(name, _home(home))
     say_if_interrupted(_goes_on(study))
@@ -118,6 +118,8 @@ def resume(
             out.print(f"{name} is finished: {stands.trials} of {stands.trials} trials are done; nothing to resume")
     except LedgerGone:
         out.print(f"the ledger of {name} is not there any more: it is rebuilt from the study's files")
+    except RecordGone:
+        out.print(f"task.json of {name} is not there any more: it is written anew")
     _run(name, lambda display: study.resume(trials, address=address, display=display, verbose=verbose), study, verbose)
 
 
@@ -182,6 +184,8 @@ def status(
     for what, which in (("failed", found.of("failed")), ("tried again", retried)):
         for reason, numbers in grouped(which):
             out.print(f"  {what}: {', '.join(map(str, numbers))}: {reason}")
+    for remark in found.remarks:
+        out.print(f"  {remark}", markup=False, highlight=False)
     if found.refused is not None:
         out.print(f"  {found.refused}")
     if found.state == "interrupted":
@@ -288,6 +292,8 @@ def check(study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml")]) -> 
         out.print(line, markup=False, highlight=False)
     sound = "sound but for that" if found.diverged else "sound"
     repeats = ", repeats" if file.search.seeds > 1 else ""
+    if file.remark:
+        _say(file.remark)
     out.print(
         f"{file.name} is {sound}; {file.trials} trials will take roughly {duration(found.study_seconds)} at most "
         f"on this machine, start-up{repeats} and stages excluded"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 from search.home import check_writable
 from search.ledger import delete as forget
@@ -36,13 +37,14 @@ def check_removable(name: str, home: Path) -> str:
     if folder.is_dir():
         note, here = folder / "ledger.txt", _shown_storage()
         there = here
-        with suppress(FileNotFoundError, ValueError):  # a damaged note names no database
+        with suppress(FileNotFoundError, ValueError, ArgumentError):  # a damaged note names no database
             if (noted := read_whole(note).decode().strip()) in ("", here) or make_url(noted):
                 there = noted
         if there != here:
+            noted = shown(there, 300).strip("'") or "not set"
             raise BadInput(
                 f"`DUX_STORAGE` must name the database that {name!r} was begun with, but is {here or 'not set'} "
-                f"instead of {shown(there, 300).strip(chr(39)) or 'not set'}; set it so, or, where the database is gone, delete {note}"
+                f"instead of {noted}; set it so, or, where the database is gone, delete {note}"
             )
         trials = sum(1 for _ in folder.glob("trials/*"))
         parts.append(f"the files of {trials} trials in {folder}")

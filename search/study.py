@@ -27,6 +27,7 @@ from search.home import check_ray_folders, default_home, make_writable
 from search.ledger import Ledger, Line, Outcome, delete, grouped, in_ledger, lost_database, read_lines
 from search.locks import told_of_locks
 from search.machine import check_loopback, usable_cpus
+from search.remarks import remarks
 from search.secrets import sqlite_url, without_secrets
 from search.signals import ctrl_c_is_kept, end, raise_if_pressed
 from search.stopping import Halving
@@ -83,6 +84,10 @@ class LedgerGone(BadInput):
     """The study's ledger is not where it was; the message says how to rebuild it."""
 
 
+class RecordGone(BadInput):
+    """What the study knows of its teacher is not there any more; the message says how to have it again."""
+
+
 class LedgerLost(ConnectionError):
     """The ledger's database went away in mid-study; the message says how to go on."""
 
@@ -135,6 +140,8 @@ class Status:
     """None before there is a teacher."""
     refused: Refused | None = None
     """What MLflow will never take."""
+    remarks: tuple[str, ...] = ()
+    """What all trials so far show to be wrong."""
 
     def of(self, outcome: Outcome) -> list[Line]:
         """The trials and repeats that ended so, or run; without the points of their curves."""
@@ -166,6 +173,7 @@ class Status:
             "hypervolume": 0.0 if self.front is None else self.front.hypervolume,
             "broke_constraints": 0 if self.front is None else self.front.broken,
             "refused_by_mlflow": 0 if self.refused is None else self.refused.count,
+            "remarks": [*self.remarks],
             **({} if self.refused is None else {"first_refused": self.refused.first}),
         }
 
@@ -432,7 +440,7 @@ class Study:
         at_work = self.at_work  # looked at first: what ends in between is rather called running than cut short
         lines = self.lines()
         done, front = sum(line.counts for line in lines), None
-        if (self.folder / "task.json").exists():  # else it has no teacher yet
+        if (self.folder / "task.json").exists() or any(line.ended for line in lines):  # else it has no teacher yet
             front = self.front(lines=lines)
         repeats = [] if front is None else self.repeats(lines)
         repeated = sum(line.repeat in repeats and line.ended and line.point is None for line in lines)
@@ -440,8 +448,8 @@ class Study:
         state: Literal["running", "interrupted", "finished"] = (
             "running" if at_work else "finished" if ended else "interrupted"
         )
-        refused = Refused.of(self.folder)
-        return Status(state, self.file.trials, done, len(repeats), repeated, tuple(lines), front, refused)
+        refused, said = Refused.of(self.folder), tuple(remarks(lines, self.file.constraints).values())
+        return Status(state, self.file.trials, done, len(repeats), repeated, tuple(lines), front, refused, said)
 
     def axes(self) -> list[Axis]:
         """The objectives, from what is worth nothing to what nothing can beat."""
@@ -474,6 +482,11 @@ class Study:
                 raise Damaged("task.json is no record of a task")
             return record
         except FileNotFoundError:
+            if (self.folder / "trials").exists():
+                raise RecordGone(
+                    f"the files of {self.name!r} must be as they were written, but in {self.folder} task.json is gone; "
+                    f"{self.command('resume')} writes it anew"
+                ) from None
             raise BadInput(
                 f"study {self.name!r} must have its teacher before it has a front, but was stopped earlier; "
                 f"{self.command('resume')} goes on"
@@ -718,6 +731,8 @@ class _Session:
         self._shown = 0.0
         self._waits_until: float | None = None
         """For MLflow, at the end; None before."""
+        self._remarked: set[str] = set()
+        """What was said of all trials so far."""
         self._gave_up = False
         """Whether Ctrl-C ended that."""
 
@@ -733,7 +748,8 @@ class _Session:
             raise
         again = self._ledger.reconcile(self._finished)
         self._drop_checkpoints(self._count())
-        complete = self._is_complete() and not again
+        # without its record the front is not known: it is written anew on the way
+        complete = self._is_complete() and not again and (self._study.folder / "task.json").exists()
         if not (complete and self._is_written()):
             try:
                 if complete:
@@ -848,6 +864,8 @@ class _Session:
                         f"`{method}` must be possible with this teacher, but {error}; the teacher is kept"
                     ) from None
         self._check_checkpoints()
+        if file.remark:
+            self._display.say(file.remark)
         self._now("starting the workers")
         # imported here: Ray takes seconds, which `dux front` and bad input need not wait for
         from search import workers
@@ -978,6 +996,10 @@ class _Session:
         """The ledger has the trial's outcome: pass it on."""
         self._running.pop(trial, None)
         lines = self._count()
+        found = {} if self._is_complete() else remarks(lines, self._study.file.constraints)
+        for about in found.keys() - self._remarked:
+            self._display.say(found[about])
+        self._remarked |= found.keys()
         line = next(line for line in lines if line.trial == trial)
         self._drop_checkpoints([line])
         self._tell(line)

@@ -190,11 +190,25 @@ class StudyFile(Part):
         except ValidationError as error:
             raise BadInput(one_line(error, cls)) from None
         _check_objectives(study.objectives)
-        for name in study.constraints:
-            if name not in METRICS:
-                raise BadInput(f"`constraints.{name}` must be a measurement; {known(METRICS, name)}")
+        _check_constraints(study)
         _check_sizes(study)
         return study
+
+    @property
+    def remark(self) -> str:
+        """What the user should know of a study that is sound, in a line; empty where that is nothing."""
+        try:
+            recipes = self.space.size
+        except BadInput:  # without number
+            return ""
+        if recipes >= self.trials:
+            return ""
+        has = "one recipe" if recipes == 1 else f"{recipes} recipes"
+        return (
+            f"{self.trials} trials are asked for, but `space` has {has}: "
+            f"trials of the same recipe are the same student; set `search.trials: {recipes}`, list more values in "
+            "`space`, or draw `seed`, too"
+        )
 
     @property
     def own_code(self) -> list[str]:
@@ -258,6 +272,25 @@ def _check_objectives(objectives: Mapping[str, Direction]) -> None:
             better = METRICS[name].direction
             raise BadInput(
                 f"`objectives.{name}` must be {better}, since that is better, but got {direction}; write {better}"
+            )
+
+
+def _check_constraints(study: StudyFile) -> None:
+    for name, limits in study.constraints.items():
+        if name not in METRICS:
+            raise BadInput(f"`constraints.{name}` must be a measurement; {known(METRICS, name)}")
+        least, most = METRICS[name].least, METRICS[name].most
+        if name == "diversity" and {*study.space.extremes_of("student.members")} == {1}:
+            most = 0.0  # of a single network
+        if limits.min is not None and limits.min > most:
+            raise BadInput(
+                f"`constraints.{name}.min` must be at most {most:g}, since no student of this space has more, but got "
+                f"{limits.min:g}; lower it, or leave it out"
+            )
+        if limits.max is not None and limits.max < least:
+            raise BadInput(
+                f"`constraints.{name}.max` must be at least {least:g}, since no student has less, but got "
+                f"{limits.max:g}; raise it, or leave it out"
             )
 
 

@@ -15,23 +15,26 @@ class Metric:
     """None where either may be wanted."""
     scale: Literal["linear", "log"]
     unit: str
+    least: float = 0.0
+    """No network measures less, nor more than `most`."""
+    most: float = math.inf
 
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
-        "accuracy": Metric("max", "linear", "share of images"),
+        "accuracy": Metric("max", "linear", "share of images", most=1.0),
         "nll": Metric("min", "linear", "nats"),
-        "brier": Metric("min", "linear", "mean squared error of the probabilities, summed over classes"),
-        "ece": Metric("min", "linear", "mean gap between confidence and accuracy, 15 bins"),
+        "brier": Metric("min", "linear", "mean squared error of the probabilities, summed over classes", most=2.0),
+        "ece": Metric("min", "linear", "mean gap between confidence and accuracy, 15 bins", most=1.0),
         "calibrated_nll": Metric("min", "linear", "nats"),
-        "calibrated_brier": Metric("min", "linear", "as brier"),
-        "calibrated_ece": Metric("min", "linear", "as ece"),
+        "calibrated_brier": Metric("min", "linear", "as brier", most=2.0),
+        "calibrated_ece": Metric("min", "linear", "as ece", most=1.0),
         "entropy": Metric(None, "linear", "nats"),
         "diversity": Metric("max", "linear", "nats between members"),
         "deep_ensemble_equivalent": Metric("max", "linear", "members of the teacher"),
-        "parameters": Metric("min", "log", "numbers"),
-        "macs": Metric("min", "log", "multiply-adds an image"),
-        "size_bytes": Metric("min", "log", "bytes"),
+        "parameters": Metric("min", "log", "numbers", least=1.0),
+        "macs": Metric("min", "log", "multiply-adds an image", least=1.0),
+        "size_bytes": Metric("min", "log", "bytes", least=1.0),
         "latency_ms": Metric("min", "log", "milliseconds for one image"),
     }
 )

@@ -1,4 +1,4 @@
-"""Commands that only look import nothing of anybody's: neither what a study names nor what lies in the current folder."""
+"""Commands that only look import no code of the user's, named by a study or in the current folder."""
 
 import json
 import shutil
@@ -18,7 +18,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 
 SHADOWED = ("json", "secrets", "ipaddress", "typer", "optuna", "numpy", "pandas", "torch", "mlflow", "cupy", "dotenv")
 OWN = ("own_space", "own_method", "own_sampler")
-
 
 
 @pytest.fixture
@@ -63,26 +62,23 @@ def test_looking_imports_nothing_of_the_users(home: Path, place: Path, tmp_path:
         "import sys\n"
         "assert sys.path[0] == ''\n"  # Python looks in the current folder first
         "import dux\n"
+        "dux.leave_current_folder()\n"
+        "from search.cli import main\n"
         f"for arguments in {LOOKS}:\n"
         f"    sys.argv = ['dux', *arguments, '--home', {str(home)!r}]\n"
-        "    try:\n"
-        "        dux.main()\n"
-        "        code = 0\n"
-        "    except SystemExit as ended:\n"
-        "        code = ended.code\n"
-        "    sys.stdout.flush()\n"
-        "    print('CODE', *arguments[:2], code, file=sys.stderr, flush=True)\n"
+        "    print('CODE', *arguments[:2], main(), file=sys.stderr, flush=True)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=place,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert imported(tmp_path) == []
+    for arguments in (("-m", "dux", "status", "--home", str(home)), ("-c", program)):
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=place,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert imported(tmp_path) == []
     lines = done.stderr.splitlines()
     codes = [int(line.split()[-1]) for line in lines if line.startswith("CODE")]
     assert codes == [2 if "old" in look and "delete" not in look else 0 for look in LOOKS], done.stderr
@@ -101,7 +97,9 @@ def test_the_server_of_mlflows_pages_imports_nothing_of_the_users(
     assert imported(tmp_path) == []
 
 
-def test_what_must_be_imported_is_named_first(home: Path, place: Path, tmp_path: Path, dux: Callable[..., Said]) -> None:
+def test_what_must_be_imported_is_named_first(
+    home: Path, place: Path, tmp_path: Path, dux: Callable[..., Said]
+) -> None:
     record = home / "studies" / "tiny" / "study.json"
     record.write_text(record.read_text().replace('"trials": 6', '"trials": 7'))
     before = [*sys.path]

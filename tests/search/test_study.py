@@ -915,7 +915,7 @@ def test_where_ray_does_not_start_one_line_says_so_and_the_study_can_go_on(
 
 def test_a_study_whose_trials_all_fail_says_why(tmp_path: Path, dux: Callable[..., Said]) -> None:
     (tmp_path / "study.yaml").write_text(
-        f"name: hopeless\n{TASK}\nspace: {{training.learning_rate: 1.0e+15, training.epochs: 1}}\n"
+        f"name: hopeless\n{TASK}\nspace: {{training.learning_rate: 1.0e+15, training.epochs: 1, seed: [0, 1, 2]}}\n"
         "search: {trials: 3, concurrent: 1}"
     )
     home = tmp_path / "home"

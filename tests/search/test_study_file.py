@@ -301,6 +301,22 @@ BAD: dict[str, tuple[str, str]] = {
         "name: a\nspace: {}\nconstraints: {parameters: {maximum: 5}}",
         "`constraints.parameters.maximum` is not a known key; did you mean `max`",
     ),
+    "accuracy above 1": (
+        "name: a\nspace: {}\nconstraints: {accuracy: {min: 1.5}}",
+        "`constraints.accuracy.min` must be at most 1, since no student of this space has more, but got 1.5; lower it",
+    ),
+    "error below 0": (
+        "name: a\nspace: {}\nconstraints: {calibrated_ece: {max: -0.1}}",
+        "`constraints.calibrated_ece.max` must be at least 0, since no student has less, but got -0.1; raise it",
+    ),
+    "no parameters": (
+        "name: a\nspace: {}\nconstraints: {parameters: {max: 0}}",
+        "`constraints.parameters.max` must be at least 1, since no student has less, but got 0; raise it",
+    ),
+    "diversity of one": (
+        "name: a\nspace: {}\nconstraints: {diversity: {min: 0.1}}",
+        "`constraints.diversity.min` must be at most 0, since no student of this space has more, but got 0.1",
+    ),
     "constraint a number": ("name: a\nspace: {}\nconstraints: {parameters: 5}", "`constraints.parameters` .*but got 5"),
     "constraint of nothing": (
         "name: a\nspace: {}\nconstraints: {parameters: {}}",

@@ -1,0 +1,50 @@
+"""What a few trials show of a study that cannot come to anything: told while it runs, and whenever somebody looks."""
+
+from collections.abc import Mapping, Sequence
+
+from search.constraints import Limits, broken, violations
+from search.front import show
+from search.ledger import Line, grouped
+
+_FEW = 3
+"""Trials that have ended, of which all are wrong in the same way."""
+_SAME = 5
+"""Students that are the same; fewer may be so by chance, where few recipes may be drawn."""
+
+
+def remarks(lines: Sequence[Line], constraints: Mapping[str, Limits]) -> dict[str, str]:
+    """What is wrong with all trials so far, a line each by what it is; nothing while there are few of them.
+
+    Args:
+        lines: the ledger's.
+        constraints: measurement -> its limits.
+    """
+    trials = [line for line in lines if line.counts]
+    if len(trials) < _FEW:
+        return {}
+    found = {}
+    complete = [line for line in trials if line.outcome == "complete"]
+    if not complete and (failed := [line for line in trials if line.outcome == "failed"]):
+        reason, which = grouped(failed)[0]
+        found["failed"] = f"none of {len(trials)} trials so far succeeded; {len(which)} failed by: {reason}"
+    if len(complete) >= _SAME and all(_of_student(line) == _of_student(complete[0]) for line in complete):
+        recipes = {line.recipe for line in complete}
+        why = "their recipes are the same" if len(recipes) == 1 else "what their recipes differ in makes no difference"
+        found["same"] = f"all {len(complete)} so far are the same student, to the last digit: {why}"
+    measured = [line for line in lines if line.outcome == "complete" and line.repeat is None]
+    if measured and all(broken(constraints, line.measurements) for line in measured):
+        over = {line.trial: violations(constraints, line.measurements) for line in measured}
+        limits = [limit for limit in next(iter(over.values())) if all(each[limit] > 0 for each in over.values())]
+        for limit in limits:
+            nearest = min(measured, key=lambda line: (over[line.trial][limit], line.trial))
+            has = show(nearest.measurements.get(limit.split()[0], float("nan")))
+            found[limit] = f"none of {len(measured)} meets `{limit}`; the nearest, trial {nearest.trial}, has {has}"
+        if not limits:
+            together = " and ".join(f"`{limit}`" for limit in next(iter(over.values())))
+            found["constraints"] = f"none of {len(measured)} meets {together} together"
+    return found
+
+
+def _of_student(line: Line) -> dict[str, float]:
+    """Measurements that the same student has every time."""
+    return {name: value for name, value in line.measurements.items() if name != "latency_ms"}
