@@ -4,7 +4,7 @@ import difflib
 import itertools
 import re
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -48,10 +48,16 @@ def shown(value: object, length: int = 80) -> str:
 
 def known(names: Iterable[str], asked: object) -> str:
     """The way out when a name is unknown: the near match first, then all known names."""
-    listed = sorted(names)
-    near = difflib.get_close_matches(str(asked).lower(), [name.lower() for name in listed], n=1)
+    listed = sorted(name[:80] for name in names)
+    near = difflib.get_close_matches(str(asked).lower()[:80], [name.lower() for name in listed[:200]], n=1)
     hint = next((f"did you mean `{name}`? " for name in listed if name.lower() in near), "")
-    return f"{hint}known: {', '.join(listed)}"
+    return f"{hint}known: {shown_all(listed)}"
+
+
+def shown_all(names: Sequence[str]) -> str:
+    """Names in a row, of more than a hundred the first."""
+    more = f", and {len(names) - 100} more" if len(names) > 100 else ""
+    return ", ".join(name[:80] for name in names[:100]) + more
 
 
 def number_hint(value: object) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
-from spaces.errors import BadInput, known, number_hint, shown
+from spaces.errors import BadInput, known, number_hint, shown, shown_all
 from spaces.recipe import RECIPE_NAMES, Recipe, Scalar, in_one_level
 
 
@@ -132,8 +132,9 @@ class Space:
             if name not in RECIPE_NAMES:
                 if namespace not in self.methods or not field:
                     drawn = [f"{method}.*" for method in self.methods]
+                    methods = shown_all(self.methods)
                     raise BadInput(
-                        f"`space.{name}` is not a parameter of this space (methods drawn: {', '.join(self.methods)}); "
+                        f"`space.{name}` is not a parameter of this space (methods drawn: {methods}); "
                         f"{known([*RECIPE_NAMES, *drawn], name)}"
                     )
                 continue

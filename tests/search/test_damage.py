@@ -46,6 +46,11 @@ KINDS: dict[str, Callable[[Path], object]] = {
 }
 
 
+def tried(file: str, how: str) -> bool:
+    """Whether it is worth the time: of files that are read alike, one is damaged in every way."""
+    return file in (*NOTED, "runs.json") or how in ("folder", "pipe", "binary", "mapping", "deep")
+
+
 def damaged(home: Path, file: str, how: str) -> str:
     """Adds a study of which one file is damaged; returns its name. Its trials are left out."""
     name = f"{file.replace('.', '-')}-{how}"
@@ -81,7 +86,9 @@ def assert_one_line(said: Said, name: str) -> str:
 
 def test_no_damaged_study_hides_another(home: Path, dux: Callable[..., Said]) -> None:
     before = json.loads(dux("status", "--json", "--home", home)[1])
-    studies = {(file, how): damaged(home, file, how) for file in FILES for how in (*CONTENTS, *KINDS)}
+    studies = {
+        (file, how): damaged(home, file, how) for file in FILES for how in (*CONTENTS, *KINDS) if tried(file, how)
+    }
     code, out, err = dux("status", "--json", "--home", home)
     rows = {row["study"]: row for row in json.loads(out)}
     assert (code, err, rows.keys()) == (0, "", {"tiny", *studies.values()})
@@ -93,11 +100,7 @@ def test_no_damaged_study_hides_another(home: Path, dux: Callable[..., Said]) ->
         "6/6",
     ]
     for (file, how), name in studies.items():
-        said = {
-            rows[name].get("damage", ""),
-            assert_one_line(dux("status", name, "--home", home), name).strip(),
-            assert_one_line(dux("front", name, "--home", home), name).strip(),
-        }
+        said = {rows[name].get("damage", ""), assert_one_line(dux("front", name, "--home", home), name)}
         if how in KINDS or file in NOTED:
             assert all(file in line for line in said), (name, said)
             assert f"\n{name}: the files of '{name}' must be as they were written, but in" in out
