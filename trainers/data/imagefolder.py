@@ -106,7 +106,7 @@ def check(root: Path, image_size: int | None) -> None:
 
 
 def load(root: Path, image_size: int | None) -> Dataset:
-    """Reads every image into memory: one channel if all are grey (mode L, or 16 bits), three otherwise.
+    """Reads every image into memory: one channel if all are grey (black and white, 8 or 16 bits), three otherwise.
 
     Args:
         root: the folder described above.
@@ -313,7 +313,7 @@ def _opened(path: Path, seen: _Seen) -> Image.Image:
         return Image.fromarray(((values + 128) // 257).clip(0, 255).astype(np.uint8))  # 65535 / 255 is 257
     if image.mode in ("I", "F"):
         raise ValueError(f"32 bits a pixel, mode {image.mode}; nothing says which value is white")
-    mode = "L" if image.mode == "L" else "RGB"
+    mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
     if image.has_transparency_data:
         layered = image.convert("RGBA")
         if np.asarray(layered)[:, :, 3].min() < 255:

@@ -134,9 +134,9 @@ def wilson(share: float, images: int) -> tuple[float, float]:
 
 
 def shortlist(names: Sequence[str]) -> str:
-    """The first few, and how many more there are."""
+    """The first few, in one line that any terminal can show, and how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return ", ".join(name if name.isprintable() else ascii(name) for name in names[:SHOWN]) + more
 
 
 def counted(number: int, thing: str) -> str:

@@ -101,6 +101,25 @@ def test_one_coloured_image_makes_all_images_coloured(tmp_path: Path) -> None:
     assert torch.equal(dataset.train.images[:, 0], dataset.train.images[:, 2])
 
 
+def test_black_and_white_and_transparent_greys_are_grey(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        fill(tmp_path, split, 2, mode="L")
+    stripes = np.tile(np.array([0, 255], np.uint8), (5, 3))
+    Image.fromarray(stripes).convert("1").save(tmp_path / "train" / "ant" / "000.png")
+    Image.new("LA", (6, 5), (40, 0)).save(tmp_path / "train" / "ant" / "001.png")
+    dataset = load_dataset("imagefolder", root=tmp_path)
+    assert (dataset.image_shape, dataset.colour) == ((1, 5, 6), "grey")
+    np.testing.assert_array_equal(dataset.train.images[0, 0], stripes)
+    assert dataset.train.images[1].unique().tolist() == [255]
+
+
+def test_a_class_of_any_name_is_named_in_one_line(tmp_path: Path) -> None:
+    fill(tmp_path, "train", 100)
+    fill(tmp_path, "train", 4, classes=(os.fsdecode(b"caf\xe9\n"),))
+    (note,) = (note for note in load_dataset("imagefolder", root=tmp_path).notes if "has no image of" in note)
+    assert note == r"the validation split has no image of 1 of 3 classes: 'caf\udce9\n'"
+
+
 def test_images_of_one_size_other_than_the_first_are_named_with_the_way_out(tmp_path: Path) -> None:
     for split in ("train", "val", "test"):
         fill(tmp_path, split, 2)
