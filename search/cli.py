@@ -496,11 +496,13 @@ def _goes_on(study: "Study") -> str:
 
 def _run(name: str, carry_out: "Callable[[Any], Front]", study: Any, verbose: bool) -> None:
     from search.progress import Terminal
-    from search.study import AllFailed, Interrupted
+    from search.study import AllFailed, Interrupted, NotStarted
 
     try:
         with Terminal(Console(stderr=True), name) as display:
             found = carry_out(display)
+    except NotStarted as error:
+        _fail(1, str(error))
     except Interrupted as error:
         _fail(INTERRUPTED, str(error))
     except AllFailed as error:

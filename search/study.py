@@ -96,6 +96,10 @@ class Interrupted(RuntimeError):
     """The study was told to stop before it was finished; the message says how to go on."""
 
 
+class NotStarted(Interrupted):
+    """Ray, which carries trials out, does not start on this machine; the message says why."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """How a study stands."""
@@ -733,6 +737,8 @@ class _Session:
         """For MLflow, at the end; None before."""
         self._remarked: set[str] = set()
         """What was said of all trials so far."""
+        self._stopped_by = Interrupted
+        """What the study raises where it ends early."""
         self._gave_up = False
         """Whether Ctrl-C ended that."""
 
@@ -779,7 +785,7 @@ class _Session:
         if not complete:
             repeats = f" and {self._repeated} of {len(self._repeats)} repeats" if self._repeats else ""
             why += f"; {left}" if unsent else ""
-            raise Interrupted(f"stopped after {self._done} of {trials} trials{repeats}{why}; {go_on}")
+            raise self._stopped_by(f"stopped after {self._done} of {trials} trials{repeats}{why}; {go_on}")
         if unsent and self._gave_up:
             raise Interrupted(f"stopped waiting; all trials are done, but {left}; {self._sends_the_rest}")
         if unsent:
@@ -919,7 +925,8 @@ class _Session:
                     trial_timeout=search.trial_timeout,
                     scratch=self._study.folder / "ray",
                 )
-        except workers.RayDied as error:
+        except (workers.RayDied, workers.RayDidNotStart) as error:
+            self._stopped_by = NotStarted if isinstance(error, workers.RayDidNotStart) else Interrupted
             return f", because {error}"
         return ""
 

@@ -14,7 +14,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,9 +59,12 @@ SILENCE_S = 20.0
 at once and without a word of ours."""
 ORDERLY_S = 10.0
 """How long a study may take to end tidily when the Ray started here has died. Tune's loop goes on without the daemon on
-the machine; without the server (GCS) it hangs, and after 60 s Ray itself ends the process."""
+the machine; without the server (GCS) it hangs, and after 60 s Ray itself ends the process. While Ray starts there is
+nothing to be tidied up, and its libraries would end the process sooner."""
 _LOOK_S = 2.0
 _LOOK_HERE_S = 0.5
+_LOOK_AT_START_S = 0.1
+_DYING_S = 2.0
 
 
 class Watcher(Protocol):
@@ -127,11 +130,13 @@ def cluster(
         store_bytes: how much the trials share in the object store of a Ray started here.
         verbose: whether Ray's own messages are shown.
         on_death: called with the reason, in a thread of its own, when the head of a joined cluster has not answered for
-            SILENCE_S, or what is inside has not ended within ORDERLY_S of the death of a Ray started here.
+            SILENCE_S, a Ray has died that was being started here, or what is inside has not ended within ORDERLY_S of
+            the death of one that was started.
 
     Raises:
         BadInput: nothing answers at `address`.
-        RayDied: no Ray could be started here.
+        RayDidNotStart: no Ray could be started here.
+        RayDied: it did, whatever the exception was that followed inside.
     """
     level = logging.WARNING if verbose else logging.CRITICAL
     quiet: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose, "ignore_reinit_error": False}
@@ -141,13 +146,17 @@ def cluster(
     with warnings.catch_warnings(), ExitStack() as stack:
         if not verbose:
             warnings.simplefilter("ignore")
+            # of each worker that dies, on standard output, whatever `log_to_driver` says
+            stack.enter_context(_replaced(ray._private.worker, "print_to_stdstream", lambda *_, **__: None))
         own = not ray.is_initialized()
+        over, started = threading.Event(), threading.Event()
         if own and address is None:
             stack.enter_context(children_end_with_us())
             _keep_the_token_private()
+            threading.Thread(target=_look, args=(over, started, on_death), name="dux-ray", daemon=True).start()
             try:
                 # Ray's start takes SIGTERM for itself, and crashes on it later
-                with handlers_stay(), _on_loopback_alone():
+                with handlers_stay(), _on_loopback_alone(), _known_from_its_start():
                     ray.init(
                         "local",  # whatever RAY_ADDRESS says
                         num_cpus=cpus,
@@ -157,8 +166,16 @@ def cluster(
                         **quiet,
                     )
             except Exception as error:  # a bare one is what Ray raises where the machine is too busy
+                over.set()
+                died = _ray_is_dead()
                 ray.shutdown()
-                raise RayDied(f"Ray did not start ({' '.join(str(error).split())[:150]})") from None
+                if died:
+                    raise RayDied(_why_dead(True)) from None
+                raise RayDidNotStart(f"Ray did not start ({' '.join(str(error).split())[:150]})") from None
+            except BaseException:
+                over.set()
+                raise
+            started.set()
         elif own and address is not None:
             # the nodes need Dux's dependencies, and get Dux itself from here
             ours = [str(Path(sys.modules[name].__file__ or "").parent) for name in ("search", "spaces", "trainers")]
@@ -173,19 +190,20 @@ def cluster(
                 ) from None
         for logger in loggers:
             logger.setLevel(level)  # ray.init sets its own
-        over = threading.Event()
-        if own:
-            watch = _listen if address is not None else _look
-            threading.Thread(target=watch, args=(over, on_death), name="dux-ray", daemon=True).start()
+            threading.Thread(target=_listen, args=(over, on_death), name="dux-ray", daemon=True).start()
         try:
             yield
+        except Exception as error:  # by whichever of Ray's calls it was noticed
+            if (address is None or not own) and _ray_dies():
+                raise RayDied(_why_dead(_is_ours())) from error
+            raise
         finally:
-            if address is not None or not _ray_is_dead():
+            if address is not None:
                 over.set()
             if own:
                 with signals_wait():
                     ray.shutdown()
-            over.set()  # only now where Ray has died: its shutdown may hang, too
+            over.set()  # only now where Ray was started here: its shutdown may hang if it dies
 
 
 def _listen(over: threading.Event, on_death: Callable[[str], object]) -> None:
@@ -198,34 +216,74 @@ def _listen(over: threading.Event, on_death: Callable[[str], object]) -> None:
         if not _ray_is_dead():
             answered = time.monotonic()
         elif time.monotonic() - answered > SILENCE_S:
-            on_death(_why_dead())
+            on_death(_why_dead(False))
             return
 
 
-def _look(over: threading.Event, on_death: Callable[[str], object]) -> None:
+def _look(over: threading.Event, started: threading.Event, on_death: Callable[[str], object]) -> None:
     """Look now and then whether the Ray started here lives, and see that the study ends soon if it does not."""
-    while not over.wait(_LOOK_HERE_S):
-        if _ray_is_dead():
-            if not over.wait(ORDERLY_S):
-                on_death(_why_dead())
+    while not over.wait(_LOOK_HERE_S if started.is_set() else _LOOK_AT_START_S):
+        if _ray_is_dead() and not over.wait(ORDERLY_S if started.is_set() else 0.0) and _ray_is_dead():
+            on_death(_why_dead(True))
             return
+
+
+_starting: Any = None
+"""The node of Ray that is being started here, or was last."""
+
+
+class _Node(ray._private.node.Node):  # type: ignore[misc]
+    """Known before its constructor has ended, which starts processes and waits for them."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        global _starting
+        self.all_processes: dict[str, Any] = {}
+        _starting = self
+        super().__init__(*arguments, **named)
+
+
+def _awaited_port(*arguments: Any, timeout_ms: int) -> int:
+    """What Ray's own function returns, which waits with Python's lock held: no other thread runs meanwhile."""
+    deadline = time.monotonic() + timeout_ms / 1000
+    while True:
+        try:
+            found: int = ray._raylet.wait_for_persisted_port(*arguments, timeout_ms=min(timeout_ms, 20))
+            return found
+        except RuntimeError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
 
 
 @contextmanager
-def _on_loopback_alone() -> Iterator[None]:
+def _known_from_its_start() -> Iterator[None]:
+    """Inside, a Ray that is started is known to `_ray_is_dead` from the beginning."""
+    global _starting
+    node = ray._private.node
+    with _replaced(node, "Node", _Node), _replaced(node, "wait_for_persisted_port", _awaited_port):
+        yield
+    _starting = None  # from here on Ray itself knows it
+
+
+def _on_loopback_alone() -> AbstractContextManager[None]:
     """Inside, a Ray that is started listens on 127.0.0.1 and nowhere else: it runs the code of whoever has its token.
 
     By a private constant, which does so on macOS and Windows. `ray.init(_node_ip_address="127.0.0.1")`, which looks
     like the way, is turned into the machine's address among others; and the environment variable behind the constant
     is read when Ray is imported, when nobody knows yet whether a cluster will be joined.
     """
-    constants = ray._private.ray_constants
-    before = constants.ENABLE_RAY_CLUSTER
-    constants.ENABLE_RAY_CLUSTER = False
+    return _replaced(ray._private.ray_constants, "ENABLE_RAY_CLUSTER", False)
+
+
+@contextmanager
+def _replaced(module: Any, name: str, value: object) -> Iterator[None]:
+    """Inside, what Ray finds under a private name is `value`: there is no public way to what it is for."""
+    before = getattr(module, name)
+    setattr(module, name, value)
     try:
         yield
     finally:
-        constants.ENABLE_RAY_CLUSTER = before
+        setattr(module, name, before)
 
 
 def _keep_the_token_private() -> None:
@@ -317,14 +375,20 @@ def run(
     )
     try:
         tuner.fit()
-    except Exception as error:
-        if _ray_is_dead():
-            raise RayDied(_why_dead()) from error
-        raise
+    except _RayIsGone:
+        raise RayDied(_why_dead(True)) from None
 
 
 class RayDied(RuntimeError):
-    """Ray is gone, or did not start, and no trial would ever run again."""
+    """Ray is gone, and no trial would ever run again."""
+
+
+class _RayIsGone(BaseException):
+    """What ends Tune's loop then. At an Exception it would first wait for the workers, which nobody ends any more."""
+
+
+class RayDidNotStart(RuntimeError):
+    """And nobody ended it: it would not start the next time, either, as things are."""
 
 
 def _is_ours() -> bool:
@@ -336,11 +400,14 @@ def _is_ours() -> bool:
 def _ray_is_dead() -> bool:
     """Whether something that Ray cannot do without is gone: a process of the Ray started here, or the answer of a
     joined cluster's head. Ray does not tell: Tune would wait."""
-    node = ray._private.worker._global_node
+    node = ray._private.worker._global_node or _starting
     if node is None:
         return False
-    if _is_ours():
-        return any(kind in ("raylet", "gcs_server") for kind, _ in node.dead_processes())
+    if node.all_processes:
+        needed = [node.all_processes.get(kind, []) for kind in ("raylet", "gcs_server")]
+        return any(one.process.poll() is not None for each in needed for one in each)
+    if node is _starting:
+        return False
     try:
         _knock(node.gcs_address, _LOOK_S)
     except OSError:
@@ -348,9 +415,17 @@ def _ray_is_dead() -> bool:
     return False
 
 
-def _why_dead() -> str:
-    """What is told of a Ray that is dead."""
-    if not _is_ours():
+def _ray_dies() -> bool:
+    """Whether Ray is dead, or is so in a moment: some of its processes end when another has, and others hear of it."""
+    deadline = time.monotonic() + _DYING_S
+    while not (dead := _ray_is_dead()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return dead
+
+
+def _why_dead(ours: bool) -> str:
+    """What is told of a Ray that is dead, which was started here or not."""
+    if not ours:
         return "the head of the Ray cluster does not answer any more"
     return "Ray's own processes on this machine died"
 
@@ -420,7 +495,7 @@ class _Searcher(Searcher):  # type: ignore[misc]
             self._ledger.stop(number, self.stopped_at[trial_id], result["time_total_s"])
         elif "reason" in result:
             self._fail(number, result["reason"], result["again"])
-        elif error and not (dead := _ray_is_dead()):
+        elif error and not (dead := _ray_dies()):
             self._fail(number, self.killed.get(trial_id) or self._why_died(trial_id), True)
         else:
             self.ray_died = error and dead
@@ -563,7 +638,7 @@ class _Callback(tune.Callback):  # type: ignore[misc]
         assert self._searcher is not None
         assert self._watcher is not None
         if self._searcher.ray_died or (_is_ours() and _ray_is_dead()):
-            raise RuntimeError("Ray is dead")  # which ends `fit`
+            raise _RayIsGone
         late = time.monotonic() - self._timeout
         for trial in trials if self._timeout < math.inf else ():
             began = self._began.get(trial.trial_id, math.inf)

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -35,15 +36,15 @@ class Story:
         self.folder, self.home, self._start = folder, folder / "home", start
         (folder / "study.yaml").write_text(STUDY)
 
-    def session(self) -> tuple[Command, dict[int, str]]:
-        """The study at work on its trial, and the processes that it has started."""
+    def session(self, until: str = "ray::ImplicitFunc.") -> tuple[Command, dict[int, str]]:
+        """The study at work on its trial, or come as far as another program, and the processes that it has started."""
         what = ("resume", "local") if (self.home / "studies").exists() else ("search", str(self.folder / "study.yaml"))
         command = self._start(*what, "--home", str(self.home), settings={"HOME": str(self.folder)})
         processes: dict[int, str] = {}
 
         def at_work() -> bool:
             processes.update(named(descendants(command.process.pid)))
-            return any(called.startswith("ray::ImplicitFunc.") for called in processes.values())
+            return any(until in called for called in processes.values())
 
         wait_for(lambda: at_work() or not command.running, "a trial")
         assert command.running, command.err
@@ -93,8 +94,23 @@ def test_a_local_ray_is_nobody_elses_and_whatever_is_killed_all_of_it_ends_with_
             os.kill(pid, signal.SIGKILL)
     story.ended(command, processes)
 
+    # while it starts: its server, then all that is there when its daemon is
+    for until in ("/gcs_server ", "/raylet/raylet "):
+        command, processes = story.session(until)
+        for pid, called in processes.items():
+            if until in called or ("raylet" in until and "ray" in called and "guard.py" not in called):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        story.ended(command, processes)
+
+    command, processes = story.session()
+    for pid, called in processes.items():
+        if "DashboardAgent" in called or "RuntimeEnvAgent" in called:
+            os.kill(pid, signal.SIGKILL)
+    story.ended(command, processes)
+
     command, processes = story.session()
     command.process.kill()
     command.process.wait()
     story.nothing_is_left(processes)
-    assert [line.outcome for line in Study.open("local", story.home).lines()][:2] == ["interrupted", "interrupted"]
+    assert [line.outcome for line in Study.open("local", story.home).lines()][:3] == ["interrupted"] * 3
