@@ -28,7 +28,7 @@ from common import ROOT, Line, arguments, commit, hardware, mean, read
 from processes import TASK, Command, alive, descendants, run
 
 DOCUMENT = ROOT / "docs" / "interrupts.md"
-ROUNDS = 6
+ROUNDS = 3
 STUDY = f"""
 name: small
 {TASK}
