@@ -66,11 +66,12 @@ def main() -> None:
     from search.signals import end_at_once
 
     end_at_once()
+    from search.output import open_closed_streams
+
+    open_closed_streams()
     from search.cli import main as run
 
     code = run()
-    sys.stdout.flush()
-    sys.stderr.flush()
     # Python's own end may wait for threads, and neither tells an interruption in words nor by its code
     os._exit(code)
 

@@ -1,5 +1,6 @@
 """The command line. Every command is a call or two of `search.study` and its neighbours."""
 
+import errno
 import json
 import logging
 import sys
@@ -16,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search.locks import told_of_locks
+from search.output import NobodyReads, NotWritten, standard_streams
 from search.signals import (
     BEGIN_ANEW,
     INTERRUPTED,
@@ -359,11 +361,17 @@ def init(
 ) -> None:
     """Write an example of a study file, to be changed."""
     from search.examples import content_of
+    from trainers.files import write_whole
 
     content, path = content_of(example), file or Path(f"{example}.yaml")
     try:
-        with signals_wait(), path.open("x", encoding="utf-8") as study:
-            study.write(content)
+        with signals_wait():
+            path.open("xb").close()
+            try:
+                write_whole(path, content)
+            except OSError:
+                path.unlink()
+                raise
             say_if_interrupted(f"interrupted; {path} is written")
     except FileExistsError:
         raise BadInput(f"a file that exists is not overwritten, but {path} does; name another") from None
@@ -426,12 +434,20 @@ def main() -> int:
     """
     warnings.simplefilter("ignore")  # other libraries' notes to their developers
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it keeps its fonts if HOME cannot be written
+    code = 0
     try:
-        with told_of_locks(_say_once("the ledger is locked by another process; waiting")):
-            _command()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
+        with standard_streams():
+            try:
+                with told_of_locks(_say_once("the ledger is locked by another process; waiting")):
+                    _command()
+            except SystemExit as ended:
+                code = int(ended.code or 0)
+    except NobodyReads:
+        pass
+    except NotWritten as error:
+        _say(str(error))
+        return code or 1
+    return code
 
 
 def _command() -> None:
@@ -458,6 +474,9 @@ def _command() -> None:
     except (typer.Abort, EOFError):
         _fail(INTERRUPTED, "not confirmed; nothing was done")
     except OSError as error:  # a folder that cannot be written, a disk that is full, a server that does not answer
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            where = f"{error.filename} cannot be written" if error.filename else "a file could not be written"
+            _fail(1, f"{where} ({error.strerror}); make room: {if_interrupted().partition('; ')[2]}")
         _fail(1, str(error))
 
 

@@ -684,10 +684,15 @@ class Study:
                 ) from None
             self._check_name_is_free()
             new = not self.exists
-            if new:
-                write_whole(self.folder / "ledger.txt", self._database)
-            if new or carried_on:
-                write_whole(self.folder / "study.json", self.file.to_json())
+            try:
+                if new:
+                    write_whole(self.folder / "ledger.txt", self._database)
+                if new or carried_on:
+                    write_whole(self.folder / "study.json", self.file.to_json())
+            except OSError:
+                if new:
+                    shutil.rmtree(self.folder, ignore_errors=True)
+                raise
             stack.enter_context(ctrl_c_is_kept())
             try:
                 session = _Session(self, display, verbose)
@@ -702,8 +707,9 @@ class Study:
                 if (lost := lost_database(error)) is None:
                     raise
                 # whatever else was under way: nothing can be recorded
+                why = "the disk is full" if "disk is full" in str(lost) else type(lost).__name__
                 raise LedgerLost(
-                    f"the database of the ledger does not answer any more ({type(lost).__name__}); "
+                    f"the database of the ledger does not answer any more ({why}); "
                     f"{self.command('resume')} goes on when it does"
                 ) from error
             except KeyboardInterrupt:  # while it waited for the ledger, or told to stop once more

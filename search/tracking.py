@@ -127,7 +127,7 @@ class Spool:
 
     def refuse(self, line: bytes, why: str) -> None:
         """Sets a line aside that the store will never take."""
-        with self._refused_path.open("a") as file:
+        with self._refused_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"why": why, "line": line.decode(errors="replace").rstrip("\n")}) + "\n")
 
     def forget_refused(self) -> None:
@@ -1034,5 +1034,5 @@ def _plain(value: Any) -> Any:
 def _replace(path: Path, content: Mapping[str, object]) -> None:
     """Writes JSON so that a reader, or a kill, meets the old file or the new one."""
     fresh = path.with_suffix(path.suffix + ".new")
-    fresh.write_text(json.dumps(content))
+    fresh.write_text(json.dumps(content), encoding="utf-8")
     fresh.replace(path)

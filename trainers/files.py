@@ -52,7 +52,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     with _removed_at_last(part):
         try:
-            with part.open("wb") as file:
+            with _named(path), part.open("wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
