@@ -303,7 +303,7 @@ def _label(axis: Axis) -> str:
 def _hover(front: Front, entry: Entry, on_front: bool) -> str:
     seeds = [f"{name}: {cell}" for name, cell in front.seed_cells(entry).items() if cell] if on_front else []
     recipe = [f"{name} = {value}" for name, value in entry.recipe.items()]
-    head = f"<b>trial {entry.trial}</b>" + (", on the front" if on_front else "")
+    head = f"<b>{entry.called}</b>" + (", on the front" if on_front else "")
     return "<br>".join([head, *map(escape, [*_measured(entry.measurements), *seeds]), "", *map(escape, recipe)])
 
 
@@ -313,7 +313,7 @@ def _measured(measurements: Mapping[str, float]) -> list[str]:
 
 def _table(front: Front) -> str:
     seeds = [front.seed_cells(entry) for entry in front.members]
-    names = ("trial", *front.objectives, *(seeds[0] if seeds else ()))
+    names = ("student", *front.objectives, *(seeds[0] if seeds else ()))
     head = "".join(f'<th class="number">{escape(name)}</th>' for name in names)
     rows = [
         "".join(

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search.locks import told_of_locks
-from search.output import NobodyReads, NotWritten, standard_streams
+from search.output import WIDTH, NobodyReads, NotWritten, standard_streams
 from search.signals import (
     BEGIN_ANEW,
     INTERRUPTED,
@@ -39,13 +39,11 @@ _ClickException: Any = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="dux",
-    help="Searches for the best small students of a trained teacher network.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-out = Console(soft_wrap=True) if sys.stdout.isatty() else Console(soft_wrap=True, width=160)
+out = Console(soft_wrap=True) if sys.stdout.isatty() else Console(soft_wrap=True, width=WIDTH)
 
 Home = Annotated[
     Path | None,
@@ -53,11 +51,39 @@ Home = Annotated[
         envvar="DUX_HOME", help="Folder of studies, teachers and local stores [default: ~/.dux]", show_default=False
     ),
 ]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The study's name.")]
+
+
+def _names(context: typer.Context, incomplete: str) -> list[str]:
+    """The studies whose names a shell may complete a word to."""
+    from search.home import default_home
+
+    home = context.params.get("home")
+    studies = ((home.expanduser() if home else default_home()) / "studies").glob("*/study.json")
+    return sorted(name for name in (path.parent.name for path in studies) if name.startswith(incomplete))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"dux {version('dux-search')}")
+        raise typer.Exit
+
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The study's name.", autocompletion=_names)]
 Address = Annotated[
     str | None, typer.Option(help="Of a running Ray cluster; without it, this machine computes.", show_default=False)
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show what Ray and MLflow say.")]
+
+
+@app.callback()
+def dux(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and end.")
+    ] = False,
+) -> None:
+    """Searches for the best small students of a trained teacher network."""
 
 
 @app.command()
@@ -78,7 +104,9 @@ def search(
     ] = None,
     start_from: Annotated[
         str | None,
-        typer.Option("--from", metavar="NAME", help="An earlier study to learn from.", show_default=False),
+        typer.Option(
+            "--from", metavar="NAME", help="An earlier study to learn from.", show_default=False, autocompletion=_names
+        ),
     ] = None,
     verbose: Verbose = False,
 ) -> None:
@@ -127,7 +155,9 @@ def resume(
 
 @app.command()
 def status(
-    name: Annotated[str | None, typer.Argument(help="The study's name; all studies without it.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="The study's name; all studies without it.", autocompletion=_names)
+    ] = None,
     home: Home = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, and nothing else.")] = False,
 ) -> None:
@@ -269,7 +299,7 @@ def export(
         paths = write(study, entry, where, [part.strip() for part in formats.split(",")])
     except ExportRefused as error:
         _fail(1, f"refused: {error}")
-    out.print(f"trial {entry.trial}: " + ", ".join(f"{key} {show(value)}" for key, value in entry.measurements.items()))
+    out.print(f"{entry.called}: " + ", ".join(f"{key} {show(value)}" for key, value in entry.measurements.items()))
     for path in paths:
         out.print(f"wrote {path}")
 
@@ -380,7 +410,9 @@ def init(
 
 @app.command()
 def ui(
-    name: Annotated[str | None, typer.Argument(help="The study whose front the link opens.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="The study whose front the link opens.", autocompletion=_names)
+    ] = None,
     home: Home = None,
     port: Annotated[int, typer.Option(help="0 for a free one.")] = 5000,
 ) -> None:
@@ -453,7 +485,8 @@ def main() -> int:
 def _command() -> None:
     """What the command line asks for; not by typer's own way, which has other codes for what goes wrong."""
     try:
-        command = typer.main.get_command(app)
+        command: Any = typer.main.get_command(app)
+        command._main_shell_completion({}, "dux")  # where a shell asks what a word could become
         with command.make_context("dux", sys.argv[1:]) as context:
             command.invoke(context)
     except typer.Exit as ended:
@@ -533,7 +566,7 @@ def _run(name: str, carry_out: "Callable[[Any], Front]", study: Any, verbose: bo
 
 
 def _print_front(found: "Front") -> None:
-    out.print(Text(found.plot(width=min(100, out.width))))
+    out.print(Text(found.plot(width=min(WIDTH, out.width))))
     out.print()
     out.print(found.table())
 
@@ -588,7 +621,7 @@ def _bounds(minimum: list[str], maximum: list[str]) -> "Bounds":
 def _table(*columns: str) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     return table
 
 

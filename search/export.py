@@ -180,7 +180,7 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = ("
         # nll is a sum over logits, which another machine may round differently; the others are counts
         if not math.isclose(measured[name], recorded, rel_tol=TOLERANCE if name == "nll" else 0.0):
             raise ExportRefused(
-                f"the files of trial {entry.trial} must have the measured {name} {recorded}, "
+                f"the files of {entry.called} must have the measured {name} {recorded}, "
                 f"but have {measured[name]}; were they changed?"
             )
     made: dict[str, dict[str, Any]] = {}

@@ -21,6 +21,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from search.output import WIDTH
 from search.seeds import Spread, is_within_noise, spread
 from spaces.errors import BadInput
 
@@ -137,6 +138,13 @@ class Entry:
         """A measurement over all seeds, the student's own the first; what repeats did not measure is as its own."""
         own = self.value(name)
         return spread([own, *(measured.get(name, own) for measured in self.repeats)])
+
+    @property
+    def called(self) -> str:
+        """What it is, for messages."""
+        if self.curve_of is None:
+            return f"trial {self.trial}"
+        return f"student {self.trial} (from the curve of trial {self.curve_of})"
 
     def value(self, name: str) -> float:
         """The measurement, NaN where the student has none of that name; "trial" is the trial's number."""
@@ -316,7 +324,7 @@ class Front:
         if entry.curve_of is not None:
             tuned = entry.recipe["pruning.fine_tune_epochs"]
             way = f"after cut {entry.recipe['pruning.rounds']}" if tuned else "cut, not fine-tuned"
-            origin = f" (trial {entry.curve_of} {way})"
+            origin = f" (from the curve of trial {entry.curve_of}, {way})"
         return " ".join(f"{short[name]}={values[name]}" for name in short) + origin
 
     def to_json(self, study: str) -> dict[str, object]:
@@ -363,19 +371,25 @@ class Front:
         }
 
     def table(self) -> Table:
-        """The members for the terminal: trial, objectives, what repeats say or else a few more numbers, the recipe."""
-        others = [name for name in _IN_THE_TABLE if name in self.known() and name not in self.objectives]
-        if self.is_repeated:
-            others = []  # both are too wide
-        table = Table(title=self.summary(), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        """The members for the terminal: student, objectives, what repeats say or else a few more numbers, the recipe.
+
+        The recipe has a third of WIDTH at least: other numbers than objectives stay away where they would take it.
+        """
         cells = [self.seed_cells(entry) for entry in self.members]
-        for name in ("trial", *self.objectives, *(cells[0] if cells else ()), *others):
-            table.add_column(name.replace("_", " "), justify="right")
+        columns = {"student": [str(entry.trial) for entry in self.members]}
+        columns |= {name: [show(entry.value(name)) for entry in self.members] for name in self.objectives}
+        columns |= {name: [each[name] for each in cells] for name in (cells[0] if cells else ())}
+        for name in () if self.is_repeated else _IN_THE_TABLE:
+            if name in self.known() and name not in self.objectives:
+                more = columns | {name: [shortened(entry.value(name)) for entry in self.members]}
+                if sum(map(_width, more.items())) <= 2 * WIDTH // 3:
+                    columns = more
+        table = Table(title=self.summary(), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for name in columns:
+            table.add_column(name.replace("_", " "), justify="right", overflow="fold")
         table.add_column("recipe", overflow="fold")
-        for entry, seeds in zip(self.members, cells, strict=True):
-            exact = [show(entry.value(name)) for name in self.objectives]
-            rounded = [shortened(entry.value(name)) for name in others]
-            table.add_row(*map(Text, (str(entry.trial), *exact, *seeds.values(), *rounded, self.brief(entry))))
+        for place, entry in enumerate(self.members):
+            table.add_row(*(Text(rows[place]) for rows in columns.values()), Text(self.brief(entry)))
         return table
 
     def summary(self) -> str:
@@ -417,7 +431,7 @@ class Front:
         nearest = min(candidates, key=lambda entry: (violation(entry), *cost(entry)))
         wanted = " and ".join(f"{n} {'>=' if side == 'min' else '<='} {_plain(b)}" for n, (side, b) in bounds.items())
         got = " and ".join(f"{n} {_plain(nearest.value(n))}" for n in dict.fromkeys([*bounds, *self.objectives]))
-        raise NoStudent(f"no student satisfies {wanted}; the nearest is trial {nearest.trial} with {got}")
+        raise NoStudent(f"no student satisfies {wanted}; the nearest is {nearest.called} with {got}")
 
     def plot(self, width: int = 72, height: int = 18) -> str:
         """A scatter of text, `height` lines of at most `width` characters (at least 40 by 8)."""
@@ -449,6 +463,12 @@ class Front:
         title = f"{y_name}   ● front   · dominated" + (f"   {arrow} off the picture" if far else "")
         lines = [title, *lines, margin[1:] + "└" + "─" * columns, margin + ticks, margin + x_name.rjust(columns)]
         return "\n".join(line.rstrip() for line in lines)
+
+
+def _width(column: tuple[str, Sequence[str]]) -> int:
+    """How many characters a column of a table takes, its margin included."""
+    name, cells = column
+    return 2 + max(map(len, (*name.replace("_", " ").split(), *cells)))
 
 
 def show(value: float) -> str:

@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
+WIDTH = 100
+"""Characters that a table has at most, where no terminal says otherwise."""
+
 _PLAIN = {
     **dict.fromkeys("‐‑‒–—―─━═╌╸╺−", "-"),
     **dict.fromkeys("│┃║╎", "|"),

@@ -536,16 +536,14 @@ class Study:
         assert entry.folder is not None
         if not entry.files:
             raise ExportRefused(
-                f"the files of trial {entry.trial} must be known by their hashes, but an earlier Dux recorded none; "
+                f"the files of {entry.called} must be known by their hashes, but an earlier Dux recorded none; "
                 "run the study again, under another name"
             )
         try:
             check_hashes(entry.folder, entry.files)
         except (Damaged, FileNotFoundError) as error:
             why = error if isinstance(error, Damaged) else f"{Path(error.filename).name} is gone"
-            raise ExportRefused(
-                f"the files of trial {entry.trial} must be those that were measured, but {why}"
-            ) from None
+            raise ExportRefused(f"the files of {entry.called} must be those that were measured, but {why}") from None
 
     @property
     def checkpoints(self) -> Path:

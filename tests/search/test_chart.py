@@ -79,7 +79,7 @@ def test_the_table_of_the_page_has_the_members_by_size() -> None:
     page = own_part(front_html(TWO, "digits", None))
     rows = [re.sub(r"<[^>]+>", " ", row).split() for row in re.findall(r"<tr>(.*?)</tr>", page)]
     assert [row[:3] for row in rows] == [
-        ["trial", "accuracy", "parameters"],
+        ["student", "accuracy", "parameters"],
         ["3", "0.8000", "1,000"],
         ["1", "0.9000", "10,000"],
         ["2", "0.9500", "50,000"],

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable
+from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from running import TINY, Finished, Said, wait_for
 
 from search.progress import Terminal, drawn, duration
 from search.study import Progress
+from search.study_file import StudyFile
 from trainers.transfer import METHODS
 
 COMMANDS = ("search", "resume", "status", "front", "export", "check", "methods", "ui")
@@ -34,6 +36,50 @@ def test_help_shows_what_there_is(command: tuple[str, ...], dux: Callable[..., S
     assert "Usage: dux" in out
     if not command:
         assert all(re.search(rf"^\s+{name}\s+\S", out, re.MULTILINE) for name in COMMANDS)
+
+
+def test_version_is_a_line(dux: Callable[..., Said]) -> None:
+    assert dux("--version") == (0, f"dux {version('dux-search')}\n", "")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (("ex",), {"export"}),
+        (("front", ""), {"one", "other"}),
+        (("resume", "ot"), {"other"}),
+        (("search", "--from", "on"), {"one"}),
+        (("status", "--home", "elsewhere", "s"), {"strange"}),
+    ],
+)
+def test_a_shell_completes_commands_and_the_names_of_studies(
+    shell: str,
+    typed: tuple[str, ...],
+    offered: set[str],
+    tmp_path: Path,
+    dux: Callable[..., Said],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for study in ("home/studies/one", "home/studies/other", "elsewhere/studies/strange"):
+        (tmp_path / study).mkdir(parents=True)
+        (tmp_path / study / "study.json").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DUX_HOME", str(tmp_path / "home"))
+    words = ["dux", *typed]
+    monkeypatch.setenv("_DUX_COMPLETE", f"complete_{shell}")
+    monkeypatch.setenv("COMP_WORDS", " ".join(words))
+    monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
+    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", " ".join(words))
+    monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
+    code, out, err = dux()
+    assert (code, err) == (0, "")
+    assert offered <= {*re.findall(r"\w+", out)}
+    assert not ({"one", "other", "strange"} - offered) & {*re.findall(r"\w+", out)}
+
+
+def test_the_help_names_completion(dux: Callable[..., Said]) -> None:
+    assert {"--install-completion", "--show-completion", "--version"} <= {*dux("--help")[1].split()}
 
 
 def test_dux_alone_shows_its_help(dux: Callable[..., Said]) -> None:
@@ -116,6 +162,19 @@ def test_status_lists_all_studies(finished: Finished, dux: Callable[..., Said]) 
     assert header == ["study", "state", "done", "failed", "stopped", "front", "hypervolume"]
     front = finished.study.front()
     assert row == ["tiny", "finished", "6/6", "0", "0", str(len(front.members)), f"{front.hypervolume:.4f}"]
+
+
+def test_the_table_of_studies_takes_a_hundred_columns_whatever_their_names(
+    finished: Finished, tmp_path: Path, dux: Callable[..., Said]
+) -> None:
+    name = "a-study-with-a-name-as-long-as-names-may-be-which-are-63-characters"[:63]
+    (tmp_path / "studies" / name).mkdir(parents=True)
+    record = StudyFile.read(finished.file).model_copy(update={"name": name}).to_json()
+    (tmp_path / "studies" / name / "study.json").write_text(record)
+    code, out, _ = dux("status", "--home", tmp_path)
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 100
+    assert name in "".join(re.findall(r"^ (\S+)", out, re.MULTILINE))
 
 
 def test_status_of_one_study_is_a_line(finished: Finished, dux: Callable[..., Said]) -> None:

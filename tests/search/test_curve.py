@@ -104,9 +104,8 @@ def test_the_front_is_of_trials_and_points_alike_and_says_which_is_which(
     assert [member["curve_of"] for member in members] == [points.get(member["trial"]) for member in members]
     on_curves = [entry for entry in front.entries if entry.curve_of is not None]
     marks = {front.brief(entry).rpartition(" (")[2]: entry.recipe["pruning.fine_tune_epochs"] for entry in on_curves}
-    expected = {
-        f"trial {trial} {way}" for trial in set(points.values()) for way in ("cut, not fine-tuned)", "after cut 1)")
-    }
+    ways = ("cut, not fine-tuned)", "after cut 1)")
+    expected = {f"from the curve of trial {trial}, {way}" for trial in set(points.values()) for way in ways}
     assert set(marks) == expected
     assert all(("not fine-tuned" in mark) is (epochs == 0) for mark, epochs in marks.items())
     assert any(entry.curve_of is not None for entry in front.members)

@@ -279,9 +279,45 @@ def test_the_table_has_a_row_a_member_and_takes_no_value_for_markup() -> None:
     console.print(front(marked, SMALL, DOMINATED).table())
     lines = [" ".join(line.split()) for line in printed.getvalue().splitlines()]
     assert lines[0].startswith("3 of 3 students on the front, hypervolume 0.")
-    assert "trial accuracy parameters size bytes recipe" in lines
+    assert "student accuracy parameters size bytes recipe" in lines
     assert "9 1.0000 12,345 52k transfer=[red]kd[/red]" in lines
     assert "3 0.8000 100 – width=0.375 transfer=kd temperature=4" in lines
+
+
+def test_a_student_of_a_curve_is_said_to_be_one() -> None:
+    recipe = {"student.width": 0.5, "pruning.rounds": 3, "pruning.fine_tune_epochs": 1}
+    own = Entry(29, recipe, {"accuracy": 0.9, "parameters": 100.0})
+    point = Entry(60, recipe, {"accuracy": 0.8, "parameters": 50.0}, curve_of=29)
+    raw = Entry(61, {**recipe, "pruning.fine_tune_epochs": 0}, {"accuracy": 0.7, "parameters": 25.0}, curve_of=29)
+    found = front(own, point, raw)
+    assert [each.called for each in (own, point)] == ["trial 29", "student 60 (from the curve of trial 29)"]
+    assert "(" not in found.brief(own)
+    assert found.brief(point).endswith(" (from the curve of trial 29, after cut 3)")
+    assert found.brief(raw).endswith(" (from the curve of trial 29, cut, not fine-tuned)")
+    with pytest.raises(NoStudent, match=r"the nearest is student 60 \(from the curve of trial 29\) with"):
+        front(point).select({"accuracy": ("min", 0.99)})
+
+
+@pytest.mark.parametrize("names", [(), ("calibrated_nll", "macs", "latency_ms"), (*"abcde",)])
+def test_a_table_takes_a_hundred_columns_and_leaves_nothing_out(names: tuple[str, ...]) -> None:
+    others = {"nll": 0.1234, "macs": 123_456_789.0, "size_bytes": 12_345_678.0, **dict.fromkeys(names, 1234567.0)}
+    recipe: dict[str, object] = {
+        "transfer": "own_methods.attention_of_all_layers:Attention",
+        f"long.{'name' * 30}": 0.123,
+    }
+    recipe |= {"pruning.rounds": 3, "pruning.fine_tune_epochs": 1}
+    one = Entry(1234, recipe, {"accuracy": 0.9, "parameters": 123_456_789.0, **others}, curve_of=1000)
+    two = Entry(1235, {**recipe, "transfer": "none"}, {"accuracy": 0.8, "parameters": 23_456_789.0, **others})
+    objectives: dict[str, Direction] = {**OBJECTIVES, **dict.fromkeys(names, "min")}
+    axes = [ACCURACY, *(Axis(name, "min", "log", worst=1e9, best=1.0) for name in ("parameters", *names))]
+    printed = io.StringIO()
+    Console(width=100, file=printed, soft_wrap=True).print(Front.of([one, two], objectives, axes).table())
+    lines = printed.getvalue().splitlines()
+    assert max(map(len, lines)) <= 100
+    assert "…" not in printed.getvalue()
+    first = next(line for line in lines if "1234" in line)
+    assert "0.9000" in first
+    assert "123,456,789" in first
 
 
 # select

@@ -110,7 +110,7 @@ def test_without_repeats_nothing_changes() -> None:
     plain = front(member(0, 100, 0.8), member(1, 200, 0.9))
     assert (plain.noisy, plain.doubtful, plain.seed_columns(plain.members[0])) == ([], {}, {})
     assert "seeds" not in json.dumps(plain.to_json("study"))
-    assert [column.header for column in plain.table().columns] == ["trial", "accuracy", "parameters", "recipe"]
+    assert [column.header for column in plain.table().columns] == ["student", "accuracy", "parameters", "recipe"]
     assert "seeds" not in own_part(front_html(plain, "study", None))
 
 
@@ -127,7 +127,7 @@ def test_json_table_and_page_have_mean_deviation_seeds_and_mark() -> None:
     }
     assert said[0]["lead_within_noise_over"] == []
     headers = [column.header for column in NOISE.table().columns]
-    assert headers == ["trial", "accuracy", "parameters", "accuracy over seeds", "seeds", "lead", "recipe"]
+    assert headers == ["student", "accuracy", "parameters", "accuracy over seeds", "seeds", "lead", "recipe"]
     assert NOISE.seed_cells(LARGER) == {
         "accuracy over seeds": "0.8200 ± 0.0200",
         "seeds": "3",
