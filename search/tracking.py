@@ -746,7 +746,7 @@ class _Mirror:
     def _log_json(self, run_id: str, content: Mapping[str, object], folder: str, name: str) -> None:
         with TemporaryDirectory(prefix="dux-") as beside:
             file = Path(beside) / name
-            file.write_text(json.dumps(content))
+            file.write_text(json.dumps(content), encoding="utf-8")
             self._log_files(run_id, [file], folder)
 
     def _log_table(self, run_id: str, rows: Sequence[Mapping[str, object]], folder: str, name: str) -> None:
