@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, model_validator
 
 from search.front import parse_quantity
 from spaces import BadInput
+from spaces.errors import number_hint
 from spaces.recipe import Part
 
 
@@ -17,7 +18,7 @@ def _quantity(raw: object) -> object:
     try:
         return parse_quantity(raw)
     except BadInput:
-        raise ValueError("must be a number, as 0.9, 50k, 1.5M or 2G") from None
+        raise ValueError(f"must be a number, as 0.9, 50k, 1.5M or 2G{number_hint(raw)}") from None
 
 
 Quantity = Annotated[float | None, BeforeValidator(_quantity)]

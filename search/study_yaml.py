@@ -5,6 +5,7 @@ objects. Its scanner and composer are used as they are; what a plain scalar mean
 decided here, while the file is read and before anything of it is made.
 """
 
+import itertools
 import re
 import stat
 from pathlib import Path
@@ -127,6 +128,12 @@ class _Loader(yaml.SafeLoader):
             if key.value in seen:  # YAML would take the last and forget the first
                 raise BadInput(f"key `{key.value}` stands twice ({line}); write it once")
             seen.add(key.value)
+        for (_, number), (key, value) in itertools.pairwise(node.value):
+            if key.tag in _NUMBERS and value.value == "" and number.tag in _NUMBERS:  # in {a: 0,5} a comma ends the 0
+                raise BadInput(
+                    f"a number must have a point and no comma, but `{number.value},{key.value}` stands in line "
+                    f"{key.start_mark.line + 1}; write {number.value}.{key.value}"
+                )
         return node
 
     def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:

@@ -327,8 +327,7 @@ def _interval(name: str, raw: Mapping[Any, Any]) -> Domain:
     keys = ("low", "high", "step", "log")
     for key in raw:
         if key not in keys:
-            comma = "; a number has a point and no comma (0.5)" if isinstance(key, int) else ""
-            raise BadInput(f"`{name}.{shown(key).strip(chr(39))}` is not a known key; {known(keys, key)}{comma}")
+            raise BadInput(f"`{name}.{shown(key).strip(chr(39))}` is not a known key; {known(keys, key)}")
     for key in ("low", "high"):
         if key not in raw:
             raise BadInput(f"`{name}` must have both low and high, but got {shown(dict(raw))}; add {key}")

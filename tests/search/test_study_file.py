@@ -301,6 +301,15 @@ BAD: dict[str, tuple[str, str]] = {
         "name: a\nspace: {}\nconstraints: {parameters: {maximum: 5}}",
         "`constraints.parameters.maximum` is not a known key; did you mean `max`",
     ),
+    "comma for a point": ("name: a\nspace: {student.width: 0,5}", "`0,5` stands in line 2; write 0.5"),
+    "comma in a range": (
+        "name: a\nspace:\n  student.width: {low: 0,25, high: 1}",
+        "`0,25` stands in line 3; write 0.25",
+    ),
+    "comma in a limit": (
+        "name: a\nspace: {}\nconstraints:\n  accuracy:\n    min: 0,9",
+        r"`constraints.accuracy.min` must be a number.*because of the comma: write 0.9\)",
+    ),
     "accuracy above 1": (
         "name: a\nspace: {}\nconstraints: {accuracy: {min: 1.5}}",
         "`constraints.accuracy.min` must be at most 1, since no student of this space has more, but got 1.5; lower it",
@@ -369,7 +378,7 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     "number with a comma in an interval": (
         "name: a\nspace: {student.width: {low: 0,5, high: 1}}",
-        r"`space.student.width.5` is not a known key; .*a number has a point and no comma",
+        "a number must have a point and no comma, but `0,5` stands in line 2; write 0.5",
     ),
     "number with a colon": (
         "name: a\nspace: {training.epochs: 1:30}",
