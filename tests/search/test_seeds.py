@@ -241,7 +241,7 @@ def test_a_repeat_that_failed_is_told_and_none_is_left(tmp_path: Path, dux: Call
     study.folder.mkdir(parents=True)
     (study.folder / "study.json").write_text(study.file.to_json())
     teacher = {"accuracy": 0.97, "parameters": 1e5}
-    (study.folder / "task.json").write_bytes(sealed({"key": "key", "classes": 10, "teacher": teacher}))
+    (study.folder / "task.json").write_bytes(sealed({"key": "key", "classes": 10, "teacher": teacher, "data": []}))
     ledger, home = study.ledger(), ("--home", study.home)
     ledger.complete(ledger.ask()[0], {"accuracy": 0.9, "parameters": 1000.0}, 1.0)
     assert study.repeats(study.lines()) == []  # the front is not settled
@@ -636,6 +636,7 @@ def test_status_after_the_kill_and_at_the_end(story: Story) -> None:
         "hypervolume": story.study.front().hypervolume,
         "broke_constraints": 0,
         "refused_by_mlflow": 0,
+        "remarks": [],
     }
     assert said["repeated"] == said["repeats"]
     finished = {trial for trial, run in mlflow_runs(story.study).items() if run.info.status == "FINISHED"}

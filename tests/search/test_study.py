@@ -319,7 +319,7 @@ def test_a_study_whose_data_were_changed_does_not_go_on_and_trains_no_second_tea
     study.folder.mkdir(parents=True)
     (study.folder / "study.json").write_text(study.file.to_json())
     key = key_of(study.file.task, study.file.task.load_data())
-    record = {"key": key, "classes": 2, "teacher": {"accuracy": 0.5, "parameters": 1000.0}}
+    record = {"key": key, "classes": 2, "teacher": {"accuracy": 0.5, "parameters": 1000.0}, "data": []}
     (study.folder / "task.json").write_bytes(sealed(record))
     (study.folder / "data.json").write_bytes(sealed(listing(images)))
     study.ledger().ask()
@@ -580,7 +580,7 @@ def recorded(tmp_path: Path) -> Study:
     study.folder.mkdir(parents=True)
     (study.folder / "study.json").write_text(study.file.to_json())
     teacher = {"accuracy": 0.97, "parameters": 1e5}
-    (study.folder / "task.json").write_bytes(sealed({"key": "key", "classes": 10, "teacher": teacher}))
+    (study.folder / "task.json").write_bytes(sealed({"key": "key", "classes": 10, "teacher": teacher, "data": []}))
     return study
 
 
