@@ -192,12 +192,14 @@ class Job:
 
 
 def jobs(rounds: int) -> Iterator[Job]:
-    """Both signals for every command in each round; a command's moments are spread over its time."""
-    for round in range(rounds):
-        for name in COMMANDS:
-            draw = random.Random(f"{name} {round}")
-            for by in (signal.SIGTERM, signal.SIGINT):
-                yield Job(name, by, round, (round + draw.random()) / rounds)
+    """Both signals for every command in each round; a command's moments are spread over its time. Studies, whose ends
+    take long, come last."""
+    for names in (COMMANDS.keys() - {*STUDIES}, STUDIES):
+        for round in range(rounds):
+            for name in (name for name in COMMANDS if name in names):
+                draw = random.Random(f"{name} {round}")
+                for by in (signal.SIGTERM, signal.SIGINT):
+                    yield Job(name, by, round, (round + draw.random()) / rounds)
 
 
 def document(results: Sequence[Line]) -> str:
