@@ -238,7 +238,8 @@ def front(
     from search.study import Study
 
     study = Study.open(name, _home(home))
-    found = study.front(study.run_ids(say=_say))
+    # the terminal and the picture show no runs, for which MLflow may have to be asked
+    found = study.front(study.run_ids(say=_say) if as_json or html is not None else None)
     teacher = study.task_record()["teacher"]
     if html is not None or png is not None:
         say_if_interrupted("interrupted; what is written is whole, and the same command begins anew")

@@ -3,6 +3,7 @@
 How long the commands take is in docs/startup.md.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ LEDGER = ("numpy", "optuna", "sqlalchemy")
 """What a study is looked at with; a third of a second."""
 
 
-def imported(*arguments: object) -> tuple[int, set[str]]:
+def imported(*arguments: object, folder: Path = ROOT) -> tuple[int, set[str]]:
     """The exit code of a command, and those of HEAVY and LEDGER that it had imported at its end."""
     program = (
         "import os, sys; import dux\n"
@@ -30,7 +31,8 @@ def imported(*arguments: object) -> tuple[int, set[str]]:
     )
     done = subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments)],
-        cwd=ROOT,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
@@ -41,10 +43,32 @@ def imported(*arguments: object) -> tuple[int, set[str]]:
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(("--help",), 0), (("search", "--help"), 0), (("methods", "--json"), 0), (("serach",), 2)],
+    [
+        (("--help",), 0),
+        (("--version",), 0),
+        (("search", "--help"), 0),
+        (("methods", "--json"), 0),
+        (("serach",), 2),
+        (("status", "--home"), 2),
+        (("init", "study.yaml"), 0),
+    ],
 )
-def test_help_and_the_methods_wait_for_no_library(arguments: tuple[str, ...], code: int) -> None:
-    assert imported(*arguments) == (code, set())
+def test_help_and_the_methods_wait_for_no_library(arguments: tuple[str, ...], code: int, tmp_path: Path) -> None:
+    assert imported(*arguments, folder=tmp_path) == (code, set())
+
+
+def test_the_names_of_studies_wait_for_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_DUX_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "dux front ")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    assert imported() == (0, set())
+
+
+def test_a_front_in_the_terminal_does_not_wait_for_mlflow(finished: Finished, tmp_path: Path) -> None:
+    home = shutil.copytree(finished.home, tmp_path / "home")  # where MLflow's runs are not known: it would be asked
+    code, found = imported("front", "tiny", "--home", home)
+    assert code == 0
+    assert found <= {*LEDGER}
 
 
 @pytest.mark.parametrize("command", ["status", "front"])
