@@ -1275,7 +1275,7 @@ def _is_task_record(record: Mapping[str, Any]) -> bool:
     return (
         isinstance(record.get("key"), str)
         and isinstance(record.get("classes"), int)
-        and isinstance(record.get("data"), list)
+        and isinstance(record.get("data", []), list)
         and isinstance(teacher, dict)
         and all(isinstance(value, int | float) for value in teacher.values())
     )
