@@ -877,7 +877,9 @@ search: {{sampler: grid, concurrent: 2, retries: 1, trial_timeout: 30}}
 def test_sigterm_while_ray_starts_ends_in_one_line_and_can_be_resumed(
     tmp_path: Path, start: Callable[..., Command], dux: Callable[..., Said]
 ) -> None:
-    (tmp_path / "study.yaml").write_text(f"name: early\n{TASK}\nspace: {{student.width: {{low: 0.1, high: 1.0}}}}\nsearch: {{concurrent: 1}}")
+    (tmp_path / "study.yaml").write_text(
+        f"name: early\n{TASK}\nspace: {{student.width: {{low: 0.1, high: 1.0}}}}\nsearch: {{concurrent: 1}}"
+    )
     home = tmp_path / "home"
     command = start("search", str(tmp_path / "study.yaml"), "--home", str(home))
 
@@ -901,7 +903,9 @@ def test_sigterm_while_ray_starts_ends_in_one_line_and_can_be_resumed(
 def test_where_ray_does_not_start_one_line_says_so_and_the_study_can_go_on(
     tmp_path: Path, start: Callable[..., Command], dux: Callable[..., Said]
 ) -> None:
-    (tmp_path / "study.yaml").write_text(f"name: rayless\n{TASK}\nspace: {{student.width: {{low: 0.1, high: 1.0}}}}\nsearch: {{concurrent: 1}}")
+    (tmp_path / "study.yaml").write_text(
+        f"name: rayless\n{TASK}\nspace: {{student.width: {{low: 0.1, high: 1.0}}}}\nsearch: {{concurrent: 1}}"
+    )
     home = tmp_path / "home"
     search = ("search", str(tmp_path / "study.yaml"), "--home", str(home))
     command = start(*search, settings={"RAY_TMPDIR": "/dev/null/there"})
