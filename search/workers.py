@@ -58,9 +58,10 @@ SILENCE_S = 20.0
 """For how long the head of a joined cluster may not answer. After 60 s Ray itself ends any process that had joined it,
 at once and without a word of ours."""
 ORDERLY_S = 10.0
-"""How long a study may take to end tidily when the Ray started here has died. Tune's loop goes on without the daemon on
-the machine; without the server (GCS) it hangs, and after 60 s Ray itself ends the process. While Ray starts there is
-nothing to be tidied up, and its libraries would end the process sooner."""
+"""How long a study may take to end tidily when the daemon on this machine of the Ray started here has died: Tune's loop
+goes on. While Ray starts there is nothing to be tidied up, and its libraries would end the process sooner."""
+HANGING_S = 3.0
+"""The same without Ray's server (GCS), where Tune's loop hangs; after 60 s Ray itself ends the process."""
 _LOOK_S = 2.0
 _LOOK_HERE_S = 0.5
 _LOOK_AT_START_S = 0.1
@@ -223,9 +224,11 @@ def _listen(over: threading.Event, on_death: Callable[[str], object]) -> None:
 def _look(over: threading.Event, started: threading.Event, on_death: Callable[[str], object]) -> None:
     """Look now and then whether the Ray started here lives, and see that the study ends soon if it does not."""
     while not over.wait(_LOOK_HERE_S if started.is_set() else _LOOK_AT_START_S):
-        if _ray_is_dead() and not over.wait(ORDERLY_S if started.is_set() else 0.0) and _ray_is_dead():
-            on_death(_why_dead(True))
-            return
+        if _ray_is_dead():
+            patience_s = HANGING_S if _ray_is_dead("gcs_server") else ORDERLY_S
+            if not over.wait(patience_s if started.is_set() else 0.0) and _ray_is_dead():
+                on_death(_why_dead(True))
+                return
 
 
 _starting: Any = None
@@ -397,14 +400,18 @@ def _is_ours() -> bool:
     return node is not None and bool(node.all_processes)
 
 
-def _ray_is_dead() -> bool:
+def _ray_is_dead(*kinds: str) -> bool:
     """Whether something that Ray cannot do without is gone: a process of the Ray started here, or the answer of a
-    joined cluster's head. Ray does not tell: Tune would wait."""
+    joined cluster's head. Ray does not tell: Tune would wait.
+
+    Args:
+        kinds: of processes to look at, by Ray's names; all, if none is given.
+    """
     node = ray._private.worker._global_node or _starting
     if node is None:
         return False
     if node.all_processes:
-        needed = [node.all_processes.get(kind, []) for kind in ("raylet", "gcs_server")]
+        needed = [node.all_processes.get(kind, []) for kind in kinds or ("raylet", "gcs_server")]
         return any(one.process.poll() is not None for each in needed for one in each)
     if node is _starting:
         return False
