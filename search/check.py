@@ -1,5 +1,6 @@
 """The dry run: one tiny trial from end to end, before a cluster is asked for anything, and what the study will cost."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -192,13 +193,13 @@ class _Middle:
             return high
         if step is not None:
             return low + step * (round((high - low) / step) // 2)
-        return (low * high) ** 0.5 if log else (low + high) / 2
+        return math.sqrt(low) * math.sqrt(high) if log else (low + high) / 2
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
         top = low + (high - low) // step * step
         if name.startswith("student."):
             return top
-        return int((low * high) ** 0.5) if log else low + (high - low) // step // 2 * step
+        return math.isqrt(low * high) if log else low + (high - low) // step // 2 * step
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         if name == "transfer":
