@@ -19,7 +19,7 @@ from common import ROOT, arguments, hardware
 from processes import TASK, environment, run
 
 DOCUMENT = ROOT / "docs" / "startup.md"
-TIMES = 7
+TIMES = 5
 STUDY = f"""
 name: small
 {TASK}
