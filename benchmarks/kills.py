@@ -523,7 +523,8 @@ def document(results: Sequence[Line]) -> str:
             "",
             "Written by `python benchmarks/kills.py`. Small studies, two trials at a time, are killed (SIGKILL) at "
             "random moments from their start on and resumed by `dux resume` until they are finished. A trial writes a "
-            "checkpoint after every epoch of its training (`search.checkpoint_seconds: 0`).",
+            "checkpoint after every epoch of its training (`search.checkpoint_seconds: 0`). SIGTERM and SIGINT at "
+            "random moments of every command: [interrupts.md](interrupts.md).",
             "",
             f"- {len(results)} studies, {sum(line['trials'] for line in results)} trials, {len(kills)} kills, "
             f"{sum(line['sessions'] for line in results)} sessions; "
