@@ -106,7 +106,7 @@ def document(found: dict[Goal, list[tuple[float, float]]], load: float) -> str:
             f"memory, MB, of a process of each command and of what it starts: medians of {times}. "
             "`mistaken.yaml` has a key that does not exist; `small` is a study of four trials.",
             "",
-            f"- {hardware([])}; load average {load:.1f} (where others work, too, CPU seconds are longer).",
+            f"- {hardware([{}])}; load average {load:.1f} (where others work, too, CPU seconds are longer).",
             "",
             "| command | CPU s | from to | goal | MB | goal | kept |",
             "| --- | --- | --- | --- | --- | --- | --- |",
