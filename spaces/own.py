@@ -36,6 +36,8 @@ def own_object(reference: str, where: str) -> Any:
         raise
     except BaseException as error:  # whatever a module of somebody's may raise; it may be a script that exits
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        missing = isinstance(error, ModuleNotFoundError)
+        way_out = "modules are looked for beside the study file and in PYTHONPATH" if missing else "try it in Python"
         raise BadInput(
-            f"`{where}: {reference}` must be something that can be imported, but {reason}; try it in Python"
+            f"`{where}: {reference}` must be something that can be imported, but {reason}; {way_out}"
         ) from None

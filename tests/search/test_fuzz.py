@@ -244,7 +244,7 @@ def spoil(text: str, chance: random.Random) -> bytes:
     elif what == 8:
         lines *= chance.choice((2, 40, 4000 // len(lines) + 1))
     content = "\n".join(lines).encode(errors="surrogatepass")
-    if what == 9:
+    if what == 9 and content:
         spoilt = bytearray(content)
         for _ in range(chance.choice((1, 3, 30))):
             spoilt[chance.randrange(len(spoilt))] = chance.randrange(256)

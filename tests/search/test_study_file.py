@@ -431,7 +431,7 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     "sampler of no module": (
         "name: a\nspace: {}\nsearch: {sampler: 'nowhere:Sampler'}",
-        "`search.sampler: nowhere:Sampler` must be something that can be imported, but ModuleNotFoundError: .*; try",
+        "`search.sampler: nowhere:Sampler` must be something that can be imported, but ModuleNotFoundError: .*; mod",
     ),
     "sampler of no class": (
         "name: a\nspace: {}\nsearch: {sampler: 'space_functions:good'}",

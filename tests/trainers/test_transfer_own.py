@@ -95,14 +95,18 @@ def test_it_is_carried_out_in_a_trial(folder: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("my_transfer.nothing:X", "must be a class that can be imported, but ModuleNotFoundError: .*PYTHONPATH"),
-        ("my_transfer.methods:X", "must be a class that can be imported, but AttributeError"),
+        ("my_transfer.nothing:X", "must be something that can be imported, but ModuleNotFoundError: .*PYTHONPATH"),
+        ("my_transfer.methods:X", "must be something that can be imported, but AttributeError.*; try it in Python"),
         ("my_transfer.methods:something", r"must be a trainers\.transfer\.Method with `needs`.* but is 3"),
         ("my_transfer.methods:Half", r"must be a trainers\.transfer\.Method with `needs`"),
         ("my_transfer.methods:MyOptions", r"must be a trainers\.transfer\.Method"),
-        (":X", "must be a class that can be imported, but ValueError"),
     ],
 )
 def test_what_is_not_a_method_is_refused(name: str, message: str, folder: Path) -> None:
     with pytest.raises(BadInput, match=f"`transfer: {name}` {message}"):
         StudyFile.from_mapping({"name": "own", "space": {"transfer": [name]}}, folder)
+
+
+def test_what_names_nothing_is_refused(folder: Path) -> None:
+    with pytest.raises(BadInput, match=r"`transfer` must be `package.module:name`, but got ':X'"):
+        StudyFile.from_mapping({"name": "own", "space": {"transfer": [":X"]}}, folder)
