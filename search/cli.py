@@ -170,7 +170,7 @@ def status(
         stand = {each: _stand_of(each, where) for each in Study.names(where)}
         if as_json:
             rows = [
-                {"study": study, "state": "damaged", "damage": each} if isinstance(each, str) else each.to_json(study)
+                {"study": study, "state": "unreadable", "why": each} if isinstance(each, str) else each.to_json(study)
                 for study, each in stand.items()
             ]
             print(json.dumps(rows, indent=1))
@@ -181,7 +181,7 @@ def status(
         table = _table("study", "state", "done", "failed", "stopped", "front", "hypervolume")
         for study_name, each in stand.items():
             if isinstance(each, str):
-                table.add_row(study_name, "damaged", *("–" * 5))
+                table.add_row(study_name, "unreadable", *("–" * 5))
                 continue
             done = f"{each.done}/{each.trials}" + (f" + {each.repeated}/{each.repeats}" if each.repeats else "")
             counts = (str(each.count("failed")), str(each.count("stopped")))

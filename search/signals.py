@@ -86,6 +86,7 @@ def ctrl_c_is_kept() -> Iterator[None]:
         sys.unraisablehook = told
         signal.signal(signal.SIGTERM, before)
         if kept in _REPLACED:
+            _pressed.clear()
             signal.signal(signal.SIGINT, kept)
 
 
@@ -129,6 +130,8 @@ def ctrl_c_raises() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    if signal.getsignal(signal.SIGINT) in _REPLACED:
+        _pressed.clear()  # which an earlier wait was ended by
     before = {number: signal.signal(number, _interrupted) for number in _OURS}
     try:
         yield

@@ -308,6 +308,8 @@ class Study:
         except Damaged as error:
             raise BadInput(f"the database of {self.name!r} must be noted, but in {self.folder} {error}") from None
         if there != here:
+            if here:
+                in_ledger(self.storage, self.name)  # one that does not answer is wrong for every study
             noted = shown(there, 300).strip("'") or "not set"
             raise BadInput(
                 f"`DUX_STORAGE` must name the database that {self.name!r} was begun with, but is "

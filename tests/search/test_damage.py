@@ -100,7 +100,7 @@ def test_no_damaged_study_hides_another(home: Path, dux: Callable[..., Said]) ->
         "6/6",
     ]
     for (file, how), name in studies.items():
-        said = {rows[name].get("damage", ""), assert_one_line(dux("front", name, "--home", home), name)}
+        said = {rows[name].get("why", ""), assert_one_line(dux("front", name, "--home", home), name)}
         if how in KINDS or file in NOTED:
             assert all(file in line for line in said), (name, said)
             assert f"\n{name}: the files of '{name}' must be as they were written, but in" in out

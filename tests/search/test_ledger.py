@@ -436,7 +436,9 @@ def test_a_sampler_of_the_users_own_is_asked(
     assert (recipe.transfer, recipe.student.width, recipe.pruning.fraction) == ("factor", 1.0, 0.9)
     _, recipe = opened("own_samplers:Seedless").ask()
     assert (recipe.transfer, recipe.student.width) == ("none", 0.125)
-    with pytest.raises(BadInput, match=r"`search.sampler: own_samplers:Missing` must be a class that can be made"):
+    with pytest.raises(
+        BadInput, match=r"`search.sampler: own_samplers:Missing` must be something that can be imported"
+    ):
         opened("own_samplers:Missing").ask()
     assert len(opened("own_samplers:Missing").lines()) == 2  # looking needs no sampler
 

@@ -25,7 +25,7 @@ from test_chart import own_part
 
 from search.chart import front_html, front_png
 from search.cli import app
-from search.front import Axis, Entry, Front
+from search.front import Axis, Entry, Front, show
 from search.ledger import Ledger
 from search.seeds import Spread, is_within_noise, margin, spread
 from search.study import Study
@@ -476,7 +476,10 @@ def test_the_front_is_of_the_trials_alone_and_has_the_spread_of_their_repeats(
         deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (SEEDS - 1))
         said = member["seeds"]["objectives"]["accuracy"]
         assert (said["mean"], said["deviation"]) == (pytest.approx(mean), pytest.approx(deviation))
-    assert "accuracy over seeds" in dux("front", "seeded", "--home", study.home)[1]
+    shown = dux("front", "seeded", "--home", study.home)[1]
+    for member in members:
+        over = member["seeds"]["objectives"]["accuracy"]
+        assert f"{show(over['mean'])} ± {show(over['deviation'])}" in shown
 
 
 def test_a_repeat_can_be_carried_out_again_without_ray(story: Story) -> None:
