@@ -162,11 +162,14 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, and nothing else.")] = False,
 ) -> None:
     """What runs, what is done, what failed and why."""
-    from search.ledger import grouped
+    from search.home import ledger_url, shown_database
+    from search.ledger import grouped, in_ledger
     from search.study import Study
 
     where = _home(home)
     if name is None:
+        if shown_database():
+            in_ledger(ledger_url(where), "")  # one that does not answer is wrong for every study alike
         stand = {each: _stand_of(each, where) for each in Study.names(where)}
         if as_json:
             rows = [

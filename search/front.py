@@ -268,7 +268,7 @@ class Front:
         cells["seeds"] = f"{1 + len(member.repeats)}{failed}"
         if self.doubtful:
             others = ", ".join(map(str, self.doubtful.get(member.trial, [])))
-            cells["lead"] = f"within noise over trial {others}" if others else ""
+            cells["lead within noise over"] = others
         return cells
 
     def axis(self, name: str) -> Axis:
@@ -374,11 +374,14 @@ class Front:
         """The members for the terminal: student, objectives, what repeats say or else a few more numbers, the recipe.
 
         The recipe has a third of WIDTH at least: other numbers than objectives stay away where they would take it.
+        Where repeats take too much of it, the objectives that they are about are shown over the seeds alone.
         """
         cells = [self.seed_cells(entry) for entry in self.members]
         columns = {"student": [str(entry.trial) for entry in self.members]}
         columns |= {name: [show(entry.value(name)) for entry in self.members] for name in self.objectives}
         columns |= {name: [each[name] for each in cells] for name in (cells[0] if cells else ())}
+        if sum(map(_width, columns.items())) > 3 * WIDTH // 4:
+            columns = {name: each for name, each in columns.items() if f"{name} over seeds" not in columns}
         for name in () if self.is_repeated else _IN_THE_TABLE:
             if name in self.known() and name not in self.objectives:
                 more = columns | {name: [shortened(entry.value(name)) for entry in self.members]}
@@ -386,7 +389,8 @@ class Front:
                     columns = more
         table = Table(title=self.summary(), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for name in columns:
-            table.add_column(name.replace("_", " "), justify="right", overflow="fold")
+            width = _width((name, columns[name])) - 2
+            table.add_column(name.replace("_", " "), justify="right", overflow="fold", width=width)
         table.add_column("recipe", overflow="fold")
         for place, entry in enumerate(self.members):
             table.add_row(*(Text(rows[place]) for rows in columns.values()), Text(self.brief(entry)))

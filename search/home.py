@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from search.secrets import sqlite_url, without_secrets
 from spaces.errors import BadInput
 
 _RAY_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store.1"
@@ -13,6 +14,17 @@ _LONGEST_SOCKET = 107
 def default_home() -> Path:
     """Where studies, teachers and the local stores are kept: `$DUX_HOME`, or `.dux` in the user's home."""
     return Path(os.environ.get("DUX_HOME") or Path.home() / ".dux").expanduser().absolute()
+
+
+def ledger_url(home: Path) -> str:
+    """Of the database with the home's ledgers: `$DUX_STORAGE`, or a file there."""
+    return os.environ.get("DUX_STORAGE") or sqlite_url(home / "ledger.db")
+
+
+def shown_database() -> str:
+    """What `DUX_STORAGE` names, without its secrets; empty where it is not set."""
+    url = os.environ.get("DUX_STORAGE")
+    return without_secrets(url) if url else ""
 
 
 def make_writable(folder: Path, home: Path) -> None:

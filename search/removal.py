@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from search.home import check_writable
+from search.home import check_writable, ledger_url, shown_database
 from search.ledger import delete as forget
 from search.ledger import in_ledger
 from search.secrets import sqlite_url, without_secrets
@@ -32,10 +32,10 @@ def check_removable(name: str, home: Path) -> str:
         BadInput: there is nothing, its ledger is in another database, or that does not answer.
     """
     check_name(name)
-    folder, storage = home / "studies" / name, _storage(home)
+    folder, storage = home / "studies" / name, ledger_url(home)
     parts = []
     if folder.is_dir():
-        note, here = folder / "ledger.txt", _shown_storage()
+        note, here = folder / "ledger.txt", shown_database()
         there = here
         with suppress(FileNotFoundError, ValueError, ArgumentError):  # a damaged note names no database
             if (noted := read_whole(note).decode().strip()) in ("", here) or make_url(noted):
@@ -92,22 +92,13 @@ def remove(name: str, home: Path, *, with_runs: bool = False) -> list[str]:
             shutil.rmtree(unused, ignore_errors=True)
             unused.with_name(f".{unused.name}.lock").unlink(missing_ok=True)
             done.append(f"removed {unused}, which no other study uses")
-        if in_ledger(_storage(home), name):
-            forget(_storage(home), name)
-            done.append(f"removed its trials from the ledger {without_secrets(_storage(home))}")
+        if in_ledger(ledger_url(home), name):
+            forget(ledger_url(home), name)
+            done.append(f"removed its trials from the ledger {without_secrets(ledger_url(home))}")
         if folder.is_dir():
             shutil.rmtree(folder)
             done.append(f"removed {folder}")
     return done
-
-
-def _storage(home: Path) -> str:
-    return os.environ.get("DUX_STORAGE") or sqlite_url(home / "ledger.db")
-
-
-def _shown_storage() -> str:
-    url = os.environ.get("DUX_STORAGE")
-    return without_secrets(url) if url else ""
 
 
 def _unused(home: Path, name: str) -> Iterator[Path]:

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from search.constraints import broken
 from search.front import Axis, Entry, Front
-from search.home import check_ray_folders, default_home, make_writable
+from search.home import check_ray_folders, default_home, ledger_url, make_writable, shown_database
 from search.ledger import Ledger, Line, Outcome, delete, grouped, in_ledger, lost_database, read_lines
 from search.locks import told_of_locks
 from search.machine import check_loopback, usable_cpus
@@ -286,13 +286,7 @@ class Study:
     @property
     def storage(self) -> str:
         """Where the ledger is."""
-        return os.environ.get("DUX_STORAGE") or sqlite_url(self.home / "ledger.db")
-
-    @property
-    def _database(self) -> str:
-        """What DUX_STORAGE names, without its secrets; empty where it is not set."""
-        url = os.environ.get("DUX_STORAGE")
-        return without_secrets(url) if url else ""
+        return ledger_url(self.home)
 
     @property
     def journal(self) -> Path:
@@ -300,7 +294,7 @@ class Study:
         return self.folder / "ledger.jsonl"
 
     def _check_database(self) -> None:
-        note, here = self.folder / "ledger.txt", self._database
+        note, here = self.folder / "ledger.txt", shown_database()
         try:
             there = read_whole(note).decode(errors="backslashreplace").strip()
         except FileNotFoundError:
@@ -308,8 +302,6 @@ class Study:
         except Damaged as error:
             raise BadInput(f"the database of {self.name!r} must be noted, but in {self.folder} {error}") from None
         if there != here:
-            if here:
-                in_ledger(self.storage, self.name)  # one that does not answer is wrong for every study
             noted = shown(there, 300).strip("'") or "not set"
             raise BadInput(
                 f"`DUX_STORAGE` must name the database that {self.name!r} was begun with, but is "
@@ -686,7 +678,7 @@ class Study:
             new = not self.exists
             try:
                 if new:
-                    write_whole(self.folder / "ledger.txt", self._database)
+                    write_whole(self.folder / "ledger.txt", shown_database())
                 if new or carried_on:
                     write_whole(self.folder / "study.json", self.file.to_json())
             except OSError:

@@ -1,5 +1,7 @@
 """A tiny study, carried out once by the real command and looked at by many tests; and the command itself."""
 
+import fcntl
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import Command, run
+from processes import Command, Ended, run
 from running import TINY, Finished, Said, Stand
 
 from search.cli import main
@@ -16,11 +18,14 @@ HOME = "a home, 100%41 #1? 'é'"
 """Whatever is made of a home's path must hold for any."""
 
 SLOWEST = (
-    "test_study.py",
-    "test_seeds.py",
-    "test_kills.py",
     "test_outage.py",
+    "test_kills.py",
+    "test_sessions.py",
+    "test_seeds.py",
+    "test_study.py",
+    "test_attempts.py",
     "test_cluster.py",
+    "test_local_ray.py",
     "test_tracking.py",
     "test_mlflow_view.py",
     "test_curve.py",
@@ -37,13 +42,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    folder = tmp_path_factory.mktemp("tiny")
-    file, home = folder / "tiny.yaml", folder / "parent" / HOME
-    file.write_text(TINY)
-    done = run("search", str(file), "--home", str(home), folder=folder)
+def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Finished:
+    """Carried out by the first of the tests' processes that wants it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "tiny"
+    file, home, kept = folder / "tiny.yaml", folder / "parent" / HOME, folder / "done.json"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            file.write_text(TINY)
+            done = run("search", str(file), "--home", str(home), folder=folder)
+            kept.write_text(json.dumps([done.args, done.returncode, done.stdout, done.stderr]))
+            assert list(home.parent.iterdir()) == [home]
+    done = Ended(*json.loads(kept.read_text()))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert list(home.parent.iterdir()) == [home]
     return Finished(home, file, done)
 
 

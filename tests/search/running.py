@@ -1,16 +1,21 @@
-"""The tiny study that most tests look at.
+"""The tiny study that most tests look at, and what they ask of any.
 
 Ray is never started in the tests' own process: every study that runs does so in a subprocess of its own.
 """
 
+import json
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from mlflow import MlflowClient
+from mlflow.entities import Run
 from processes import TASK, Ended
 
+from search.ledger import Line
 from search.mlflow_view import Server, serve
 from search.study import Study
 
@@ -42,6 +47,33 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = 300.0) -
 def but_waiting(err: str) -> str:
     """What a study said on standard error, but for waiting for MLflow, of which a slow machine makes it speak."""
     return "".join(line for line in err.splitlines(True) if not line.startswith("dux: waiting at most "))
+
+
+def runs(study: Study) -> list[Run]:
+    """Every run of the study's experiment."""
+    client = MlflowClient(tracking_uri=study.tracking_uri)
+    experiment = client.get_experiment_by_name(f"dux-{study.name}")
+    found: list[Run] = client.search_runs([experiment.experiment_id])
+    return found
+
+
+def trial_runs(study: Study) -> dict[int, Run]:
+    """Trial -> its run; fails where a trial has two."""
+    found = [run for run in runs(study) if run.data.tags["dux.role"] == "trial"]
+    trials = [int(run.data.tags["dux.trial"]) for run in found]
+    assert len(set(trials)) == len(trials)
+    return dict(zip(trials, found, strict=True))
+
+
+def result(study: Study, trial: int) -> dict[str, Any]:
+    """What the trial left of its measurements."""
+    content: dict[str, Any] = json.loads((study.trial_folder(trial) / "result.json").read_text())
+    return content
+
+
+def ended(lines: list[Line]) -> list[Line]:
+    """Those of trials that are over."""
+    return [line for line in lines if line.ended]
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from trainers import Knowledge, Task, run_trial
 SEED = int(os.environ.get("KILLS_SEED") or random.SystemRandom().randrange(10**6))
 """Another one each time; the moments of a failure come back, as far as the machine lets them, by KILLS_SEED=..."""
 KILLED: dict[str, tuple[Kind, ...]] = {
-    "curves": ("worker", "power", "worker", "worker", "driver"),
-    "stopped": ("worker", "raylet", "worker", "worker", "everything"),
+    "curves": ("worker", "power", "driver"),
+    "stopped": ("worker", "raylet", "everything"),
 }
 
 pytestmark = [
@@ -41,7 +41,7 @@ def test_a_study_that_is_killed_and_resumed_has_every_trial_exactly_once(killed:
     story = "\n".join(map(str, killed.kills))
     assert killed.faults == [], f"seed {SEED}\n{story}"
     assert [(kill.lost, kill.doubled) for kill in killed.kills] == [(0, 0)] * len(killed.kills), f"seed {SEED}\n{story}"
-    assert len(killed.kills) >= 4, f"seed {SEED}\n{story}"  # it may have come to its end before the last
+    assert len(killed.kills) >= 2, f"seed {SEED}\n{story}"  # it may have come to its end before the last
 
 
 def test_some_trials_went_on_from_a_checkpoint(rounds: dict[str, Round]) -> None:

@@ -127,11 +127,12 @@ def test_json_table_and_page_have_mean_deviation_seeds_and_mark() -> None:
     }
     assert said[0]["lead_within_noise_over"] == []
     headers = [column.header for column in NOISE.table().columns]
-    assert headers == ["student", "accuracy", "parameters", "accuracy over seeds", "seeds", "lead", "recipe"]
+    objectives = ["accuracy", "parameters", "accuracy over seeds"]
+    assert headers == ["student", *objectives, "seeds", "lead within noise over", "recipe"]
     assert NOISE.seed_cells(LARGER) == {
         "accuracy over seeds": "0.8200 ± 0.0200",
         "seeds": "3",
-        "lead": "within noise over trial 0",
+        "lead within noise over": "0",
     }
     assert NOISE.seed_columns(LARGER) == {
         "accuracy.mean": pytest.approx(0.82),
@@ -142,7 +143,7 @@ def test_json_table_and_page_have_mean_deviation_seeds_and_mark() -> None:
     }
     page = front_html(NOISE, "study", None)
     assert '<td class="number">0.8200 ± 0.0200</td>' in page
-    assert "within noise over trial 0" in page
+    assert "lead within noise over" in page
     assert own_part(page).count("circle-open") == 1
     assert "of 3 seeds" in own_part(page)
 
