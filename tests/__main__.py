@@ -18,7 +18,7 @@ TESTS = ["pytest", "-n", "3", "--dist", "loadfile", "--no-loadscope-reorder", *s
 def main() -> int:
     """Run all checks, at once, and say of each how it ended; the exit code is 0 if all pass."""
     began = time.monotonic()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts with & ignores it, and so do children
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts with &
     print(f"== {', '.join(CHECKS)}, tests: {' '.join(TESTS)}", flush=True)
     running = {
         name: subprocess.Popen(
