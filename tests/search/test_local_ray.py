@@ -90,6 +90,12 @@ def test_a_local_ray_is_nobody_elses_and_whatever_is_killed_all_of_it_ends_with_
 
     command, processes = story.session()
     for pid, called in processes.items():
+        if "Agent" in called:
+            os.kill(pid, signal.SIGKILL)
+    story.ended(command, processes)
+
+    command, processes = story.session()
+    for pid, called in processes.items():
         if "ray" in called:
             os.kill(pid, signal.SIGKILL)
     story.ended(command, processes)
