@@ -673,6 +673,13 @@ def lost_database(error: BaseException | None) -> BaseException | None:
     return error
 
 
+def why_lost(error: BaseException) -> str:
+    """What the database, or the way to it, said in the first place, in a line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def _other_seed(*values: int) -> int:
     """A recipe's seed that follows from the values."""
     return int(hashlib.sha256(json.dumps(values).encode()).hexdigest()[:8], 16) % 2**31

@@ -24,11 +24,11 @@ from filelock import FileLock, Timeout
 from search.constraints import broken
 from search.front import Axis, Entry, Front
 from search.home import check_ray_folders, default_home, ledger_url, make_writable, shown_database
-from search.ledger import Ledger, Line, Outcome, delete, grouped, in_ledger, lost_database, read_lines
+from search.ledger import Ledger, Line, Outcome, delete, grouped, in_ledger, lost_database, read_lines, why_lost
 from search.locks import told_of_locks
 from search.machine import check_loopback, usable_cpus
 from search.remarks import remarks
-from search.secrets import sqlite_url, without_secrets
+from search.secrets import redacted, sqlite_url, without_secrets
 from search.signals import ctrl_c_is_kept, end, raise_if_pressed
 from search.stopping import Halving
 from search.study_file import StudyFile, check_name, find_modules_in, is_name
@@ -699,9 +699,8 @@ class Study:
                 if (lost := lost_database(error)) is None:
                     raise
                 # whatever else was under way: nothing can be recorded
-                why = "the disk is full" if "disk is full" in str(lost) else type(lost).__name__
                 raise LedgerLost(
-                    f"the database of the ledger does not answer any more ({why}); "
+                    f"the ledger's database does not work any more ({redacted(why_lost(lost), self.storage)}); "
                     f"{self.command('resume')} goes on when it does"
                 ) from error
             except KeyboardInterrupt:  # while it waited for the ledger, or told to stop once more

@@ -1,6 +1,7 @@
 """The ledger on a real PostgreSQL server, as a team shares it."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -10,9 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from processes import TASK, Command
 from running import Said, wait_for
 
-from search.ledger import Ledger, delete, in_ledger
+from search.ledger import Ledger, delete, in_ledger, read_lines
 from spaces import Space
 
 SPACE = Space.from_mapping(
@@ -20,42 +22,70 @@ SPACE = Space.from_mapping(
 )
 OBJECTIVES = {"accuracy": "max", "parameters": "min"}
 PASSWORD = "hush-hush"
+LOST = f"""
+name: lost
+{TASK}
+space: {{student.width: [0.125, 0.25, 0.5], training.epochs: 20, training.batch_size: 16}}
+search: {{trials: 3, concurrent: 2, curve: false}}
+"""
+
+
+class Database:
+    """An empty database on a server that a test may stop and start again at the same address."""
+
+    def __init__(self) -> None:
+        found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+        assert found, "Debian's package postgresql must be installed"
+        self._programs, self._user = found[-1], "postgres" if os.geteuid() == 0 else None  # it refuses to be root
+        self.folder = Path(tempfile.mkdtemp())
+        (self.folder / "password").write_text(PASSWORD)
+        for path in (self.folder, self.folder / "password"):
+            if self._user:
+                shutil.chown(path, self._user)
+        initdb = [self._programs / "initdb", "-D", self.folder / "data", "-U", "dux", "-A", "password", "--no-sync"]
+        subprocess.run(
+            [*initdb, f"--pwfile={self.folder / 'password'}"],
+            user=self._user,
+            cwd=self.folder,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        self.url = f"postgresql://dux:{PASSWORD}@127.0.0.1:{self._port}/postgres"
+        self.start()
+
+    def start(self) -> None:
+        options = ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "fsync=off"]
+        with (self.folder / "log").open("w") as log:
+            self._server = subprocess.Popen(
+                [self._programs / "postgres", "-D", self.folder / "data", "-p", str(self._port), *options],
+                user=self._user,
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+            )
+        wait_for(lambda: "ready to accept connections" in (self.folder / "log").read_text(), "PostgreSQL", 60)
+
+    def stop(self) -> None:
+        self._server.send_signal(signal.SIGINT)  # without waiting for whoever is connected
+        self._server.wait(30)
 
 
 @pytest.fixture(scope="module")
-def storage() -> Iterator[str]:
-    """The URL of an empty database; the server ends with the module."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    assert found, "Debian's package postgresql must be installed"
-    user = "postgres" if os.geteuid() == 0 else None  # the server refuses to be root
-    folder = Path(tempfile.mkdtemp())
-    (folder / "password").write_text(PASSWORD)
-    for path in (folder, folder / "password"):
-        if user:
-            shutil.chown(path, user)
-    initdb = [found[-1] / "initdb", "-D", folder / "data", "-U", "dux", "-A", "password", "--no-sync"]
-    subprocess.run(
-        [*initdb, f"--pwfile={folder / 'password'}"], user=user, cwd=folder, check=True, stdout=subprocess.DEVNULL
-    )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "fsync=off"]
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen(
-            [found[-1] / "postgres", "-D", folder / "data", "-p", str(port), *options],
-            user=user,
-            cwd=folder,
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        wait_for(lambda: "ready to accept connections" in (folder / "log").read_text(), "PostgreSQL", 60)
-        yield f"postgresql://dux:{PASSWORD}@127.0.0.1:{port}/postgres"
-    finally:
-        server.send_signal(signal.SIGINT)  # without waiting for whoever is connected
-        server.wait(30)
-        shutil.rmtree(folder)
+def database() -> Iterator[Database]:
+    """One for the module, with whose end its server ends."""
+    database = Database()
+    yield database
+    database.stop()
+    shutil.rmtree(database.folder)
+
+
+@pytest.fixture
+def storage(database: Database) -> str:
+    """The database's URL."""
+    return database.url
 
 
 def test_a_study_is_recorded_killed_and_gone_on_with_as_on_sqlite(storage: str, tmp_path: Path) -> None:
@@ -105,3 +135,29 @@ def test_a_server_that_refuses_is_told_in_one_line_without_the_password(
         assert "hush" not in err
         assert "wrong" not in err
         assert not (tmp_path / "home/studies/refused").exists()
+
+
+def test_a_study_whose_database_goes_away_ends_in_one_line_and_goes_on_when_it_is_back(
+    database: Database, tmp_path: Path, start: Callable[..., Command]
+) -> None:
+    (tmp_path / "study.yaml").write_text(LOST)
+    told = tmp_path / "home/studies/lost/spool.jsonl"
+    where = {"settings": {"DUX_STORAGE": database.url}}
+    command = start("search", str(tmp_path / "study.yaml"), "--home", str(tmp_path / "home"), **where)
+    wait_for(lambda: (told.exists() and "trial_started" in told.read_text()) or not command.running, "a trial")
+    database.stop()
+    try:
+        wait_for(lambda: not command.running, "the end of the session", 60)
+    finally:
+        database.start()
+    assert (command.process.returncode, command.out) == (1, "")
+    assert re.fullmatch(
+        r"dux: the ledger's database does not work any more \([^\n]+\); "
+        r"`dux resume lost --home [^\n]+` goes on when it does\n",
+        command.err,
+    ), command.err
+    assert PASSWORD not in command.err
+    again = start("resume", "lost", "--home", str(tmp_path / "home"), **where)
+    wait_for(lambda: not again.running, "the end of the study")
+    assert again.process.returncode == 0, again.err
+    assert sorted(line.outcome for line in read_lines(database.url, "lost") if line.counts) == ["complete"] * 3

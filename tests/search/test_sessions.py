@@ -1,6 +1,7 @@
 """A study in several sessions: killed, interrupted at any moment, gone on with; nothing lost, nothing twice."""
 
 import re
+import resource
 import signal
 import subprocess
 import time
@@ -34,6 +35,12 @@ space:
   training.batch_size: 16
   training.learning_rate: [0.1, 0.05, 1.0e+15]  # a third diverges, and the others go on
 search: {{trials: 14, concurrent: 2, curve: false}}
+"""
+FULL = f"""
+name: full
+{TASK}
+space: {{student.width: [0.125, 0.25, 0.5], training.epochs: 20, training.batch_size: 16}}
+search: {{trials: 3, concurrent: 2, curve: false}}
 """
 
 
@@ -337,3 +344,28 @@ def test_where_ray_does_not_start_one_line_says_so_and_the_study_can_go_on(
     assert command.err.endswith(f"; {resume}\n")
     assert command.err.count("\n") == 1
     assert dux("status", "rayless", "--home", home)[1].startswith("rayless: interrupted; 0/24 trials done")
+
+
+def test_a_study_that_finds_no_room_ends_in_one_line_and_goes_on_when_there_is_some(
+    tmp_path: Path, start: Callable[..., Command]
+) -> None:
+    (tmp_path / "study.yaml").write_text(FULL)
+    home = tmp_path / "home"
+    told = home / "studies/full/spool.jsonl"
+    command = start("search", str(tmp_path / "study.yaml"), "--home", str(home))
+    wait_for(lambda: (told.exists() and "trial_started" in told.read_text()) or not command.running, "a trial")
+    # as on a full disk, and Ray's log has room: it would tell of it on standard error
+    resource.prlimit(command.process.pid, resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+    wait_for(lambda: not command.running, "the end of the session", 60)
+    assert (command.process.returncode, command.out) == (1, "")
+    assert re.fullmatch(
+        r"dux: the ledger's database does not work any more \([^\n]+\); "
+        r"`dux resume full --home [^\n]+` goes on when it does\n",
+        command.err,
+    ), command.err
+    again = start("resume", "full", "--home", str(home))
+    wait_for(lambda: not again.running, "the end of the study")
+    assert again.process.returncode == 0, again.err
+    study = Study.open("full", home)
+    assert sorted(line.outcome for line in study.lines() if line.counts) == ["complete"] * 3
+    assert {*trial_runs(study)} >= {line.trial for line in study.lines() if line.counts}
