@@ -402,6 +402,7 @@ class Tracker:
             self._hurry = True
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._closing or self._sent >= self._spool.end, timeout_s)
+            self._hurry = False
             return self._spool.count(self._sent)
 
     @property
@@ -442,10 +443,13 @@ class Tracker:
             except Exception as error:  # an outage of whatever kind: the event stays and is tried again
                 mirror = None
                 self.last_error = in_short(redacted(f"MLflow does not take events: {error}", self._uri))
-                with self._changed:
-                    self._changed.wait_for(lambda: self._closing or self._hurry, wait_s)
-                    wait_s = _FIRST_WAIT_S if self._hurry else min(2 * wait_s, _LONGEST_WAIT_S)
-                    self._hurry = False
+                wait_s = self._pause(wait_s)
+
+    def _pause(self, wait_s: float) -> float:
+        """Waits before an event is tried again, briefly while `flush` waits; returns how long to wait the next time."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or (self._hurry and wait_s > _FIRST_WAIT_S), wait_s)
+            return _FIRST_WAIT_S if self._hurry else min(2 * wait_s, _LONGEST_WAIT_S)
 
     def _await_event(self) -> bool:
         """Waits for an unsent event; False once the tracker closes."""
