@@ -33,7 +33,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from processes import TASK, Command, alive, descendants, run
 
-from search.ledger import Line as Trial
+from search.lines import CurvePoint
+from search.lines import Line as Trial
 from search.study import Study
 from trainers import load_student
 from trainers.checkpoint import described
@@ -270,7 +271,7 @@ def _told(study: Study) -> list[dict[str, Any]]:
 def _kept(study: Study, root: int) -> int:
     """How many epochs a recipe's checkpoint has; 0 without one."""
     with suppress(FileNotFoundError, ValueError, KeyError, safetensors.SafetensorError):
-        content = (study.checkpoints / f"{root}.safetensors").read_bytes()
+        content = (study.files.checkpoints / f"{root}.safetensors").read_bytes()
         safetensors.torch.load(content)  # raises where it was cut
         return len(described(content)["reports"])
     return 0
@@ -283,7 +284,7 @@ def _tear(study: Study, draw: random.Random) -> str:
     nothing must depend on it. What SQLite writes is SQLite's business.
     """
     files = [study.folder / name for name in ("spool.jsonl", "spool.sent", "runs.json")]
-    files += [path for folder in (study.checkpoints, study.folder / "ray") for path in folder.rglob("*")]
+    files += [path for folder in (study.files.checkpoints, study.folder / "ray") for path in folder.rglob("*")]
     there = [path for path in files if path.is_file() and path.stat().st_size]
     if not there:
         return ""
@@ -318,21 +319,21 @@ def _faults(study: Study, spool_was_torn: bool) -> Iterator[str]:
     for line in lines:
         if line.outcome == "interrupted" and line.recipe is not None and finished.get(line.root) != line.recipe:
             yield f"trial {line.trial} was cut short and its recipe was not carried out"
-    for trial, count in Counter(line.point for line in lines if line.point is not None).items():
+    for trial, count in Counter(line.kind for line in lines if isinstance(line.kind, CurvePoint)).items():
         if count > 1:
             yield f"point {trial} of a curve is there {count} times"
     for line in lines:
         if line.outcome == "complete":
             yield from _file_faults(study, line)
-    if study.checkpoints.exists():
-        yield f"checkpoints are left: {sorted(path.name for path in study.checkpoints.iterdir())}"
+    if study.files.checkpoints.exists():
+        yield f"checkpoints are left: {sorted(path.name for path in study.files.checkpoints.iterdir())}"
     yield from _mlflow_faults(study, lines, spool_was_torn)
     yield from _front_faults(study, lines)
 
 
 def _file_faults(study: Study, line: Trial) -> Iterator[str]:
     """Of a finished trial, or point of a curve: files that are not whole, or of another student than was measured."""
-    folder = study.line_folder(line)
+    folder = study.files.of(line)
     try:
         result = json.loads((folder / "result.json").read_text())
         recipe = json.loads((folder / "recipe.json").read_text())
@@ -352,7 +353,7 @@ def _file_faults(study: Study, line: Trial) -> Iterator[str]:
 
 
 def _runs(study: Study) -> list[Run]:
-    client = MlflowClient(tracking_uri=study.tracking_uri)
+    client = MlflowClient(tracking_uri=study.files.tracking_uri)
     experiment = client.get_experiment_by_name(f"dux-{study.name}")
     found: list[Run] = client.search_runs([experiment.experiment_id], max_results=10000)
     return found
@@ -375,17 +376,17 @@ def _mlflow_faults(study: Study, lines: Sequence[Trial], spool_was_torn: bool) -
             by_trial.setdefault(int(each.data.tags["dux.trial"]), []).append(each)
     if strangers := by_trial.keys() - {line.trial for line in lines}:
         yield f"MLflow has runs of trials that the ledger does not know: {sorted(strangers)}"
-    client = MlflowClient(tracking_uri=study.tracking_uri)
+    client = MlflowClient(tracking_uri=study.files.tracking_uri)
     for line in lines:
         found = by_trial.get(line.trial, [])
-        if len(found) > 1 or (line.ended and line.point is None and not found):
+        if len(found) > 1 or (line.ended and not line.is_point and not found):
             yield f"MLflow has {len(found)} runs of trial {line.trial}"
         for each in found:
             if each.info.status not in status[line.outcome]:
                 yield f"trial {line.trial} is {line.outcome} and {each.info.status} in MLflow"
             if {name: each.data.metrics.get(name) for name in line.measurements} != dict(line.measurements):
                 yield f"trial {line.trial} was measured otherwise in MLflow"
-            if line.outcome == "complete" and line.point is None:
+            if line.outcome == "complete" and not line.is_point:
                 history = client.get_metric_history(each.info.run_id, "epoch.accuracy")
                 steps = sorted(point.step for point in history)
                 whole = list(range(1, len(steps) + 1)) == steps == list(range(1, _epochs(line) + 1))
@@ -406,7 +407,7 @@ def _front_faults(study: Study, lines: Sequence[Trial]) -> Iterator[str]:
     """The written front against one that is made of the trials' files alone, by comparing all with all."""
     points: dict[int, tuple[float, float]] = {}
     for line in lines:
-        file = study.line_folder(line) / "result.json"
+        file = study.files.of(line) / "result.json"
         if line.outcome == "complete" and file.exists():
             measured = json.loads(file.read_text())["measurements"]
             points[line.trial] = (measured["accuracy"], -measured["parameters"])
@@ -441,10 +442,10 @@ def _settled(round: Round) -> Iterator[str]:
             kill.doubled += ends[root] > 1
             kill.epochs_twice += max(0, reported - kept)
             kill.resumed += kept > 0
-            later = [line for line in lines.values() if line.root == root and line.trial > trial and line.point is None]
+            later = [line for line in lines.values() if line.root == root and line.trial > trial and not line.is_point]
             following = min(later, key=lambda line: line.trial, default=None)
             if following is not None and following.outcome == "complete":
-                result = json.loads((round.study.trial_folder(following.trial) / "result.json").read_text())
+                result = json.loads((round.study.files.trial(following.trial) / "result.json").read_text())
                 if result["resumed_at"] != kept:
                     yield f"trial {following.trial} went on from {result['resumed_at']} epochs, but {kept} were kept"
 

@@ -4,17 +4,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from search.errors import AllFailed, Interrupted
     from search.front import Entry, Front
-    from search.study import AllFailed, Interrupted, Study
+    from search.study import Study
     from search.study_file import StudyFile
 
 __all__ = ["AllFailed", "Entry", "Front", "Interrupted", "Study", "StudyFile"]
 
-_FOUND_IN = {"Entry": "front", "Front": "front", "StudyFile": "study_file"}
+_FOUND_IN = {
+    "AllFailed": "errors",
+    "Interrupted": "errors",
+    "Entry": "front",
+    "Front": "front",
+    "StudyFile": "study_file",
+}
 
 
 def __getattr__(name: str) -> Any:
     # on demand: they need torch, which `dux --help` and a study file that is refused should not wait seconds for
     if name not in __all__:
         raise AttributeError(f"module 'search' has no attribute {name!r}")
-    return getattr(import_module(f"search.{_FOUND_IN.get(name, 'study')}"), name)
+    return getattr(import_module(f"search.{_FOUND_IN[name]}"), name)

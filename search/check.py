@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from search.errors import ExportRefused
 from search.export import FORMATS, metadata_of, verify
-from search.study import ExportRefused, needs_of
+from search.preparation import needs_of
 from search.study_file import StudyFile
 from spaces import BadInput, Recipe
 from trainers.computing import computing

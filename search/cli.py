@@ -32,7 +32,8 @@ from spaces.errors import BadInput
 
 if TYPE_CHECKING:  # each command imports what it needs, so that none waits for what others need
     from search.front import Bounds, Front
-    from search.study import Status, Study
+    from search.status import Status
+    from search.study import Study
 
 # Typer brings its own click and names only this one of its errors; what we catch is their common base
 _ClickException: Any = typer.BadParameter.__mro__[2]
@@ -118,9 +119,9 @@ def search(
     given = {"trials": trials, "concurrent": concurrent, "seed": seed, "start_from": start_from}
     changed = file.search.model_copy(update={key: value for key, value in given.items() if value is not None})
     study = Study(file.model_copy(update={"search": changed}), _home(home))
-    if study.exists:
+    if study.files.exists:
         study.search()  # says why not
-    say_if_interrupted(lambda: _goes_on(study) if study.exists else BEGIN_ANEW)
+    say_if_interrupted(lambda: _goes_on(study) if study.files.exists else BEGIN_ANEW)
     _run(study.name, lambda display: study.search(address=address, display=display, verbose=verbose), study, verbose)
 
 
@@ -138,14 +139,16 @@ def resume(
     verbose: Verbose = False,
 ) -> None:
     """Go on with a study after any interruption, or carry it on; a finished one is else left as it is."""
-    from search.study import LedgerGone, RecordGone, Study
+    from search.errors import LedgerGone, RecordGone
+    from search.study import Study
 
     study = Study.open(name, _home(home))
     say_if_interrupted(_goes_on(study))
     try:
         stands = study.status()
-        if stands.state == "finished" and trials in (None, stands.trials):
-            out.print(f"{name} is finished: {stands.trials} of {stands.trials} trials are done; nothing to resume")
+        asked = stands.standing.trials
+        if stands.state == "finished" and trials in (None, asked):
+            out.print(f"{name} is finished: {asked} of {asked} trials are done; nothing to resume")
     except LedgerGone:
         out.print(f"the ledger of {name} is not there any more: it is rebuilt from the study's files")
     except RecordGone:
@@ -163,7 +166,8 @@ def status(
 ) -> None:
     """What runs, what is done, what failed and why."""
     from search.home import ledger_url, shown_database
-    from search.ledger import grouped, in_ledger
+    from search.lines import grouped
+    from search.storage import in_ledger
     from search.study import Study
 
     where = _home(home)
@@ -186,9 +190,12 @@ def status(
             if isinstance(each, str):
                 table.add_row(study_name, "unreadable", *("–" * 5))
                 continue
-            done = f"{each.done}/{each.trials}" + (f" + {each.repeated}/{each.repeats}" if each.repeats else "")
-            counts = (str(each.count("failed")), str(each.count("stopped")))
-            table.add_row(study_name, each.state, done, *counts, *_front_in_brief(each.front))
+            standing = each.standing
+            done = f"{standing.done}/{standing.trials}"
+            if repeats := standing.repeats:
+                done += f" + {standing.repeated}/{len(repeats)}"
+            counts = (str(standing.count("failed")), str(standing.count("stopped")))
+            table.add_row(study_name, each.state, done, *counts, *_front_in_brief(standing.front))
         out.print(table)
         for study_name, each in stand.items():
             if isinstance(each, str):
@@ -199,24 +206,27 @@ def status(
     if as_json:
         print(json.dumps(found.to_json(name), indent=1))
         return
-    early = f", {found.count('stopped')} stopped early" if found.count("stopped") else ""
-    again = f"; {found.repeated}/{found.repeats} repeats with other seeds done" if found.repeats else ""
-    badly = f", {found.repeats_failed} of them failed" if found.repeats_failed else ""
-    breach = f"; {found.front.broken} more break a constraint" if found.front and found.front.broken else ""
-    members, volume = _front_in_brief(found.front)
+    standing = found.standing
+    repeats, front = standing.repeats, standing.front
+    early = f", {standing.count('stopped')} stopped early" if standing.count("stopped") else ""
+    again = f"; {standing.repeated}/{len(repeats)} repeats with other seeds done" if repeats else ""
+    badly = f", {standing.repeats_failed} of them failed" if standing.repeats_failed else ""
+    breach = f"; {front.broken} more break a constraint" if front and front.broken else ""
+    members, volume = _front_in_brief(front)
     out.print(
-        f"{name}: {found.state}; {found.done}/{found.trials} trials done, {found.count('failed')} of them failed"
+        f"{name}: {found.state}; {standing.done}/{standing.trials} trials done, "
+        f"{standing.count('failed')} of them failed"
         f"{early}{again}{badly}; front of {members}, hypervolume {volume}{breach}"
     )
-    for line in found.of("running"):
+    for line in standing.of("running"):
         recipe = "" if line.recipe is None else f" {line.recipe.transfer}, width {line.recipe.student.width:g}"
-        seed = "" if line.repeat is None else f" (repeat {line.repeat[1]} of trial {line.repeat[0]})"
+        seed = "" if line.repeat is None else f" (repeat {line.repeat.nth} of trial {line.repeat.of})"
         out.print(f"  trial {line.trial} {'runs:' if found.state == 'running' else 'was cut short:'}{recipe}{seed}")
-    for epoch in sorted({line.stopped_at for line in found.lines if line.stopped_at is not None}):
-        trials = ", ".join(str(line.trial) for line in found.lines if line.stopped_at == epoch)
+    for epoch in sorted({line.stopped_at for line in standing.lines if line.stopped_at is not None}):
+        trials = ", ".join(str(line.trial) for line in standing.lines if line.stopped_at == epoch)
         out.print(f"  stopped after {epoch} epochs: {trials}")
-    retried = [line for line in found.of("interrupted") if line.reason]
-    for what, which in (("failed", found.of("failed")), ("tried again", retried)):
+    retried = [line for line in standing.of("interrupted") if line.reason]
+    for what, which in (("failed", standing.of("failed")), ("tried again", retried)):
         for reason, numbers in grouped(which):
             out.print(f"  {what}: {', '.join(map(str, numbers))}: {reason}")
     for remark in found.remarks:
@@ -224,7 +234,7 @@ def status(
     if found.refused is not None:
         out.print(f"  {found.refused}")
     if found.state == "interrupted":
-        out.print(f"{study.command('resume')} goes on")
+        out.print(f"{study.files.command('resume')} goes on")
 
 
 @app.command()
@@ -243,7 +253,7 @@ def front(
     study = Study.open(name, _home(home))
     # the terminal and the picture show no runs, for which MLflow may have to be asked
     found = study.front(study.run_ids(say=_say) if as_json or html is not None else None)
-    teacher = study.task_record()["teacher"]
+    teacher = study.files.task()["teacher"]
     if html is not None or png is not None:
         say_if_interrupted("interrupted; what is written is whole, and the same command begins anew")
     if as_json:
@@ -284,8 +294,9 @@ def export(
     formats: Annotated[str, typer.Option("--format", help="onnx, pt2, or both with a comma.")] = "onnx",
 ) -> None:
     """Write the best student within bounds, proved to be the one that was measured."""
+    from search.errors import ExportRefused
     from search.front import NoStudent, show
-    from search.study import ExportRefused, Study
+    from search.study import Study
 
     bounds = _bounds(minimum or [], maximum or [])
     study = Study.open(name, _home(home))
@@ -294,7 +305,7 @@ def export(
     except NoStudent as error:
         _fail(3, str(error))
     try:
-        study.check_student(entry)
+        study.files.check_student(entry)
         entry = replace(entry, run_id=study.run_ids(say=_say).get(entry.trial))  # MLflow takes seconds, too
         from search.export import export as write  # only now: torch takes seconds, which a mistake need not wait for
 
@@ -316,7 +327,7 @@ def check(study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml")]) -> 
 
     file = StudyFile.read(study_file)
     from search.check import check as dry_run  # only now: torch takes seconds, which a mistake need not wait for
-    from search.study import ExportRefused
+    from search.errors import ExportRefused
 
     try:
         found = dry_run(file)
@@ -434,7 +445,7 @@ def ui(
             f"a study must exist to be looked at, but there is none yet in {where}; "
             "begin one with `dux search STUDY.yaml`"
         )
-    uri = named[0].tracking_uri
+    uri = named[0].files.tracking_uri
     local = database(uri) is not None
     if local:
         check_writable(where)
@@ -547,12 +558,12 @@ def _home(home: Path | None) -> Path:
 
 
 def _goes_on(study: "Study") -> str:
-    return f"interrupted; {study.command('resume')} goes on"
+    return f"interrupted; {study.files.command('resume')} goes on"
 
 
 def _run(name: str, carry_out: "Callable[[Any], Front]", study: Any, verbose: bool) -> None:
+    from search.errors import AllFailed, Interrupted, NotStarted
     from search.progress import Terminal
-    from search.study import AllFailed, Interrupted, NotStarted
 
     try:
         with Terminal(Console(stderr=True), name) as display:
@@ -563,10 +574,10 @@ def _run(name: str, carry_out: "Callable[[Any], Front]", study: Any, verbose: bo
         _fail(INTERRUPTED, str(error))
     except AllFailed as error:
         _fail(4, str(error))
-    say_if_interrupted(f"interrupted; the study is finished, and {study.command('front')} shows its front")
+    say_if_interrupted(f"interrupted; the study is finished, and {study.files.command('front')} shows its front")
     _print_front(found)
     out.print(f"the front as a page: {study.folder / 'front.html'}")
-    out.print(f"the study in MLflow: {study.command('ui')}")
+    out.print(f"the study in MLflow: {study.files.command('ui')}")
 
 
 def _print_front(found: "Front") -> None:
@@ -590,7 +601,7 @@ def _sound_ones(home: Path) -> "list[Study]":
 
 def _stand_of(name: str, home: Path) -> "Status | str":
     """How a study stands, or why that cannot be said."""
-    from search.ledger import NoAnswer
+    from search.storage import NoAnswer
     from search.study import Study
 
     try:

@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from search.errors import ExportRefused
 from search.front import Entry
 from search.signals import signals_wait
-from search.study import ExportRefused, Study
+from search.study import Study
 from spaces import BadInput
 from spaces.errors import known
 from trainers.computing import computing
@@ -166,10 +167,10 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = ("
             raise BadInput(f"`--format` must be a known format, but got {name!r}; {known(FORMATS, name)}")
     assert entry.folder is not None
     source = entry.folder
-    study.check_student(entry)
+    study.files.check_student(entry)
     network = load_student(source)
     data = study.file.task.load_data()
-    study.check_data(key_of(study.file.task, data))
+    study.files.check_data(key_of(study.file.task, data), study.file.task.root)
     with computing(study.file.search.cpus):  # as it was measured
         measured = measure(network, data.validation)
         expected = predictions(network, data.validation)
@@ -210,7 +211,7 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = ("
         "validation": dict(entry.measurements),
         "temperature": temperature,
         "test": {name: value for name, value in test.items() if METRICS[name].scale == "linear"},
-        "teacher_validation": study.task_record()["teacher"],
+        "teacher_validation": study.files.task()["teacher"],
         "files": made,
         "student": {name: entry.files[name] for name in ("student.json", "student.safetensors")},
         "versions": {

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from search.home import check_ray_folders
 from spaces.errors import BadInput
 
 _ANSWER_S = 5.0
@@ -89,3 +90,21 @@ def _group_files(root: Path, controller: str, unified: str, legacy: str) -> Iter
             inner = Path(path.lstrip("/"))
             for folder in (inner, *inner.parents):
                 yield mount / folder / name
+
+
+def check_machine(cpus: int, gpus: float) -> None:
+    """Raise BadInput where a trial wants more CPUs or GPUs than this machine has: it would wait for ever, or fail."""
+    check_ray_folders()
+    check_loopback()
+    import torch
+
+    if cpus > (most := usable_cpus()):
+        raise BadInput(
+            f"`search.cpus` must be at most the {most} that this process may use here, but got {cpus}; "
+            "lower it, or name a cluster by --address"
+        )
+    if gpus and not torch.cuda.is_available():
+        raise BadInput(
+            f"`search.gpus` must be 0 on a machine without a GPU that torch can use, but got {gpus:g}; "
+            "set it to 0, or name a cluster by --address"
+        )

@@ -10,12 +10,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from search.display import Progress
 from search.front import show
-from search.study import Progress
 
 
 class Terminal:
-    """Shows a study's progress in place while it is open. A `search.study.Display`."""
+    """Shows a study's progress in place while it is open. A `search.display.Display`."""
 
     def __init__(self, console: Console, study: str) -> None:
         self._console, self._study = console, study
@@ -46,30 +46,31 @@ class Terminal:
 
 def drawn(study: str, progress: Progress, elapsed_s: float) -> RenderableType:
     """Progress as a block of three lines."""
+    standing, front = progress.standing, progress.standing.front
+    failed, stopped, repeats = standing.count("failed"), standing.count("stopped"), standing.repeats
     head = Table.grid(padding=(0, 2))
     head.add_row(
         Text(study, style="bold"),
-        ProgressBar(total=progress.trials, completed=progress.done, width=32),
-        Text(f"{progress.done}/{progress.trials} trials"),
+        ProgressBar(total=standing.trials, completed=standing.done, width=32),
+        Text(f"{standing.done}/{standing.trials} trials"),
         Text(
             f"{progress.running} running"
-            + (f", {progress.failed} failed" if progress.failed else "")
-            + (f", {progress.stopped} stopped" if progress.stopped else "")
-            + (f"; {progress.repeated}/{progress.repeats} repeats" if progress.repeats else "")
+            + (f", {failed} failed" if failed else "")
+            + (f", {stopped} stopped" if stopped else "")
+            + (f"; {standing.repeated}/{len(repeats)} repeats" if repeats else "")
         ),
         Text(
             f"{duration(elapsed_s)} gone"
             + (f", {duration(progress.seconds_left)} left" if progress.seconds_left else "")
         ),
     )
-    found = Text(f"front of {progress.front_size}, hypervolume {progress.hypervolume:.4f}")
-    if progress.best:
-        found.append("; best " + ", ".join(f"{name} {show(value)}" for name, value in progress.best.items()))
     lines: list[RenderableType] = [head]
     if progress.phase != "trials":
         lines.append(Text(f"{progress.phase} …", style="dim"))
-    if progress.front_size:
-        lines.append(found)
+    if front is not None and front.members:
+        best = front.select({})
+        leading = ", ".join(f"{name} {show(best.value(name))}" for name in front.objectives)
+        lines.append(Text(f"front of {len(front.members)}, hypervolume {front.hypervolume:.4f}; best {leading}"))
     return Group(*lines)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from search.constraints import Limits, broken, violations
 from search.front import show
-from search.ledger import Line, grouped
+from search.lines import Line, grouped
 
 _FEW = 3
 """Trials that have ended, of which all are wrong in the same way."""

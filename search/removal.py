@@ -16,9 +16,9 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from search.home import check_writable, ledger_url, shown_database
-from search.ledger import delete as forget
-from search.ledger import in_ledger
 from search.secrets import sqlite_url, without_secrets
+from search.storage import delete as forget
+from search.storage import in_ledger
 from search.study_file import check_name
 from search.tracking import take_out
 from spaces.errors import BadInput, known, shown

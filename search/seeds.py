@@ -25,6 +25,8 @@ Each pair is looked at by itself. Who leads over all others has passed each test
 number; with several objectives that seeds change there are as many chances to pass, so the 95 % are a little less.
 """
 
+import hashlib
+import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -32,6 +34,11 @@ from typing import NamedTuple
 
 CONFIDENCE = 0.95
 """Of the interval around the difference of two means."""
+
+
+def repeat_seed(seed: int, trial: int, nth: int) -> int:
+    """Of the nth repeat of a trial, in a study whose own seed is `seed`."""
+    return int(hashlib.sha256(json.dumps([seed, trial, nth]).encode()).hexdigest()[:8], 16) % 2**31
 
 
 class Spread(NamedTuple):

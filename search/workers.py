@@ -47,6 +47,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noq
 from search.deaths import last_words, why_died  # noqa: E402
 from search.guard import children_end_with_us  # noqa: E402
 from search.ledger import Ledger  # noqa: E402
+from search.lines import Repeat  # noqa: E402
 from search.machine import oom_kills  # noqa: E402
 from search.secrets import redacted  # noqa: E402
 from search.signals import handlers_stay, signals_wait  # noqa: E402
@@ -83,7 +84,7 @@ class Watcher(Protocol):
     def trial_ended(self, trial: int) -> None:
         """The ledger has the trial's outcome."""
 
-    def repeats(self) -> list[tuple[int, int]]:
+    def repeats(self) -> list[Repeat]:
         """What is to be carried out once the trials asked for have ended: which trial is to be repeated, and which
         repeat of it that is. Neither those that ended nor those under way; asked anew after every end."""
 
@@ -510,7 +511,7 @@ class _Searcher(Searcher):  # type: ignore[misc]
         """The next trial's number and recipe, or that there is none; None for now, as long as one may be retried."""
         assert self._ledger is not None
         if self._repeats:
-            number, recipe = self._ledger.ask_again(*self._repeats.pop(0))
+            number, recipe = self._ledger.ask_again(self._repeats.pop(0))
             self.repeating.add(number)
         elif self._left <= 0 and not self._open:
             return str(Searcher.FINISHED)
@@ -543,9 +544,9 @@ class _Searcher(Searcher):  # type: ignore[misc]
             self.ray_died = error and dead
             return
         self._open.discard(trial_id)
+        self._watcher.trial_ended(number)
         self._left = self._trials - self._ledger.done()
         self._repeats = self._watcher.repeats() if self._left <= 0 else []
-        self._watcher.trial_ended(number)
 
     def _why_died(self, trial_id: str) -> str:
         error, before, now = self.errors.get(trial_id, ""), self._oom_kills.get(trial_id), oom_kills()

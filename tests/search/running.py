@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from processes import TASK, Ended
 
-from search.ledger import Line
+from search.lines import Line
 from search.mlflow_view import Server, serve
 from search.study import Study
 
@@ -51,7 +51,7 @@ def but_waiting(err: str) -> str:
 
 def runs(study: Study) -> list[Run]:
     """Every run of the study's experiment."""
-    client = MlflowClient(tracking_uri=study.tracking_uri)
+    client = MlflowClient(tracking_uri=study.files.tracking_uri)
     experiment = client.get_experiment_by_name(f"dux-{study.name}")
     found: list[Run] = client.search_runs([experiment.experiment_id])
     return found
@@ -67,7 +67,7 @@ def trial_runs(study: Study) -> dict[int, Run]:
 
 def result(study: Study, trial: int) -> dict[str, Any]:
     """What the trial left of its measurements."""
-    content: dict[str, Any] = json.loads((study.trial_folder(trial) / "result.json").read_text())
+    content: dict[str, Any] = json.loads((study.files.trial(trial) / "result.json").read_text())
     return content
 
 

@@ -15,7 +15,8 @@ from processes import environment
 from running import TINY, Said
 
 from search.check import _recipe, check
-from search.study import Silent, Study
+from search.display import Silent
+from search.study import Study
 from search.study_file import StudyFile
 from spaces import BadInput
 

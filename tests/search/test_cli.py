@@ -1,6 +1,7 @@
 """The commands as users meet them: what they print, where, and how they end."""
 
 import json
+import math
 import os
 import re
 import shlex
@@ -18,9 +19,13 @@ from processes import Command, alive, descendants, environment
 from rich.console import Console
 from running import TINY, Finished, Said, wait_for
 
+from search.display import Progress
+from search.front import Axis
+from search.lines import Line, Outcome
 from search.progress import Terminal, drawn, duration
-from search.study import Progress
+from search.standing import Standing
 from search.study_file import StudyFile
+from spaces import Recipe
 from trainers.transfer import METHODS
 
 COMMANDS = ("search", "resume", "status", "front", "export", "check", "methods", "ui")
@@ -301,18 +306,22 @@ def test_ui_needs_a_study(tmp_path: Path, dux: Callable[..., Said]) -> None:
 
 # --- progress ---------------------------------------------------------------------------------------------------------
 
-RUNNING = Progress(
-    phase="trials",
-    trials=24,
-    done=6,
-    failed=1,
-    stopped=3,
-    running=2,
-    best={"accuracy": 0.975, "parameters": 12345.0},
-    front_size=4,
-    hypervolume=0.54321,
-    seconds_left=75.0,
-)
+AXES = [Axis("accuracy", "max", "linear", 0.0, 1.0), Axis("parameters", "min", "log", 1e6, 1.0)]
+
+
+def standing_of(*outcomes: Outcome) -> Standing:
+    """Of 24 trials those that ended so; the complete ones are all on the front, the first the most accurate."""
+    standing = Standing({"accuracy": "max", "parameters": "min"}, {}, 24, 1, Path("trials"))
+    standing.measure_by(AXES)
+    for trial, outcome in enumerate(outcomes):
+        measured = (
+            {"accuracy": 0.975 / (1 + trial), "parameters": 12345.0 / (1 + trial)} if outcome == "complete" else {}
+        )
+        standing.add(Line(trial, trial, outcome, Recipe(), measured, "", 1.0, None, {}))
+    return standing
+
+
+RUNNING = Progress("trials", standing_of("complete", "complete", "failed", "stopped", "stopped", "stopped"), 2, 75.0)
 
 
 def test_progress_says_how_the_study_stands() -> None:
@@ -320,11 +329,14 @@ def test_progress_says_how_the_study_stands() -> None:
     console.print(drawn("tiny", RUNNING, 3700.0))
     (bar, found) = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert re.match(r"tiny\s+\S+.*6/24 trials\s+2 running, 1 failed, 3 stopped\s+1:01:40 gone, 1:15 left\s*$", bar)
-    assert found.strip() == "front of 4, hypervolume 0.5432; best accuracy 0.9750, parameters 12,345"
+    # of the area, 0.975 high as far as 12,345 parameters, and half of that to 6,172
+    sizes = [math.log(1e6 / parameters) / math.log(1e6) for parameters in (12345.0, 12345.0 / 2)]
+    volume = 0.975 * sizes[0] + 0.975 / 2 * (sizes[1] - sizes[0])
+    assert found.strip() == f"front of 2, hypervolume {volume:.4f}; best accuracy 0.9750, parameters 12,345"
 
 
 def test_progress_before_the_first_trial_says_what_goes_on() -> None:
-    early = Progress("training the teacher: epoch 3 of 30", 24, 0, 0, 0, 0, {}, 0, 0.0, None)
+    early = Progress("training the teacher: epoch 3 of 30", standing_of(), 0, None)
     console = Console(file=StringIO(), width=120, force_terminal=True, color_system=None)
     console.print(drawn("tiny", early, 5.0))
     bar, phase = console.file.getvalue().splitlines()  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ from mlflow import MlflowClient
 from processes import TASK, run
 from running import Said, but_waiting
 
+from search.lines import CurvePoint
 from search.study import Study
 from trainers import Knowledge, Task, load_student, run_trial
 from trainers.measure import measure
@@ -45,16 +46,16 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 def test_every_trial_has_its_whole_curve_in_ledger_files_and_mlflow_exactly_once(study: Study) -> None:
     lines = study.lines()
-    trials = [line.trial for line in lines if line.point is None]
+    trials = [line.trial for line in lines if not line.is_point]
     assert len(trials) == sum(line.counts for line in lines) == TRIALS
     assert len(lines) == TRIALS * (1 + POINTS)
-    client = MlflowClient(tracking_uri=study.tracking_uri)
+    client = MlflowClient(tracking_uri=study.files.tracking_uri)
     run_ids = study.run_ids()
     on_front = {entry.trial for entry in study.front().members}
     assert set(trials) | on_front <= set(run_ids) < {line.trial for line in lines}
     for line in lines:
         assert line.recipe is not None
-        folder = study.line_folder(line)
+        folder = study.files.of(line)
         assert json.loads((folder / "recipe.json").read_text()) == line.recipe.flat()
         assert json.loads((folder / "result.json").read_text())["measurements"] == line.measurements
         if line.trial not in run_ids:
@@ -62,19 +63,19 @@ def test_every_trial_has_its_whole_curve_in_ledger_files_and_mlflow_exactly_once
         found = client.get_run(run_ids[line.trial])
         assert found.data.tags["dux.pareto"] == ("true" if line.trial in on_front else "false")
         assert {name: found.data.metrics[name] for name in line.measurements} == line.measurements
-        assert found.data.tags.get("dux.curve_of") == (None if line.point is None else str(line.point[0]))
+        assert found.data.tags.get("dux.curve_of") == (str(line.kind.of) if isinstance(line.kind, CurvePoint) else None)
         stored = {file.path for file in client.list_artifacts(found.info.run_id, "student")}
         assert stored == {
             f"student/{name}" for name in ("recipe.json", "student.json", "student.safetensors", "result.json")
         }
-        if line.point is None:
-            points = [other for other in lines if other.point and other.point[0] == line.trial]
+        if not line.is_point:
+            points = [other for other in lines if isinstance(other.kind, CurvePoint) and other.kind.of == line.trial]
             table = json.loads(Path(client.download_artifacts(found.info.run_id, "curve.json")).read_text())
             rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
             assert rows == [{"trial": p.trial, **p.measurements, **p.recipe.flat()} for p in points if p.recipe]
             assert found.data.tags["mlflow.loggedArtifacts"] == '[{"path": "curve.json", "type": "table"}]'
     for trial in trials:
-        points = [line.recipe.pruning for line in lines if line.point and line.point[0] == trial]
+        points = [line.recipe.pruning for line in lines if isinstance(line.kind, CurvePoint) and line.kind.of == trial]
         assert [(point.fraction, point.fine_tune_epochs) for point in points] == [
             *((fraction, 0) for fraction in FRACTIONS),
             (pytest.approx(BETWEEN), 1),
@@ -84,11 +85,11 @@ def test_every_trial_has_its_whole_curve_in_ledger_files_and_mlflow_exactly_once
 @pytest.mark.parametrize(("place", "epochs"), [(2, 0), (3, 1)])
 def test_a_point_is_the_student_that_its_recipe_makes(place: int, epochs: int, study: Study) -> None:
     task = Task.load(study.file.task, study.home)
-    line = next(line for line in study.lines() if line.point is not None and line.point[1] == place)
+    line = next(line for line in study.lines() if isinstance(line.kind, CurvePoint) and line.kind.place == place)
     assert line.recipe is not None
     assert line.recipe.pruning.fine_tune_epochs == epochs
     assert run_trial(line.recipe, task, Knowledge(task)).measurements == line.measurements
-    loaded = load_student(study.line_folder(line))
+    loaded = load_student(study.files.of(line))
     assert measure(loaded, task.data.validation, curve=task.curve) == line.measurements
 
 
@@ -97,7 +98,7 @@ def test_the_front_is_of_trials_and_points_alike_and_says_which_is_which(
 ) -> None:
     front = study.front()
     assert len(front.entries) == TRIALS * (1 + POINTS)
-    points = {line.trial: line.point[0] for line in study.lines() if line.point is not None}
+    points = {line.trial: line.kind.of for line in study.lines() if isinstance(line.kind, CurvePoint)}
     code, out, _ = dux("front", "curved", "--home", study.home, "--json")
     assert code == 0
     members = json.loads(out)["members"]
@@ -145,9 +146,9 @@ def test_a_finished_study_is_carried_on(study: Study) -> None:
     assert longer.file.search.trials == TRIALS + 1
     assert longer.lines()[: len(before)] == before
     status = longer.status()
-    assert (status.state, status.done) == ("finished", TRIALS + 1)
+    assert (status.state, status.standing.done) == ("finished", TRIALS + 1)
     assert not (study.folder / "spool.refused.jsonl").exists()  # MLflow takes no other `search.trials`, nor is asked to
-    client = MlflowClient(tracking_uri=study.tracking_uri)
+    client = MlflowClient(tracking_uri=study.files.tracking_uri)
     experiment = client.get_experiment_by_name("dux-curved")
     (parent,) = client.search_runs([experiment.experiment_id], "tags.`dux.role` = 'study'")
     assert parent.data.params["search.trials"] == str(TRIALS)

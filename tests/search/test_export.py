@@ -22,9 +22,9 @@ import torch
 from running import Finished, Said
 from torch import nn
 
+from search.errors import ExportRefused
 from search.export import FORMATS, TOLERANCE, export, verify
 from search.front import Entry
-from search.study import ExportRefused
 from spaces import BadInput, Student
 from trainers import load_student
 from trainers.data import pixels
@@ -95,7 +95,7 @@ def copied(finished: Finished, tmp_path: Path) -> Path:
 
 
 def test_the_onnx_file_computes_the_measured_network(finished: Finished, exported: Exported) -> None:
-    network = load_student(finished.study.trial_folder(exported.entry.trial))
+    network = load_student(finished.study.files.trial(exported.entry.trial))
     generator = torch.Generator().manual_seed(3)
     images = torch.rand(64, 1, 8, 8, generator=generator)
     (found,) = session(exported.folder / f"tiny-{exported.entry.trial}.onnx").run(
@@ -119,7 +119,7 @@ def test_its_accuracy_in_onnx_runtime_is_the_recorded_one(finished: Finished, ex
 def test_the_exported_student_takes_any_batch_size(batch: int, finished: Finished, exported: Exported) -> None:
     images = torch.rand(batch, 1, 8, 8, generator=torch.Generator().manual_seed(batch))
     with torch.no_grad():
-        expected = load_student(finished.study.trial_folder(exported.entry.trial))(images)
+        expected = load_student(finished.study.files.trial(exported.entry.trial))(images)
         alone = torch.export.load(exported.folder / f"tiny-{exported.entry.trial}.pt2").module()(images)
     (found,) = session(exported.folder / f"tiny-{exported.entry.trial}.onnx").run(
         ["logits"], {"images": images.numpy()}
@@ -158,7 +158,7 @@ def test_the_card_says_what_the_student_is(finished: Finished, exported: Exporte
     assert card["recipe"] == entry.recipe
     assert card["mlflow_run_id"] == study.run_ids()[entry.trial]
     assert card["validation"] == entry.measurements
-    assert card["teacher_validation"] == study.task_record()["teacher"]
+    assert card["teacher_validation"] == study.files.task()["teacher"]
     assert card["input"] == {"name": "images", "shape": ["batch", 1, 8, 8], "type": "float32", "range": [0.0, 1.0]}
     assert card["output"] == {"name": "logits", "shape": ["batch", 10], "type": "float32"}
     assert {"dux-search": version("dux-search"), "torch": version("torch")}.items() <= card["versions"].items()
@@ -171,7 +171,7 @@ def test_the_card_and_the_files_say_what_the_outputs_mean_and_how_images_are_mad
     digits, preparation = [str(digit) for digit in range(10)], "counts of 0..16 inked pixels, times 255 / 16, rounded"
     assert exported.card["class_names"] == digits
     assert exported.card["images"] == {"colour": "grey", "preparation": preparation}
-    record = finished.study.task_record()
+    record = finished.study.files.task()
     assert (record["class_names"], record["images"]) == (digits, exported.card["images"])
     stem = exported.folder / f"tiny-{exported.entry.trial}"
     in_onnx = {prop.key: prop.value for prop in onnx.load(stem.with_suffix(".onnx")).metadata_props}
@@ -191,7 +191,7 @@ def test_the_cards_hashes_are_those_of_the_files(finished: Finished, exported: E
         assert 0 <= described["largest_logit_difference"] <= TOLERANCE * described["largest_logit"]
     assert set(exported.card["student"]) == {"student.json", "student.safetensors"}
     for name, digest in exported.card["student"].items():
-        content = (finished.study.trial_folder(exported.entry.trial) / name).read_bytes()
+        content = (finished.study.files.trial(exported.entry.trial) / name).read_bytes()
         assert digest == hashlib.sha256(content).hexdigest()
 
 

@@ -39,8 +39,8 @@ def test_some_trials_went_on_from_a_checkpoint(killed: Round) -> None:
 
 def test_trials_go_on_from_their_checkpoints_to_the_student_of_an_uninterrupted_trial(killed: Round) -> None:
     study = killed.study
-    done = [line for line in study.lines() if line.outcome == "complete" and line.point is None]
-    results = [json.loads((study.trial_folder(line.trial) / "result.json").read_text()) for line in done]
+    done = [line for line in study.lines() if line.outcome == "complete" and not line.is_point]
+    results = [json.loads((study.files.trial(line.trial) / "result.json").read_text()) for line in done]
     resumed = [line for line, result in zip(done, results, strict=True) if result["resumed_at"] > 0]
     task = Task.load(study.file.task, study.home)
     for line in resumed[:2]:
@@ -48,6 +48,6 @@ def test_trials_go_on_from_their_checkpoints_to_the_student_of_an_uninterrupted_
         again = run_trial(
             line.recipe, task, Knowledge(task, study.home / "knowledge"), curve=study.file.space.fractions()
         )
-        written = (study.trial_folder(line.trial) / "student.safetensors").read_bytes()
+        written = (study.files.trial(line.trial) / "student.safetensors").read_bytes()
         assert again.files(task)["student.safetensors"] == written
         assert again.measurements == line.measurements

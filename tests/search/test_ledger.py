@@ -10,7 +10,10 @@ import optuna
 import pytest
 
 from search.constraints import Limits
-from search.ledger import SAMPLERS, Ledger, Line, delete, grouped, in_ledger
+from search.ledger import Ledger
+from search.lines import CurvePoint, Line, Trial, grouped
+from search.samplers import SAMPLERS
+from search.storage import delete, in_ledger
 from spaces import BadInput, Recipe, Space
 
 SAMPLER = """
@@ -390,7 +393,7 @@ def test_a_grid_asks_for_every_recipe_once_whatever_is_killed_and_tried_again(st
         return Ledger(storage, "grid", OBJECTIVES, "grid", seed, GRID)
 
     ledger = grid()
-    ledger.try_first([{"transfer": "kd", "kd.temperature": 8}])
+    ledger.proposals.try_first([{"transfer": "kd", "kd.temperature": 8}])
     finished = []
     for number in range(3):
         trial, recipe = ledger.ask()
@@ -491,14 +494,14 @@ def test_a_kill_before_a_queued_recipe_is_drawn_does_not_lose_it(opened: Callabl
 def test_recipes_to_try_first_come_first_and_once(opened: Callable[..., Ledger]) -> None:
     first = [{"student.width": 0.5, "transfer": "kd"}, {}, {"pruning.fraction": 0, "student.depth": 14}]
     ledger = opened()
-    ledger.try_first(first)
-    opened().try_first(first)  # another session
+    ledger.proposals.try_first(first)
+    opened().proposals.try_first(first)  # another session
     recipes = [ledger.ask()[1] for _ in range(4)]
     assert (recipes[0].student.width, recipes[0].transfer) == (0.5, "kd")
     assert 1.0 <= dict(recipes[0].options)["temperature"] <= 8.0
     assert (recipes[2].pruning.fraction, recipes[2].student.depth) == (0.0, 14)
     assert len(set(recipes)) == 4
-    opened().try_first(first)
+    opened().proposals.try_first(first)
     assert ledger.ask()[1].student.width != 0.5
 
 
@@ -518,8 +521,8 @@ def test_a_study_learns_from_another_whose_trials_are_not_its_own(storage: str, 
         return Ledger(storage, "later", OBJECTIVES, "tpe", 0, narrow, {"parameters": Limits(max=5000.0)})
 
     ledger = later()
-    assert not ledger.has_learned
-    assert ledger.learn_from("earlier", earlier.lines()) == len(inside)
+    assert not ledger.proposals.has_learned
+    assert ledger.proposals.learn_from("earlier", earlier.lines()) == len(inside)
     assert later().has_learned
     assert later().learn_from("earlier", earlier.lines()) == len(inside)  # nothing twice
     study = optuna.load_study(study_name="later", storage=storage)
@@ -545,14 +548,12 @@ def test_a_study_learns_nothing_from_recipes_that_it_could_not_draw(storage: str
         Space.from_mapping({"transfer": ["attention", "crd"]}),
     ):
         ledger = Ledger(storage, str(other), OBJECTIVES, "random", 0, other)
-        assert ledger.learn_from("earlier", earlier.lines()) == 0
+        assert ledger.proposals.learn_from("earlier", earlier.lines()) == 0
 
 
 def test_reasons_that_differ_in_numbers_only_are_one() -> None:
     reasons = ["nan in epoch 3, rate 1e+30", "other", "nan in epoch 12, rate 0.5", "another", "another"]
-    lines = [
-        Line(trial, trial, "failed", None, {}, reason, 0.0, None, {}, None) for trial, reason in enumerate(reasons)
-    ]
+    lines = [Line(trial, trial, "failed", None, {}, reason, 0.0, None, {}) for trial, reason in enumerate(reasons)]
     assert grouped(lines) == [
         ("nan in epoch 3, rate 1e+30", [0, 2]),
         ("another", [3, 4]),
@@ -580,7 +581,7 @@ def test_points_of_a_curve_are_lines_that_the_sampler_learns_from_and_that_count
     trial, recipe = ledger.ask()
     ledger.complete(trial, MEASURED, 1.0, curve(recipe, (0.0, 0.3, 0.6)))
     lines = ledger.lines()
-    assert [line.point for line in lines] == [None, (trial, 0), (trial, 1), (trial, 2)]
+    assert [line.kind for line in lines] == [Trial(), *(CurvePoint(trial, place) for place in range(3))]
     assert [line.counts for line in lines] == [True, False, False, False]
     assert (ledger.done(), {line.outcome for line in lines}) == (1, {"complete"})
     for line, fraction in zip(lines[1:], (0.0, 0.3, 0.6), strict=True):
@@ -621,7 +622,7 @@ def test_a_kill_before_the_curve_was_told_loses_nothing_and_doubles_nothing(open
     for _ in range(2):
         again = opened()
         assert again.reconcile() == 0
-        assert [line.point for line in again.lines()] == [None, (trial, 0), (trial, 1), (trial, 2)]
+        assert [line.kind for line in again.lines()] == [Trial(), *(CurvePoint(trial, place) for place in range(3))]
 
 
 def test_a_trial_that_had_come_to_its_end_when_the_driver_was_killed_has_its_curve(
@@ -631,7 +632,7 @@ def test_a_trial_that_had_come_to_its_end_when_the_driver_was_killed_has_its_cur
     found = {"measurements": MEASURED, "seconds": 2.0, "curve": curve(recipe, (0.2,))}
     again = opened()
     assert again.reconcile(lambda number: found) == 0
-    assert [(line.trial, line.point) for line in again.lines()] == [(trial, None), (trial + 1, (trial, 0))]
+    assert [(line.trial, line.kind) for line in again.lines()] == [(trial, Trial()), (trial + 1, CurvePoint(trial, 0))]
 
 
 def test_points_that_are_no_numbers_are_left_out(opened: Callable[..., Ledger]) -> None:
@@ -640,7 +641,7 @@ def test_points_that_are_no_numbers_are_left_out(opened: Callable[..., Ledger]) 
     points = curve(recipe, (0.2, 0.4))
     points[0]["measurements"]["accuracy"] = math.nan
     ledger.complete(trial, MEASURED, 1.0, points)
-    assert [line.point for line in ledger.lines()] == [None, (trial, 1)]
+    assert [line.kind for line in ledger.lines()] == [Trial(), CurvePoint(trial, 1)]
 
 
 def test_a_grid_is_gone_through_whatever_the_curves_have_shown(storage: str) -> None:
@@ -682,7 +683,7 @@ def test_where_every_size_on_the_way_is_on_the_curve_the_first_trials_go_all_the
         {**SPACE.parameters, **({} if rounds is None else Space.from_mapping({"pruning.rounds": rounds}).parameters)}
     )
     ledger = Ledger(storage, "study", OBJECTIVES, sampler, 0, space, curve=curve)
-    ledger.try_first([{"pruning.fraction": 0.25}])
+    ledger.proposals.try_first([{"pruning.fraction": 0.25}])
     recipes = asked(ledger, 30)
     fractions = [recipe.pruning.fraction for recipe in recipes]
     assert fractions[0] == 0.25  # asked for, and kept

@@ -328,8 +328,8 @@ def test_a_hung_mlflow_is_waited_for_as_long_as_is_said_and_gets_the_rest_later(
     again: Study, hung: str, stand: Stand, dux: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", hung)
-    monkeypatch.setattr("search.study.FLUSH_S", 2.7)
-    monkeypatch.setattr("search.study._SILENT_S", 0.5)
+    monkeypatch.setattr("search.reporting.FLUSH_S", 2.7)
+    monkeypatch.setattr("search.reporting.SILENT_S", 0.5)
     began = time.monotonic()
     code, out, err = dux("resume", "tiny", "--home", again.home)
     assert time.monotonic() - began < 20
@@ -343,9 +343,9 @@ def test_a_hung_mlflow_is_waited_for_as_long_as_is_said_and_gets_the_rest_later(
     assert re.fullmatch(rf"dux: MLflow has not taken \d+ events \(it does not answer\); {re.escape(go_on)}", rest)
     assert (code, "students on the front" in out) == (0, True)
 
-    monkeypatch.setattr("search.study.FLUSH_S", 300.0)
+    monkeypatch.setattr("search.reporting.FLUSH_S", 300.0)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", stand.url)
-    monkeypatch.setattr("search.study._SILENT_S", 300.0)
+    monkeypatch.setattr("search.reporting.SILENT_S", 300.0)
     code, _, err = dux("resume", "tiny", "--home", again.home)
     assert (code, err) == (0, "")
     found = contents(stand.url, "tiny")
@@ -373,7 +373,7 @@ def test_ctrl_c_ends_the_waiting_for_mlflow_at_once(
         pressed.append(time.monotonic())
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("search.study._SILENT_S", 0.5)
+    monkeypatch.setattr("search.reporting.SILENT_S", 0.5)
     monkeypatch.setattr("search.progress.Terminal", Impatient)
     code, _, err = dux("resume", "tiny", "--home", again.home)
     assert time.monotonic() - pressed[0] < 5
@@ -406,7 +406,7 @@ def test_what_mlflow_refuses_is_told_at_the_end_and_by_status(
     again: Study, stand: Stand, dux: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copy(stand.empty, again.home / "mlflow.db")
-    with tracking(again.folder, again.tracking_uri, "tiny") as tracker:
+    with tracking(again.folder, again.files.tracking_uri, "tiny") as tracker:
         tracker.trial_started(0, {"student.width": "another"})  # MLflow lets no parameter change
         assert tracker.flush(60.0) == 0, tracker.last_error
     code, _, err = dux("resume", "tiny", "--home", again.home)

@@ -14,7 +14,8 @@ import pytest
 from processes import TASK, Command
 from running import Said, wait_for
 
-from search.ledger import Ledger, delete, in_ledger, read_lines
+from search.ledger import Ledger
+from search.storage import delete, in_ledger, read_lines
 from spaces import Space
 
 SPACE = Space.from_mapping(

@@ -11,19 +11,19 @@ import pytest
 from running import Finished, Said
 
 from search.constraints import Limits
-from search.ledger import Line
+from search.lines import CurvePoint, Line, Trial
 from search.remarks import remarks
 from search.study_file import StudyFile
 from spaces import Recipe
 
 
-def line(trial: int, accuracy: float | None = 0.9, width: float = 0.5, **other: Any) -> Line:
+def line(trial: int, accuracy: float | None = 0.9, width: float = 0.5, point: CurvePoint | None = None) -> Line:
     """A trial that ended: complete, or failed where it has no accuracy."""
     recipe = Recipe.from_flat({"student.width": width})
     if accuracy is None:
-        return Line(trial, trial, "failed", recipe, {}, "Diverged: the loss is nan", 1.0, None, {}, None)
+        return Line(trial, trial, "failed", recipe, {}, "Diverged: the loss is nan", 1.0, None, {})
     measured = {"accuracy": accuracy, "parameters": 1000 * width, "latency_ms": 0.1 * trial}
-    return Line(trial, trial, "complete", recipe, measured, "", 1.0, None, {}, other.get("point"))
+    return Line(trial, trial, "complete", recipe, measured, "", 1.0, None, {}, Trial() if point is None else point)
 
 
 def test_nothing_is_said_of_a_study_that_is_well_or_just_begun() -> None:
@@ -48,7 +48,7 @@ def test_a_limit_that_nobody_meets_is_named_with_the_nearest() -> None:
     assert [*found.values()] == ["none of 10 meets `parameters <= 0`; the nearest, trial 0, has 1,000"]
     found = remarks(trials, {"parameters": Limits(max=1500), "accuracy": Limits(min=0.55)})
     assert [*found.values()] == ["none of 10 meets `parameters <= 1500` and `accuracy >= 0.55` together"]
-    point = line(10, 0.9, width=0.1, point=(0, 0))  # of a pruning curve: it is a student, too
+    point = line(10, 0.9, width=0.1, point=CurvePoint(0, 0))  # of a pruning curve: it is a student, too
     assert remarks([*trials, point], {"parameters": Limits(max=1500), "accuracy": Limits(min=0.55)}) == {}
 
 

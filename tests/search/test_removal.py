@@ -10,7 +10,7 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from running import Finished, Said
 
-from search.ledger import in_ledger
+from search.storage import in_ledger
 from search.study import Study
 
 # MLflow maps its tables with an option that SQLAlchemy 2.1 calls deprecated.
@@ -30,7 +30,7 @@ def left(home: Path) -> set[str]:
 
 
 def test_a_deleted_study_is_gone_with_its_teacher_and_its_name_is_free(home: Path, dux: Callable[..., Said]) -> None:
-    storage, uri = Study.open("tiny", home).storage, Study.open("tiny", home).tracking_uri
+    storage, uri = Study.open("tiny", home).files.storage, Study.open("tiny", home).files.tracking_uri
     code, _, err = dux("delete", "tiny", "--home", home)
     assert (code, err.count("\n")) == (2, 1)
     assert "nobody can be asked here; add --yes to delete the files of 6 trials in" in err
@@ -55,7 +55,7 @@ def test_a_deleted_study_is_gone_with_its_teacher_and_its_name_is_free(home: Pat
 
 def test_what_another_study_uses_stays_and_runs_are_deleted_when_asked(home: Path, dux: Callable[..., Said]) -> None:
     shutil.copytree(home / "studies" / "tiny", home / "studies" / "other")
-    uri = Study.open("tiny", home).tracking_uri
+    uri = Study.open("tiny", home).files.tracking_uri
     before = left(home)
     code, _, err = dux("delete", "tiny", "--home", home, "--yes", "--mlflow")
     assert (code, err) == (0, "")
@@ -86,7 +86,7 @@ def test_what_is_left_of_a_study_is_deleted_whatever_that_is(
     code, _, err = dux("delete", "tiny", "--home", home, "--yes")
     assert (code, err) == (0, "")
     assert not study.folder.exists()
-    assert not in_ledger(study.storage, "tiny")
+    assert not in_ledger(study.files.storage, "tiny")
 
 
 @pytest.mark.parametrize("name", ["..", "../studies/tiny", "tiny/", ".", "a b"])

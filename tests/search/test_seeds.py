@@ -8,7 +8,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
@@ -27,6 +27,7 @@ from search.chart import front_html, front_png
 from search.cli import app
 from search.front import Axis, Entry, Front, show
 from search.ledger import Ledger
+from search.lines import CurvePoint, Line, Repeat, Trial
 from search.seeds import Spread, is_within_noise, margin, spread
 from search.study import Study
 from search.study_file import StudyFile
@@ -174,13 +175,17 @@ def test_a_repeat_is_the_same_recipe_with_a_seed_that_follows_from_the_study(ope
     ledger = opened()
     trial, recipe = ledger.ask()
     ledger.complete(trial, {"accuracy": 0.9, "parameters": 100.0}, 1.0)
-    again = {repeat: ledger.ask_again(trial, repeat) for repeat in (1, 2)}
+    again = {repeat: ledger.ask_again(Repeat(trial, repeat)) for repeat in (1, 2)}
     seeds = {repeat: found.seed for repeat, (_, found) in again.items()}
     assert len({recipe.seed, *seeds.values()}) == 3
     for _, found in again.values():
         assert found.model_copy(update={"seed": recipe.seed}) == recipe
-    assert {line.trial: line.repeat for line in opened().lines()} == {0: None, 1: (0, 1), 2: (0, 2)}
-    assert opened().ask_again(trial, 1)[1].seed == seeds[1]
+    assert {line.trial: line.repeat for line in opened().lines()} == {
+        0: None,
+        1: Repeat(0, 1),
+        2: Repeat(0, 2),
+    }
+    assert opened().ask_again(Repeat(trial, 1))[1].seed == seeds[1]
 
 
 def test_repeats_are_no_trials_and_the_sampler_does_not_learn_of_them(
@@ -189,24 +194,24 @@ def test_repeats_are_no_trials_and_the_sampler_does_not_learn_of_them(
     ledger = opened()
     trial, _ = ledger.ask()
     ledger.complete(trial, {"accuracy": 0.9, "parameters": 100.0}, 1.0)
-    repeat, _ = ledger.ask_again(trial, 1)
+    repeat, _ = ledger.ask_again(Repeat(trial, 1))
     point = {"recipe": {"seed": 1}, "measurements": {"accuracy": 0.5, "parameters": 10.0}, "seconds": 0.1}
     ledger.complete(repeat, {"accuracy": 0.8, "parameters": 100.0}, 1.0, [point])
     lines = ledger.lines()
-    assert [(line.point, line.repeat) for line in lines] == [(None, None), (None, (0, 1)), ((1, 0), (0, 1))]
+    assert [line.kind for line in lines] == [Trial(), Repeat(0, 1), CurvePoint(1, 0, Repeat(0, 1))]
     assert ledger.done() == 1
     assert [line.counts for line in lines] == [True, False, False]
     records = optuna.load_study(study_name="study", storage=storage).get_trials()
     assert [bool(record.params) for record in records] == [True, False, False]
     other = Ledger(storage, "other", OBJECTIVES, "random", 0, SPACE)
-    assert other.learn_from("study", lines) == 1
+    assert other.proposals.learn_from("study", lines) == 1
 
 
 def test_a_repeat_that_was_cut_short_is_closed_and_not_queued(opened: Callable[[], Ledger]) -> None:
     ledger = opened()
     trial, _ = ledger.ask()
     ledger.complete(trial, {"accuracy": 0.9, "parameters": 100.0}, 1.0)
-    ledger.ask_again(trial, 1)
+    ledger.ask_again(Repeat(trial, 1))
     again = opened()  # after a kill
     assert again.reconcile() == 0
     assert [line.outcome for line in again.lines()] == ["complete", "interrupted"]
@@ -221,10 +226,10 @@ def test_a_repeat_whose_worker_died_may_be_tried_again_so_many_times(opened: Cal
     trial, _ = ledger.ask()
     ledger.complete(trial, {"accuracy": 0.9, "parameters": 100.0}, 1.0)
     for tries in range(3):
-        number, _ = ledger.ask_again(trial, 1)
+        number, _ = ledger.ask_again(Repeat(trial, 1))
         assert ledger.tries(number) == tries
         ledger.retry(number, "the worker process died")
-    other, _ = ledger.ask_again(trial, 2)
+    other, _ = ledger.ask_again(Repeat(trial, 2))
     assert ledger.tries(other) == 0
     assert [line.outcome for line in ledger.lines()][1:4] == ["interrupted"] * 3
 
@@ -245,19 +250,18 @@ def test_a_repeat_that_failed_is_told_and_none_is_left(tmp_path: Path, dux: Call
     (study.folder / "task.json").write_bytes(sealed({"key": "key", "classes": 10, "teacher": teacher, "data": []}))
     ledger, home = study.ledger(), ("--home", study.home)
     ledger.complete(ledger.ask()[0], {"accuracy": 0.9, "parameters": 1000.0}, 1.0)
-    assert study.repeats(study.lines()) == []  # the front is not settled
+    assert study.standing().repeats == []  # the front is not settled
     ledger.complete(ledger.ask()[0], {"accuracy": 0.8, "parameters": 2000.0}, 1.0)
-    assert study.repeats(study.lines()) == study.repeats_left(study.lines()) == [(0, 1), (0, 2)]
+    assert study.standing().repeats == study.standing().repeats_left == [Repeat(0, 1), Repeat(0, 2)]
     assert dux("status", "recorded", *home)[1].startswith(
         "recorded: interrupted; 2/2 trials done, 0 of them failed; 0/2 repeats with other seeds done; front of 1"
     )
-    first, second = (ledger.ask_again(0, repeat)[0] for repeat in (1, 2))
-    assert study.repeats_left(study.lines()) == []  # they run
+    first, second = (ledger.ask_again(Repeat(0, nth))[0] for nth in (1, 2))
+    assert study.standing().repeats_left == []  # they run
     assert f"  trial {second} was cut short: none, width" in dux("status", "recorded", *home)[1]
     ledger.complete(first, {"accuracy": 0.86, "parameters": 1000.0}, 1.0)
     ledger.fail(second, "Diverged: nan")
-    lines = study.lines()
-    assert study.repeats_left(lines) == []
+    assert study.standing().repeats_left == []
     said = dux("status", "recorded", *home)[1]
     assert "finished; 2/2 trials done, 0 of them failed; 2/2 repeats with other seeds done, 1 of them failed;" in said
     assert f"  failed: {second}: Diverged: nan" in said
@@ -286,7 +290,6 @@ TRIALS, SEEDS = 4, 3
 
 RECORDER = """
 import json, sys
-from dataclasses import asdict
 from pathlib import Path
 
 import optuna
@@ -300,11 +303,22 @@ records = open(sys.argv[3], "a")
 class Recorder:
     def show(self, progress):
         try:
-            trials = optuna.load_study(study_name=study.name, storage=study.storage).get_trials()
+            trials = optuna.load_study(study_name=study.name, storage=study.files.storage).get_trials()
         except KeyError:
             trials = []
         seen = [[t.number, t.state.name, sorted(t.user_attrs)] for t in trials]
-        records.write(json.dumps({"progress": asdict(progress), "optuna": seen}) + "\\n")
+        standing = progress.standing
+        shown = {
+            "phase": progress.phase,
+            "trials": standing.trials,
+            "done": standing.done,
+            "failed": standing.count("failed"),
+            "stopped": standing.count("stopped"),
+            "running": progress.running,
+            "repeats": len(standing.repeats),
+            "repeated": standing.repeated,
+        }
+        records.write(json.dumps({"progress": shown, "optuna": seen}) + "\\n")
         records.flush()
 
     def say(self, line):
@@ -318,7 +332,7 @@ if __name__ == "__main__":
 
 def from_optuna(study: Study) -> list[FrozenTrial]:
     try:
-        return optuna.load_study(study_name=study.name, storage=study.storage).get_trials(deepcopy=False)
+        return optuna.load_study(study_name=study.name, storage=study.files.storage).get_trials(deepcopy=False)
     except KeyError:
         return []
 
@@ -350,7 +364,7 @@ def mlflow_runs(study: Study) -> dict[int, Any]:
     """Trial -> run; fails where a trial has two. Nothing before the study has opened the store: two make it badly."""
     if not (study.folder / "runs.json").exists():
         return {}
-    client = MlflowClient(tracking_uri=study.tracking_uri)
+    client = MlflowClient(tracking_uri=study.files.tracking_uri)
     experiment = client.get_experiment_by_name(f"dux-{study.name}")
     runs = [] if experiment is None else client.search_runs([experiment.experiment_id])
     found = [run for run in runs if "dux.trial" in run.data.tags]
@@ -421,18 +435,24 @@ def test_every_repeat_of_every_trial_on_the_front_is_there_once_after_a_kill_amo
     study, lines = story.study, story.study.lines()
     trials = {entry.trial if entry.curve_of is None else entry.curve_of for entry in study.front().members}
     assert len(trials) > 1
-    repeats = [line for line in lines if line.repeat is not None and line.point is None and line.ended]
-    assert sorted(line.repeat for line in repeats) == sorted((t, k) for t in trials for k in range(1, SEEDS))  # type: ignore[type-var]
+    repeats = [line for line in lines if line.repeat is not None and not line.is_point and line.ended]
+    assert len(repeats) == len(trials) * (SEEDS - 1)
+    assert {line.repeat for line in repeats} == {Repeat(t, k) for t in trials for k in range(1, SEEDS)}
     assert {line.outcome for line in repeats} == {"complete"}
     assert sum(line.counts for line in lines) == TRIALS
     # what had ended before the kill was not done again
     ended = {line.trial for line in repeats}
     before = {t.number for t in story.looks[-1].before if t.state == TrialState.COMPLETE and "repeat" in t.user_attrs}
-    assert {trial for trial in before if study.lines()[trial].point is None} <= ended
+    assert {trial for trial in before if not study.lines()[trial].is_point} <= ended
     # what was under way was cut short and is not told as ended
     assert all(line.outcome in ("complete", "interrupted") for line in lines)
     seeds = {line.recipe.seed for line in repeats if line.recipe is not None}
     assert len(seeds | {0}) == len(repeats) + 1
+
+
+def places_of(lines: Iterable[Line], trial: int) -> list[int]:
+    """Those on a trial's curve that have a student."""
+    return [line.kind.place for line in lines if isinstance(line.kind, CurvePoint) and line.kind.of == trial]
 
 
 def test_a_repeat_is_its_trial_with_another_seed_and_has_the_whole_curve(story: Story) -> None:
@@ -441,13 +461,13 @@ def test_a_repeat_is_its_trial_with_another_seed_and_has_the_whole_curve(story: 
         if line.repeat is None or line.outcome != "complete":
             continue
         assert line.recipe is not None
-        base = lines[line.repeat[0]]
-        if line.point is None:
+        base = lines[line.repeat.of]
+        if not line.is_point:
             assert base.recipe == line.recipe.model_copy(update={"seed": 0})
-            places = [other.point[1] for other in lines.values() if other.point and other.point[0] == line.trial]
-            assert places == [o.point[1] for o in lines.values() if o.point and o.point[0] == base.trial]
+            places = places_of(lines.values(), line.trial)
             assert places
-        files = json.loads((story.study.line_folder(line) / "result.json").read_text())
+            assert places == places_of(lines.values(), base.trial)
+        files = json.loads((story.study.files.of(line) / "result.json").read_text())
         assert files["measurements"] == line.measurements
 
 
@@ -463,14 +483,14 @@ def test_the_front_is_of_the_trials_alone_and_has_the_spread_of_their_repeats(
     assert [member["trial"] for member in members] == [entry.trial for entry in front.members]
     for member in members:
         own = lines[member["trial"]]
-        base, place = (own.trial, None) if own.point is None else own.point
+        base, place = (own.kind.of, own.kind.place) if isinstance(own.kind, CurvePoint) else (own.trial, None)
         values = [own.measurements["accuracy"]] + [
             line.measurements["accuracy"]
             for line in lines.values()
             if line.repeat is not None
-            and line.repeat[0] == base
+            and line.repeat.of == base
             and line.outcome == "complete"
-            and (None if line.point is None else line.point[1]) == place
+            and (line.kind.place if isinstance(line.kind, CurvePoint) else None) == place
         ]
         assert len(values) == member["seeds"]["n"] == SEEDS
         mean = sum(values) / SEEDS
@@ -485,7 +505,7 @@ def test_the_front_is_of_the_trials_alone_and_has_the_spread_of_their_repeats(
 
 def test_a_repeat_can_be_carried_out_again_without_ray(story: Story) -> None:
     task = Task.load(story.study.file.task, story.study.home)
-    line = next(line for line in story.study.lines() if line.repeat is not None and line.point is None and line.ended)
+    line = next(line for line in story.study.lines() if line.repeat is not None and not line.is_point and line.ended)
     assert line.recipe is not None
     assert run_trial(line.recipe, task, Knowledge(task)).measurements == line.measurements
 
@@ -495,16 +515,16 @@ def test_repeats_are_nested_runs_of_their_own_and_not_on_the_front(story: Story)
     found, lines = mlflow_runs(study), {line.trial: line for line in study.lines()}
     ended = {line.trial for line in lines.values() if line.ended}
     members = {entry.trial for entry in study.front().members}
-    assert {trial for trial in ended if lines[trial].point is None} | members <= set(found)
+    assert {trial for trial in ended if not lines[trial].is_point} | members <= set(found)
     for trial, its_run in found.items():
         tags, line = its_run.data.tags, lines[trial]
         assert its_run.info.status == ("FINISHED" if trial in ended else "KILLED")
         assert tags["dux.role"] == ("trial" if line.repeat is None else "repeat")
-        assert tags.get("dux.repeat_of") == (None if line.repeat is None else str(line.repeat[0]))
+        assert tags.get("dux.repeat_of") == (None if line.repeat is None else str(line.repeat.of))
         assert tags["dux.pareto"] == ("true" if trial in members else "false")
         assert {name: its_run.data.metrics[name] for name in line.measurements} == line.measurements
         assert len(its_run.inputs.dataset_inputs) == 2
-    client = MlflowClient(tracking_uri=study.tracking_uri)
+    client = MlflowClient(tracking_uri=study.files.tracking_uri)
     experiment = client.get_experiment_by_name("dux-seeded")
     models = client.search_logged_models([experiment.experiment_id])
     assert sorted(model.tags["dux.model"] for model in models) == sorted([*map(str, members), "teacher"])
@@ -549,7 +569,13 @@ def test_a_ledger_that_is_gone_is_rebuilt_from_the_studys_files(
         (tmp_path / "half.jsonl").write_bytes(b"\n".join(half))
         study_file = study.file
         Ledger(
-            study.storage, "seeded", study_file.objectives, "grid", 0, study_file.space, journal=tmp_path / "half.jsonl"
+            study.files.storage,
+            "seeded",
+            study_file.objectives,
+            "grid",
+            0,
+            study_file.space,
+            journal=tmp_path / "half.jsonl",
         ).restore(tmp_path / "none", 0)
     elif kept == "trials alone":
         (study.folder / "ledger.jsonl").unlink()
@@ -564,11 +590,11 @@ def test_a_ledger_that_is_gone_is_rebuilt_from_the_studys_files(
     assert out.startswith("the ledger of seeded is not there any more")
     assert {file: file.read_bytes() for file in files} == files
     if kept == "trials alone":  # the numbers of the points are the ledger's own
-        assert {line.trial: line for line in told(study) if line.point is None}.items() <= {
+        assert {line.trial: line for line in told(study) if not line.is_point}.items() <= {
             line.trial: line for line in before
         }.items()
-        assert {line.point: (line.measurements, line.files) for line in told(study)} == {
-            line.point: (line.measurements, line.files) for line in before
+        assert {line.kind: (line.measurements, line.files) for line in told(study)} == {
+            line.kind: (line.measurements, line.files) for line in before
         }
         assert all(line.files for line in before if line.outcome == "complete")
         assert study.front().hypervolume == front["hypervolume"]
@@ -645,7 +671,7 @@ def test_status_after_the_kill_and_at_the_end(story: Story) -> None:
     assert said["repeated"] == said["repeats"]
     finished = {trial for trial, run in mlflow_runs(story.study).items() if run.info.status == "FINISHED"}
     complete = {t.number for t in trials if t.state == TrialState.COMPLETE}
-    points = {line.trial for line in story.study.lines() if line.point is not None}  # have runs if on the front
+    points = {line.trial for line in story.study.lines() if line.is_point}  # have runs if on the front
     assert (complete - points) | set(said["front"]) <= finished <= complete
 
 

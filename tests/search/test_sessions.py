@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from processes import TASK, Command, Ended, descendants, run
 from running import Said, but_waiting, ended, result, runs, trial_runs, wait_for
 
-from search.ledger import Line
+from search.lines import Line
 from search.study import Study
 
 # MLflow maps its tables with an option that SQLAlchemy 2.1 calls deprecated.
@@ -104,7 +104,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         killed = session(command, signalled)
 
         command = begin("resume", "cut")
-        wait_for(lambda: study.at_work, "the second session")
+        wait_for(lambda: study.files.at_work, "the second session")
         second_driver = run("resume", "cut", "--home", str(home), folder=folder)  # while the first one's Ray starts
         wait_for_a_student(command)
         signalled = time.monotonic()
@@ -187,7 +187,7 @@ def test_a_study_goes_on_when_some_of_its_trials_fail(story: Story) -> None:
         assert line.recipe is not None
         assert line.recipe.training.learning_rate == 1e15
         assert line.reason.startswith("Diverged: ")
-        assert "Traceback" in (story.study.trial_folder(line.trial) / "error.txt").read_text()
+        assert "Traceback" in (story.study.files.trial(line.trial) / "error.txt").read_text()
     trials = {entry.trial for entry in story.study.front().entries}
     assert trials == {line.trial for line in story.ended.lines if line.outcome == "complete"}
 
@@ -282,7 +282,7 @@ def test_a_killed_study_with_early_stopping_goes_on_and_stops_only_what_others_b
             other["accuracy"] >= here["accuracy"] and other["parameters"] <= here["parameters"] and other != here
             for other in others
         )
-        assert not study.trial_folder(line.trial).exists()
+        assert not study.files.trial(line.trial).exists()
     assert {entry.trial for entry in study.front().entries} == {line.trial for line in complete}
 
     state, _, listed = dux("status", "halved", "--home", home)[1].partition("\n")
@@ -292,7 +292,7 @@ def test_a_killed_study_with_early_stopping_goes_on_and_stops_only_what_others_b
     for line in stopped:
         assert re.search(rf"^  stopped after {line.stopped_at} epochs: (.*, )?{line.trial}(, |$)", listed, re.MULTILINE)
     found = trial_runs(study)
-    client = MlflowClient(tracking_uri=study.tracking_uri)
+    client = MlflowClient(tracking_uri=study.files.tracking_uri)
     for line in stopped:
         assert found[line.trial].info.status == "KILLED"
         assert found[line.trial].data.tags["dux.stopped_at"] == str(line.stopped_at)

@@ -20,8 +20,9 @@ from PIL import Image
 from processes import TASK
 from running import Finished, Said, result, runs, trial_runs
 
-from search.ledger import in_ledger
-from search.study import Silent, Study, _Session
+from search.preparation import drop_changed_checkpoints
+from search.storage import in_ledger
+from search.study import Study
 from search.study_file import StudyFile
 from trainers import Knowledge, Task, load_student, run_trial, save_student
 from trainers.checkpoint import Kept
@@ -54,17 +55,17 @@ def test_ledger_mlflow_and_folders_have_every_trial_exactly_once(finished: Finis
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert result(study, line.trial)["measurements"] == line.measurements
         assert {name: run.data.metrics[name] for name in line.measurements} == line.measurements
-        assert json.loads((study.trial_folder(line.trial) / "recipe.json").read_text()) == line.recipe.flat()
+        assert json.loads((study.files.trial(line.trial) / "recipe.json").read_text()) == line.recipe.flat()
         given = {name: value for name, value in run.data.params.items() if value not in ("", "n/a")}
         assert given == {name: str(value) for name, value in line.recipe.flat().items() if name in given}
         assert set(study.file.space.parameters) <= set(run.data.params)  # with a filler for what was not drawn
     assert study.run_ids() == {trial: run.info.run_id for trial, run in found.items()}
-    in_optuna = optuna.load_study(study_name=study.name, storage=study.storage)
+    in_optuna = optuna.load_study(study_name=study.name, storage=study.files.storage)
     assert in_optuna.user_attrs["mlflow_runs"] == {str(trial): run.info.run_id for trial, run in found.items()}
 
 
 def test_mlflow_has_every_epoch_of_every_trial(finished: Finished) -> None:
-    client = MlflowClient(tracking_uri=finished.study.tracking_uri)
+    client = MlflowClient(tracking_uri=finished.study.files.tracking_uri)
     for line in finished.study.lines():
         assert line.recipe is not None
         pruning = line.recipe.pruning
@@ -76,7 +77,7 @@ def test_mlflow_has_every_epoch_of_every_trial(finished: Finished) -> None:
 
 def test_the_parent_run_has_the_front_as_table_picture_and_page(finished: Finished) -> None:
     study = finished.study
-    client = MlflowClient(tracking_uri=study.tracking_uri)
+    client = MlflowClient(tracking_uri=study.files.tracking_uri)
     (parent,) = (run for run in runs(study) if run.data.tags["dux.role"] == "study")
     files = {file.path for file in client.list_artifacts(parent.info.run_id, "front")}
     assert files == {f"front/{name}" for name in ("front.html", "front.json", "front.png", "table.json")}
@@ -135,7 +136,7 @@ def test_the_written_front_is_what_the_trials_files_say(finished: Finished) -> N
     expected = sorted((t for t in points if not beaten(t)), key=lambda trial: points[trial][1])
     written = json.loads((study.folder / "front.json").read_text())
     assert [member["trial"] for member in written["members"]] == expected
-    teacher = study.task_record()["teacher"]["parameters"]
+    teacher = study.files.task()["teacher"]["parameters"]
     volume, floor = 0.0, 0.0
     for (
         trial
@@ -146,7 +147,7 @@ def test_the_written_front_is_what_the_trials_files_say(finished: Finished) -> N
     assert written["hypervolume"] == pytest.approx(volume, rel=1e-9)
     for member in written["members"]:
         assert {**member["objectives"], **member["measurements"]} == measured[member["trial"]]
-        assert member["recipe"] == json.loads((study.trial_folder(member["trial"]) / "recipe.json").read_text())
+        assert member["recipe"] == json.loads((study.files.trial(member["trial"]) / "recipe.json").read_text())
         assert member["mlflow_run_id"] == study.run_ids()[member["trial"]]
 
 
@@ -154,7 +155,7 @@ def test_a_members_files_give_exactly_its_accuracy_and_parameters(finished: Fini
     study = finished.study
     validation = study.file.task.load_data().validation
     for entry in study.front().entries:
-        network = load_student(study.trial_folder(entry.trial))
+        network = load_student(study.files.trial(entry.trial))
         with torch.no_grad():
             logits = torch.cat([network(pixels(images)) for images in torch.split(validation.images, 512)])
         hits = int((logits.argmax(1) == validation.labels).sum())
@@ -165,7 +166,7 @@ def test_a_members_files_give_exactly_its_accuracy_and_parameters(finished: Fini
 def test_the_same_recipe_gives_the_same_student_without_ray(finished: Finished) -> None:
     study = finished.study
     task = Task.load(study.file.task, study.home)
-    assert task.key == study.task_record()["key"]
+    assert task.key == study.files.task()["key"]
     knowledge = Knowledge(task, study.home / "knowledge")
     lines = {line.recipe.transfer: line for line in study.lines() if line.recipe is not None}
     assert set(lines) == {"none", "kd", "factor"}
@@ -173,7 +174,7 @@ def test_the_same_recipe_gives_the_same_student_without_ray(finished: Finished) 
         assert line.recipe is not None
         again = run_trial(line.recipe, task, knowledge, threads=1)
         assert again.measurements == line.measurements  # to the last bit: accuracy, nll, parameters and all
-        written = (study.trial_folder(line.trial) / "student.safetensors").read_bytes()
+        written = (study.files.trial(line.trial) / "student.safetensors").read_bytes()
         assert again.files(task)["student.safetensors"] == written
         assert again.before_cut == result(study, line.trial)["before_cut"]
 
@@ -324,25 +325,20 @@ def test_what_a_kill_left_and_someone_changed_is_computed_anew_with_a_line(tmp_p
     study = Study(StudyFile.read(tmp_path / "study.yaml"), tmp_path / "home")
     said: list[str] = []
 
-    class Heard(Silent):
-        def say(self, line: str) -> None:
-            said.append(line)
-
     for trial in range(4):
         files = {name: f"{name} of {trial}".encode() for name in ("student.json", "student.safetensors")}
         result = {"measurements": {}, "seconds": 1.0, "curve": [], "files": hashes(files)}
-        save_student(study.trial_folder(trial), {**files, "result.json": sealed(result)})
-    (study.trial_folder(1) / "result.json").write_text("{}")
-    (study.trial_folder(2) / "student.safetensors").write_text("another")
-    (study.trial_folder(3) / "student.json").unlink()
+        save_student(study.files.trial(trial), {**files, "result.json": sealed(result)})
+    (study.files.trial(1) / "result.json").write_text("{}")
+    (study.files.trial(2) / "student.safetensors").write_text("another")
+    (study.files.trial(3) / "student.json").unlink()
     kept = Kept("train", State(3, 1, {"weight": torch.zeros(2)}), 1.0, []).to_bytes("trial")
     for name, content in (("0", kept), ("1", kept.replace(b'\\"epoch\\": 3', b'\\"epoch\\": 1'))):
-        write_whole(study.checkpoints / f"{name}.safetensors", content)
-    session = _Session(study, Heard(), False)
-    assert [session._finished(trial) is not None for trial in range(5)] == [True, False, False, False, False]
-    session._check_checkpoints()
-    session._tracker.close(0.0)
-    assert [file.name for file in study.checkpoints.iterdir()] == ["0.safetensors"]
+        write_whole(study.files.checkpoints / f"{name}.safetensors", content)
+    say = said.append
+    assert [study.files.result(trial, say) is not None for trial in range(5)] == [True, False, False, False, False]
+    drop_changed_checkpoints(study.files, say)
+    assert [file.name for file in study.files.checkpoints.iterdir()] == ["0.safetensors"]
     assert [line.partition(";")[0] for line in said] == [
         "result.json is no record with a hash in it",
         "student.safetensors was changed",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from search import StudyFile
-from search.study import needs_of
+from search.preparation import needs_of
 from spaces import BadInput, Recipe
 from trainers import Knowledge, Task, run_trial
 from trainers.transfer import method_of

@@ -1,0 +1,312 @@
+"""What a study keeps on disk: where it is, and whether it still is what was written."""
+
+import fcntl
+import json
+import os
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from search.errors import ExportRefused, LedgerGone, RecordGone
+from search.front import Entry
+from search.home import default_home, ledger_url, shown_database
+from search.lines import Line
+from search.secrets import sqlite_url, without_secrets
+from search.storage import in_ledger, read_lines
+from search.study_file import StudyFile, check_name, is_name
+from spaces import BadInput
+from spaces.errors import known, shown
+from trainers.files import Damaged, check_hashes, check_kind, curve_folder, listing, read_whole, unsealed
+
+_FILES = (
+    *("study.json", "task.json", "data.json", "ledger.txt", "ledger.jsonl"),
+    *("spool.jsonl", "spool.sent", "spool.refused.jsonl", "runs.json"),
+    *("front.json", "front.html", "front.png"),
+)
+"""That a study's own folder may hold."""
+_FOLDERS = ("trials", "checkpoints")
+_SIGNS = ("study.json", "task.json", "ledger.jsonl", "trials")
+"""That a folder is a study's: one of them is there."""
+
+
+class StudyFolder:
+    """The files of the study of one name in a home folder.
+
+    Args:
+        name: the study's.
+        home: where its folder, the teachers and the local stores are.
+    """
+
+    def __init__(self, name: str, home: Path) -> None:
+        self.name, self.home = name, home
+        self.path = home / "studies" / name
+        self.trials = self.path / "trials"
+        """Of each trial a folder by its number."""
+        self.checkpoints = self.path / "checkpoints"
+        """Of trials that have not ended, each by the first trial that had the recipe."""
+        self.journal = self.path / "ledger.jsonl"
+        """What the ledger can be rebuilt from."""
+        self._lock_file = self.path / ".driver.lock"
+        self.task_file = self.path / "task.json"
+        self.data_file = self.path / "data.json"
+        """Hashes of a folder of images, so that what changed in it can be named."""
+
+    @staticmethod
+    def names(home: Path) -> list[str]:
+        """All studies of a home folder, the damaged ones included."""
+        folders = (home / "studies").glob("*")
+        return sorted(f.name for f in folders if is_name(f.name) and any(os.path.lexists(f / n) for n in _SIGNS))
+
+    def read(self) -> StudyFile:
+        """What the study is.
+
+        Raises:
+            BadInput: there is none of that name, or it is damaged.
+        """
+        check_name(self.name)
+        names = self.names(self.home)
+        if self.name not in names:
+            way_out = (
+                known(names, self.name)
+                if names
+                else f"there is none yet in {self.home}; begin one with `dux search STUDY.yaml`"
+            )
+            raise BadInput(f"a study must exist to be opened, but {self.name!r} does not; {way_out}")
+        try:
+            for kind in (_FILES, _FOLDERS):
+                for entry in kind:
+                    check_kind(self.path / entry, folder=kind is _FOLDERS)
+            try:
+                file = StudyFile.from_json(read_whole(self.path / "study.json").decode())
+            except BadInput as error:
+                raise Damaged(f"study.json describes no study: {error}") from None
+            if file.name != self.name:
+                raise Damaged(f"study.json describes {file.name!r}")
+        except FileNotFoundError:
+            why = "study.json is gone"
+        except UnicodeDecodeError:
+            why = "study.json is not text"
+        except Damaged as error:
+            why = str(error)
+        else:
+            return file
+        raise BadInput(
+            f"the files of {self.name!r} must be as they were written, but in {self.path} {why}; "
+            f"put it back, or {self.command('delete')} removes the study"
+        )
+
+    def command(self, verb: str) -> str:
+        """What to type to do `verb` with this study, for messages; names the home where it is not the usual one."""
+        where = "" if self.home == default_home() else f" --home {shlex.quote(str(self.home))}"
+        return f"`dux {verb} {self.name}{where}`"
+
+    @property
+    def exists(self) -> bool:
+        """Whether it was ever begun."""
+        return (self.path / "study.json").is_file()
+
+    @property
+    def has_task(self) -> bool:
+        """Whether it is known what the students learn from."""
+        return self.task_file.exists()
+
+    @property
+    def tracking_uri(self) -> str:
+        """Where MLflow's records go."""
+        return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_url(self.home / "mlflow.db")
+
+    @property
+    def storage(self) -> str:
+        """Where the ledger is."""
+        return ledger_url(self.home)
+
+    def trial(self, number: int) -> Path:
+        """Where a trial's files are."""
+        return self.trials / str(number)
+
+    def of(self, line: Line) -> Path:
+        """Where the files of a line of the ledger are: a trial's, or of a point of its curve."""
+        return line.folder(self.trials)
+
+    def result(self, trial: int, say: Callable[[str], object]) -> dict[str, Any] | None:
+        """What a trial's worker wrote at the trial's end, or None; `say` is told of files that were changed since."""
+        folder = self.trial(trial)
+        try:
+            result = unsealed(folder / "result.json")
+            check_hashes(folder, result["files"])
+            for place, point in enumerate(result["curve"]):
+                check_hashes(folder / curve_folder(place), point["files"])
+            return result
+        except FileNotFoundError as error:
+            if not (folder / "result.json").exists():
+                return None
+            why = f"{Path(error.filename).name} is gone"
+        except Damaged as error:
+            why = str(error)
+        say(f"{why}; trial {trial} is carried out again (in {folder})")
+        return None
+
+    def drop_checkpoints(self, lines: Iterable[Line]) -> None:
+        """Delete the checkpoints that no trial will go on from."""
+        for line in lines:
+            if line.ended and not line.is_point:
+                (self.checkpoints / f"{line.root}.safetensors").unlink(missing_ok=True)
+
+    def front_names(self, run_ids: Mapping[int, str]) -> bool:
+        """Whether front.json names these runs of MLflow for its students; `run_ids`: trial -> run."""
+        try:
+            members = json.loads(read_whole(self.path / "front.json"))["members"]
+            return all(member["mlflow_run_id"] == run_ids.get(member["trial"]) for member in members)
+        except (FileNotFoundError, KeyError, RecursionError, TypeError, ValueError):
+            return False
+
+    @property
+    def lock(self) -> FileLock:
+        """Held by the one process that works on the study."""
+        return FileLock(self._lock_file)
+
+    @property
+    def at_work(self) -> bool:
+        """Whether a process works on the study now; a look, which somebody who may not write can take, too."""
+        try:
+            with self._lock_file.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def check_database(self) -> None:
+        """Raise BadInput where the study was begun with its ledger in another database."""
+        note, here = self.path / "ledger.txt", shown_database()
+        try:
+            there = read_whole(note).decode(errors="backslashreplace").strip()
+        except FileNotFoundError:
+            return
+        except Damaged as error:
+            raise BadInput(f"the database of {self.name!r} must be noted, but in {self.path} {error}") from None
+        if there != here:
+            noted = shown(there, 300).strip("'") or "not set"
+            raise BadInput(
+                f"`DUX_STORAGE` must name the database that {self.name!r} was begun with, but is "
+                f"{here or 'not set'} instead of {noted}; set it so, or, where the database has moved or "
+                f"is gone, correct {note}"
+            )
+
+    def lines(self) -> list[Line]:
+        """Every trial of the ledger; a look that writes nothing.
+
+        Raises:
+            LedgerGone: the study had a ledger that is not there any more, or lacks trials.
+            BadInput: as in `ledger`.
+        """
+        self.check_database()
+        folders = [int(folder.name) for folder in self.trials.glob("*") if folder.name.isdecimal()]
+        lines = read_lines(self.storage, self.name)
+        if (lines is None and self.journal.exists()) or max(folders, default=-1) > max(
+            (line.trial for line in lines or ()), default=-1
+        ):
+            raise LedgerGone(
+                f"the ledger of {self.name!r} must be in {without_secrets(self.storage)}, but "
+                f"{'is' if lines is None else 'some of it is'} not there any more; "
+                f"{self.command('resume')} rebuilds it from the study's files"
+            )
+        return lines or []
+
+    def task(self) -> dict[str, Any]:
+        """What the study knows of its task: key, classes, image_shape, the teacher's measurements, the data."""
+        try:
+            record = unsealed(self.task_file)
+            if not _is_task_record(record):
+                raise Damaged("task.json is no record of a task")
+            return record
+        except FileNotFoundError:
+            if self.trials.exists():
+                raise RecordGone(
+                    f"the files of {self.name!r} must be as they were written, but in {self.path} task.json is gone; "
+                    f"{self.command('resume')} writes it anew"
+                ) from None
+            raise BadInput(
+                f"study {self.name!r} must have its teacher before it has a front, but was stopped earlier; "
+                f"{self.command('resume')} goes on"
+            ) from None
+        except Damaged as error:
+            raise BadInput(
+                f"the files of {self.name!r} must be as they were written, but in {self.path} {error}; put it back, "
+                f"or delete it, and {self.command('resume')} writes it anew"
+            ) from None
+
+    def check_data(self, key: str, root: str | None) -> None:
+        """Whether the task is the one that the study's trials learned from, by `trainers.task.key_of` it.
+
+        Args:
+            key: of the task now.
+            root: the folder of the user's data, where they are the user's.
+
+        Raises:
+            BadInput: it is another, since its data were changed; the message names files, where they are the user's.
+        """
+        if not self.has_task or self.task()["key"] == key:
+            return
+        what = ""
+        with suppress(FileNotFoundError, Damaged):
+            before, now = unsealed(self.data_file), listing(Path(root or "."))
+            changed = [
+                f"{name} is {'new' if name not in before else 'gone' if name not in now else 'another'}"
+                for name in sorted(before.keys() | now.keys())
+                if before.get(name) != now.get(name)
+            ]
+            what = ": " + ", ".join(changed[:3]) + (f", and {len(changed) - 3} more" if len(changed) > 3 else "")
+        raise BadInput(
+            f"the data of {self.name!r} must be those that its trials learned from, but {root or 'its data set'} was "
+            f"changed{what}; put it back, or begin anew under another name"
+        )
+
+    def check_student(self, entry: Entry) -> None:
+        """Whether a student's files are those that its worker wrote; without torch, so that a refusal comes at once.
+
+        Raises:
+            ExportRefused: they are not, or nobody can say.
+        """
+        assert entry.folder is not None
+        if not entry.files:
+            raise ExportRefused(
+                f"the files of {entry.called} must be known by their hashes, but an earlier Dux recorded none; "
+                "run the study again, under another name"
+            )
+        try:
+            check_hashes(entry.folder, entry.files)
+        except (Damaged, FileNotFoundError) as error:
+            why = error if isinstance(error, Damaged) else f"{Path(error.filename).name} is gone"
+            raise ExportRefused(f"the files of {entry.called} must be those that were measured, but {why}") from None
+
+    def check_name_is_free(self) -> None:
+        """Raise BadInput where a study that is to begin would come upon what is left of another."""
+        if self.exists:
+            return
+        if in_ledger(self.storage, self.name):
+            raise BadInput(
+                f"a new study must have a new name, but the ledger knows a {self.name!r} whose folder is gone; "
+                f"{self.command('delete')} has it forgotten, another `name:` begins anew"
+            )
+        if self.journal.exists() or self.trials.exists():
+            raise BadInput(
+                f"a new study must have a new name, but {self.path} holds trials of an earlier {self.name!r}; "
+                f"{self.command('delete')} removes them, another `name:` begins anew"
+            )
+
+
+def _is_task_record(record: Mapping[str, Any]) -> bool:
+    teacher = record.get("teacher")
+    return (
+        isinstance(record.get("key"), str)
+        and isinstance(record.get("classes"), int)
+        and isinstance(record.get("data", []), list)
+        and isinstance(teacher, dict)
+        and all(isinstance(value, int | float) for value in teacher.values())
+    )

@@ -1,0 +1,203 @@
+"""A line of the ledger: what is known of one student that a study made or tried to make, and what kind of line it is.
+
+The ledger keeps each as an Optuna trial; its attributes are written and read here and nowhere else.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from optuna.trial import FrozenTrial, TrialState
+
+from spaces import BadInput, Recipe
+from spaces.errors import shown
+from trainers.files import curve_folder
+
+Outcome = Literal["complete", "failed", "stopped", "interrupted", "running"]
+_ENDED = ("complete", "failed", "stopped")
+
+RUNG = "rung."
+"""What an attribute begins with that says what a trial had come to at a rung."""
+FROM = "from"
+"""Of a trial of another study, which the sampler learned from."""
+LOST = "lost"
+"""Of a trial that only takes a number, in a ledger that was rebuilt: nobody knows what it was."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One of the trials that were asked for."""
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """A trial carried out again with another seed."""
+
+    of: int
+    """The trial that it repeats."""
+    nth: int
+    """Which repeat of it, from 1."""
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """A student on a trial's pruning curve; no trial of its own."""
+
+    of: int
+    """The trial, or repeat, whose curve it is on."""
+    place: int
+    """On the curve, from 0."""
+    repeat: Repeat | None = None
+    """What `of` is, where that is a repeat."""
+
+
+Kind = Trial | Repeat | CurvePoint
+
+
+def kind_of(attributes: Mapping[str, Any]) -> Kind:
+    """What an Optuna trial with these attributes is; raises as indexing does where they are none of a ledger's."""
+    repeat = None
+    if "repeat" in attributes:
+        repeat = Repeat(attributes["repeat"][0], attributes["repeat"][1])
+    if "point" in attributes:
+        return CurvePoint(attributes["point"][0], attributes["point"][1], repeat)
+    return repeat or Trial()
+
+
+def attributes_of(kind: Kind) -> dict[str, Any]:
+    """The other way round."""
+    match kind:
+        case CurvePoint(of, place, repeat):
+            return {**(attributes_of(repeat) if repeat else {}), "point": [of, place]}
+        case Repeat(of, nth):
+            return {"repeat": [of, nth]}
+    return {}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One student, or one that was to be, as the ledger has it."""
+
+    trial: int
+    """Its number; curve points have numbers, too."""
+    root: int
+    """The first trial that had its recipe, where that was interrupted and tried again; else the trial itself."""
+    outcome: Outcome
+    recipe: Recipe | None
+    """None where the process ended before a recipe was drawn."""
+    measurements: Mapping[str, float]
+    reason: str
+    """Why it failed; of an interrupted trial, why it is tried again."""
+    seconds: float
+    stopped_at: int | None
+    """Epochs after which it was stopped early."""
+    rungs: Mapping[int, Mapping[str, float]]
+    """Epochs -> the objectives then, where early stopping compared it with others; NaN where one was no number."""
+    kind: Kind = Trial()
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Name -> SHA-256 of the files of its student, as they were written."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is done, well or badly."""
+        return self.outcome in _ENDED
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is one of the trials asked for, and done."""
+        return self.ended and isinstance(self.kind, Trial)
+
+    @property
+    def is_point(self) -> bool:
+        """Whether it is a curve point, which nobody carried out by itself."""
+        return isinstance(self.kind, CurvePoint)
+
+    @property
+    def repeat(self) -> Repeat | None:
+        """Of a repeat, and of the points of its curve."""
+        match self.kind:
+            case Repeat():
+                return self.kind
+            case CurvePoint(repeat=repeat):
+                return repeat
+        return None
+
+    def folder(self, trials: Path) -> Path:
+        """Where its files are; `trials`: the folder of the study's trials."""
+        match self.kind:
+            case CurvePoint(of, place):
+                return trials / str(of) / curve_folder(place)
+        return trials / str(self.trial)
+
+
+def grouped(lines: Sequence[Line]) -> list[tuple[str, list[int]]]:
+    """Why trials ended as they did, the most frequent reason first, and which did.
+
+    Reasons that differ in nothing but numbers are one, told in the words of the first.
+    """
+    groups: dict[str, tuple[str, list[int]]] = {}
+    for line in lines:
+        alike = re.sub(r"[-+]?\d[\d.]*(e[-+]?\d+)?", "#", line.reason)
+        groups.setdefault(alike, (line.reason, []))[1].append(line.trial)
+    return sorted(groups.values(), key=lambda group: -len(group[1]))
+
+
+def is_own(trial: FrozenTrial) -> bool:
+    """Whether it is a trial of this study that was begun, and none that it learned from or that stands for one lost."""
+    return trial.state != TrialState.WAITING and not {FROM, LOST} & {*trial.user_attrs}
+
+
+def result_attributes(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of a trial that ended well, by its file `result.json`."""
+    return {
+        "curve": json.dumps(result["curve"]),
+        "files": result.get("files", {}),
+        "measurements": json.dumps(result["measurements"]),
+        "seconds": result["seconds"],
+    }
+
+
+def line_of(trial: FrozenTrial) -> Line:
+    """The line of an Optuna trial. Raises BadInput where it is none that a ledger wrote."""
+    try:
+        return _line(trial)
+    except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise BadInput(
+            f"the ledger must be as it was written, but its trial {trial.number} is not ({shown(str(error))}); "
+            "move the ledger away, and `dux resume NAME` rebuilds a study's from its other files"
+        ) from None
+
+
+def _line(trial: FrozenTrial) -> Line:
+    attributes = trial.user_attrs
+    return Line(
+        trial.number,
+        attributes.get("root", trial.number),
+        _outcome(trial),
+        Recipe.from_json(attributes["recipe"]) if "recipe" in attributes else None,
+        json.loads(attributes.get("measurements", "{}")),
+        attributes.get("reason", attributes.get("again", "")),
+        float(attributes.get("seconds", 0.0)),
+        attributes.get("stopped_at"),
+        {
+            int(key.removeprefix(RUNG)): {name: math.nan if v is None else v for name, v in values.items()}
+            for key, values in attributes.items()
+            if key.startswith(RUNG)
+        },
+        kind_of(attributes),
+        attributes.get("files", {}),
+    )
+
+
+def _outcome(trial: FrozenTrial) -> Outcome:
+    if trial.state == TrialState.COMPLETE:
+        return "complete"
+    if trial.state == TrialState.PRUNED:
+        return "stopped"
+    if trial.state == TrialState.FAIL:
+        return "failed" if "reason" in trial.user_attrs else "interrupted"
+    return "running"

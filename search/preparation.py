@@ -1,0 +1,154 @@
+"""What a study must have before its trials begin: its task with the teacher, what students learn of it, sound files.
+
+Torch and the methods are imported with it, so that a look at a study need not wait for them.
+"""
+
+import importlib.util
+import itertools
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from search.folder import StudyFolder
+from search.provenance import data_of
+from search.signals import raise_if_pressed
+from search.study_file import StudyFile, find_modules_in
+from spaces import BadInput, Choice, Space
+from trainers.checkpoint import is_sound
+from trainers.computing import computing
+from trainers.files import Damaged, listing, read_whole, sealed, sha256, write_whole
+from trainers.knowledge import Knowledge
+from trainers.loop import Diverged
+from trainers.measure import latency_ms
+from trainers.store import weights_bytes
+from trainers.task import Task
+from trainers.transfer import Needs, StageFailed, method_named
+
+Tell = Callable[[str], object]
+
+
+def prepare(file: StudyFile, files: StudyFolder, begun: bool, now: Tell, say: Tell) -> tuple[Task, Knowledge]:
+    """The study's task, on record in its folder, and what its methods need of the teacher.
+
+    Args:
+        file: what the study is.
+        files: where it is kept.
+        begun: whether trials have learned from the task already, so that it may not be another.
+        now: told what goes on.
+        say: told what the user is to know.
+
+    Raises:
+        BadInput: the data or the teacher are others than the trials learned from, the teacher cannot be trained, or a
+            method cannot work with it.
+    """
+    _name_own_code(file, say)
+    task = _load(file, files, begun, now)
+    knowledge = Knowledge(task, files.home / "knowledge", say=say)
+    for method in file.space.methods:
+        for needs in needs_of(file.space, method):
+            now(f"computing what students learn of the teacher by {method}")
+            try:
+                knowledge.prepare(needs)
+            except StageFailed as error:
+                knowledge.forget()
+                raise BadInput(
+                    f"`{method}` must be possible with this teacher, but {error}; the teacher is kept"
+                ) from None
+    drop_changed_checkpoints(files, say)
+    return task, knowledge
+
+
+def _name_own_code(file: StudyFile, say: Tell) -> None:
+    """Say what of the user's will be imported, and from where, before it is."""
+    find_modules_in(Path())
+    for reference in file.own_code:
+        module = reference.partition(":")[0].partition(".")[0]
+        if module not in sys.modules:
+            spec = importlib.util.find_spec(module)
+            where = "" if spec is None else spec.origin or next(iter(spec.submodule_search_locations or ()), "")
+            say(f"imports {reference}, which the study names, {f'from {where}' if where else ''}")
+
+
+def _load(file: StudyFile, files: StudyFolder, begun: bool, now: Tell) -> Task:
+    """The task, with its teacher trained where there was none; written down in the study's folder."""
+    now("reading the data, looking for the teacher")
+    epochs = file.task.teacher.epochs * file.task.teacher.members
+
+    def on_epoch(epoch: int, loss: float) -> None:
+        raise_if_pressed()
+        now(f"training the teacher: epoch {epoch} of {epochs}")
+
+    def check_data(key: str) -> None:
+        if begun:
+            files.check_data(key, file.task.root)
+
+    try:
+        task = Task.load(file.task, files.home, on_epoch, check_data)
+    except Diverged as error:
+        raise BadInput(f"`task.teacher` must be one that can be trained, but {error}") from None
+    weights = sha256(weights_bytes(task.teacher))
+    if begun:
+        _check_teacher(files, weights)
+    record = {
+        "key": task.key,
+        "classes": task.data.classes,
+        "class_names": list(task.data.class_names),
+        "image_shape": list(task.data.image_shape),
+        "images": {"colour": task.data.colour, "preparation": task.data.preparation},
+        "notes": list(task.data.notes),
+        "teacher": {**task.teacher_measurements, **_teacher_latency(file, files, task)},
+        "teacher_sha256": weights,
+        "data": data_of(task),
+    }
+    if file.task.root is not None and not begun:
+        write_whole(files.data_file, sealed(listing(Path(file.task.root))))
+    write_whole(files.task_file, sealed(record))
+    return task
+
+
+def _check_teacher(files: StudyFolder, weights: str) -> None:
+    """Raise BadInput where the study's trials learned from another teacher: both would stand on one front."""
+    if files.has_task and files.task().get("teacher_sha256") != weights:
+        raise BadInput(
+            f"the teacher of {files.name!r} must be the one that its trials learned from, but in "
+            f"{files.home / 'teachers' / files.task()['key']} is another; put that one back, or begin anew "
+            "under another name"
+        )
+
+
+def _teacher_latency(file: StudyFile, files: StudyFolder, task: Task) -> dict[str, float]:
+    """Measured once a study, if it asks for latency: the front is reckoned from it."""
+    if not file.timed:
+        return {}
+    try:
+        return {"latency_ms": files.task()["teacher"]["latency_ms"]}
+    except BadInput:
+        with computing(file.search.cpus):
+            return {"latency_ms": latency_ms(task.teacher, task.data.image_shape)}
+
+
+def needs_of(space: Space, method: str) -> list[Needs]:
+    """What a method of the space needs of the teacher, as far as that can be listed before recipes are drawn.
+
+    Empty where a stage depends on a parameter drawn from an interval: that is left to the first trial that needs it.
+    """
+    own = {key: domain for key, domain in space.parameters.items() if key.rpartition(".")[0] == method}
+    options = [key.rpartition(".")[2] for key in own]
+    combinations = itertools.product(*(domain.extremes() for domain in own.values()))
+    method_type = method_named(method)
+    parsed = [method_type.parse(dict(zip(options, values, strict=True))) for values in combinations]
+    needed = {method_type.needs(option) for option in parsed}
+    listed = len(needed) == 1 or all(isinstance(domain, Choice) for domain in own.values())
+    return sorted(needed, key=repr) if listed else []
+
+
+def drop_changed_checkpoints(files: StudyFolder, say: Tell) -> None:
+    """Delete those that were changed, with a line: their trials begin anew."""
+    for file in sorted(files.checkpoints.glob("*.safetensors")):
+        with suppress(Damaged):
+            if is_sound(read_whole(file)):
+                continue
+        say(f"{file.name} was changed; the trial of that checkpoint begins anew (in {file.parent})")
+        shutil.rmtree(file) if file.is_dir() else file.unlink()

@@ -1,0 +1,233 @@
+"""What MLflow is told of a study, and what it was told in earlier sessions."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from search.constraints import broken
+from search.display import Display
+from search.folder import StudyFolder
+from search.front import Front
+from search.lines import CurvePoint, Line
+from search.provenance import flattened, versions
+from search.secrets import without_secrets
+from search.standing import Standing
+from search.study_file import StudyFile
+from search.tracking import ANSWER_S, Tracker, event_of, find_runs
+
+FLUSH_S = 45.0
+"""How long a study waits for MLflow at its end, in all; what is not sent by then goes out with `dux resume`."""
+SILENT_S = 3.0
+"""How long of that without a word."""
+_TRIAL_EVENTS = ("trial_started", "trial_finished")
+
+
+class Reporter:
+    """Puts what happens into the tracker's words.
+
+    Args:
+        file: what the study is.
+        files: where it is kept.
+        display: told what the user is to know.
+    """
+
+    def __init__(self, file: StudyFile, files: StudyFolder, display: Display) -> None:
+        self._file, self._files, self._display = file, files, display
+        self._tracker = Tracker(files.path, file.name, files.tracking_uri)
+        self._told_members: set[int] = set()
+        """Those on the front by what MLflow was told last."""
+        self._told_ends: set[int] = set()
+        """Of which trials and points MLflow was told the end, in this session or an earlier one."""
+        self._waits_until: float | None = None
+        """For MLflow, at the end; None before."""
+        self.gave_up = False
+        """Whether Ctrl-C ended that."""
+
+    def remember(self) -> int:
+        """Learn from the spool what was told before; returns the number after the last trial's, as far as it knows."""
+        kinds = (*_TRIAL_EVENTS, "curve_measured")
+        events = [event for event in self._told() if event.get("event") in kinds]
+        self._told_ends = {event["trial"] for event in events if event["event"] == "trial_finished"}
+        return max((row["trial"] for event in events for row in (event, *event.get("points", ()))), default=-1) + 1
+
+    def start(self) -> None:
+        """Tell what the study, its data and its teacher are."""
+        file = self._file
+        asked = str(file.search.trials)
+        before = [event["parameters"] for event in self._told() if event.get("event") == "study_started"]
+        parameters = flattened(file)  # MLflow takes no other value than the first: what was carried on is in the tag
+        parameters["search.trials"] = before[0].get("search.trials", asked) if before else asked
+        tags = {**versions(), "dux.trials": asked}
+        self._tracker.study_started(parameters, tags, file.objectives, file.space)
+        told, record = {event["event"] for event in self._told()}, self._files.task()
+        if "data_described" not in told:  # once, in whichever session: another store gets the whole spool
+            self._tracker.data_described(record["data"], record.get("class_names", ()), record.get("images", {}))
+        if "teacher_measured" not in told:
+            self._tracker.teacher_measured(record["teacher"], {"dataset": file.task.dataset, **vars(file.task.teacher)})
+
+    def began(self, line: Line) -> None:
+        """A worker has the trial."""
+        assert line.recipe is not None
+        self._tracker.trial_started(line.trial, line.recipe.flat(), None if line.repeat is None else line.repeat.of)
+
+    def reached(self, trial: int, step: int, metrics: Mapping[str, float]) -> None:
+        """An epoch is over."""
+        self._tracker.trial_reported(trial, step, {f"epoch.{name}": value for name, value in metrics.items()})
+
+    def ended(self, line: Line, points: Sequence[Line], standing: Standing) -> None:
+        """A trial has its outcome; `points`: of its curve."""
+        self._end(line)
+        self._curve(line.trial, points)
+        front = standing.front
+        if front is not None and line.counts:
+            members = {entry.trial for entry in front.members}
+            if members != self._told_members:
+                self._points(members, standing)
+                self._tracker.front_members(members)
+                self._told_members = members
+            self._tracker.front_changed(standing.done, front.hypervolume, len(members))
+
+    def _curve(self, trial: int, points: Sequence[Line]) -> None:
+        """All points of a trial's curve, as a table of its run."""
+        if points:
+            rows = [
+                {"trial": point.trial, **point.measurements, **point.recipe.flat()}
+                for point in points
+                if point.recipe is not None
+            ]
+            self._tracker.curve_measured(trial, rows)
+
+    def _points(self, members: set[int], standing: Standing) -> None:
+        """The points of curves that are on the front, as runs; of the others a study has some ten a trial."""
+        for trial in sorted(members - self._told_ends):
+            line = standing.line(trial)
+            if line.is_point:
+                self.began(line)
+                self._end(line)
+
+    def _end(self, line: Line) -> None:
+        self._told_ends.add(line.trial)
+        trial, folder = line.trial, self._files.of(line)
+        files = folder if folder.is_dir() else None
+        if line.outcome == "complete":
+            limits = broken(self._file.constraints, line.measurements)
+            tags = {"dux.broken_constraints": ", ".join(limits)} if limits else {}
+            tags |= {"dux.curve_of": str(line.kind.of)} if isinstance(line.kind, CurvePoint) else {}
+            self._tracker.trial_finished(trial, "FINISHED", {**line.measurements, "seconds": line.seconds}, tags, files)
+        elif line.outcome == "stopped":
+            tags = {"dux.stopped_at": str(line.stopped_at)}
+            self._tracker.trial_finished(trial, "KILLED", {"seconds": line.seconds}, tags, files)
+        else:
+            self._tracker.trial_finished(trial, "FAILED", {}, {"dux.reason": line.reason}, files)
+
+    def catch_up(self, lines: Sequence[Line]) -> None:
+        """MLflow's runs after an interruption: those cut short are closed, and what a kill kept untold is told."""
+        kinds = (*_TRIAL_EVENTS, "curve_measured")
+        told = {kind: {event["trial"] for event in self._told() if event["event"] == kind} for kind in kinds}
+        begun = told["trial_started"] | self.run_ids().keys()  # a power cut may take lines that were sent
+        curves: dict[int, list[Line]] = {}
+        for line in lines:
+            if isinstance(line.kind, CurvePoint):
+                curves.setdefault(line.kind.of, []).append(line)
+            if line.trial in told["trial_finished"]:
+                continue
+            if line.is_point and line.trial not in begun:
+                continue  # it has no run unless it is on the front
+            if line.ended:
+                if line.recipe is not None:
+                    self.began(line)
+                self._end(line)
+            elif line.trial in begun:
+                self._tracker.trial_finished(line.trial, "KILLED", {}, {}, None)
+        for trial in sorted(curves.keys() - told["curve_measured"]):
+            self._curve(trial, curves[trial])
+
+    def front(self, standing: Standing) -> None:
+        """Which students the front has at the end of the session."""
+        assert standing.front is not None
+        members = [entry.trial for entry in standing.front.members]
+        self._points({*members}, standing)
+        self._tracker.front_members(members)
+
+    def finish(self, front: Front, paths: Sequence[Path], complete: bool) -> None:
+        """The session ends; `paths`: of what shows the front."""
+        rows = [
+            {
+                "trial": entry.trial,
+                **front.seed_columns(entry),
+                **entry.measurements,
+                **entry.recipe,
+                "mlflow_run_id": entry.run_id or "",
+            }
+            for entry in front.members
+        ]
+        if complete:
+            finished = {event["trial"]: event for event in self._told() if event["event"] == "trial_finished"}
+            for entry in front.members:
+                end = finished[entry.trial]
+                self._tracker.student_kept(entry.trial, entry.recipe, entry.measurements, end["step"], end["time"])
+        self._tracker.study_finished("FINISHED" if complete else "KILLED", paths, rows)
+
+    def _told(self) -> list[dict[str, Any]]:
+        """All events that MLflow has or will get, of this and earlier sessions; a damaged line is none."""
+        with (self._files.path / "spool.jsonl").open("rb") as spool:
+            return [event for line in spool if (event := event_of(line)) is not None]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the end of the whole study was told; a kill may have come before."""
+        last = (self._told() or [{}])[-1]
+        return last.get("event") == "study_finished" and last["status"] == "FINISHED"
+
+    @property
+    def sends_the_rest(self) -> str:
+        """The way out where MLflow has not everything, for messages."""
+        return f"{self._files.command('resume')} sends the rest"
+
+    def _patience(self) -> float:
+        """For how many seconds MLflow is still waited for; they begin with the first call."""
+        if self._waits_until is None:
+            self._waits_until = time.monotonic() + FLUSH_S
+        return max(0.0, self._waits_until - time.monotonic())
+
+    def wait(self, now: Callable[[str], object]) -> int:
+        """Wait until MLflow has all that it was told, patience ends or Ctrl-C; returns how many events it has not.
+
+        `now` is told what goes on.
+        """
+        silent = self._waits_until is None
+        try:
+            unsent = self._tracker.flush(min(SILENT_S, self._patience()))
+            if unsent and self._patience():
+                if silent:
+                    store = without_secrets(self._files.tracking_uri)
+                    self._display.say(
+                        f"waiting at most {self._patience():.0f} s for MLflow ({store}), which has not taken {unsent} "
+                        f"events yet; Ctrl-C ends the waiting, and {self.sends_the_rest}"
+                    )
+                now("waiting for MLflow")
+                unsent = self._tracker.flush(self._patience())
+        except KeyboardInterrupt:
+            self.gave_up, self._waits_until = True, 0.0
+            unsent = self._tracker.flush(0.0)
+        return unsent
+
+    def run_ids(self) -> dict[int, str]:
+        """Trial -> run, as far as MLflow has them and answers in time."""
+        with suppress(ConnectionError):
+            runs = find_runs(
+                self._files.path, self._file.name, self._files.tracking_uri, min(ANSWER_S, self._patience())
+            )
+            return {} if runs is None else runs.run_ids
+        return {}
+
+    def close(self, timeout_s: float = 0.0) -> None:
+        """No more will be told in this session."""
+        self._tracker.close(timeout_s)
+
+    @property
+    def in_the_way(self) -> str:
+        """Why MLflow has not what it has not, in brief."""
+        return self._tracker.in_the_way

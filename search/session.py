@@ -1,0 +1,348 @@
+"""A session: what one process does with a study, from the lock to the front, in the order of docs/architecture.md."""
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from filelock import Timeout
+
+from search.display import Display, Gauge
+from search.errors import AllFailed, Interrupted, LedgerLost, NotStarted
+from search.front import Front
+from search.home import make_writable, shown_database
+from search.lines import Repeat, grouped
+from search.locks import told_of_locks
+from search.machine import check_machine
+from search.remarks import remarks
+from search.reporting import Reporter
+from search.secrets import redacted
+from search.signals import ctrl_c_is_kept, end
+from search.standing import Standing
+from search.stopping import Halving
+from search.storage import delete, in_ledger, lost_database, why_lost
+from search.tracking import Refused
+from spaces import BadInput, Recipe
+from trainers.files import write_whole
+
+if TYPE_CHECKING:  # it imports us
+    from search.study import Study
+
+
+def carry_out(study: "Study", address: str | None, display: Display, verbose: bool, carried_on: bool) -> Front:
+    """The whole study, or what is left of it, by the one process that may; arguments and errors as of `Study.search`.
+
+    `carried_on`: whether its file was changed since it was begun.
+    """
+    files = study.files
+    study.file.task.check()
+    if address is None:
+        check_machine(study.file.search.cpus, study.file.search.gpus)
+    if os.environ.get("DUX_STORAGE"):
+        in_ledger(files.storage, study.name)  # a database that does not answer is told before anything is written
+    with ExitStack() as stack:
+        if address is not None:  # joined first: an address where nothing answers is told before anything is written
+            from search import workers
+
+            joined = workers.cluster(
+                address, cpus=0, gpus=0.0, store_bytes=0, verbose=verbose, on_death=_ends_at_once(study)
+            )
+            stack.enter_context(joined)
+        files.check_name_is_free()  # before anything is written, and again under the lock
+        make_writable(files.path, files.home)
+        try:
+            stack.enter_context(files.lock.acquire(timeout=0.5))  # `at_work` holds it for a moment, too
+        except Timeout:
+            raise BadInput(
+                f"one process at a time may work on a study, but another works on {study.name!r}; "
+                f"{files.command('status')} shows it"
+            ) from None
+        files.check_name_is_free()
+        new = not files.exists
+        _write_down(study, new, carried_on)
+        stack.enter_context(ctrl_c_is_kept())
+        try:
+            session = Session(study, display, verbose)
+            stack.enter_context(told_of_locks(session.gauge.locked))
+            return session.run(address)
+        except BadInput:
+            if new and not study.lines():  # nothing was tried: the name stays free for the corrected file
+                delete(files.storage, study.name)
+                shutil.rmtree(files.path)
+            raise
+        except Exception as error:
+            if (lost := lost_database(error)) is None:
+                raise
+            # whatever else was under way: nothing can be recorded
+            raise LedgerLost(
+                f"the ledger's database does not work any more ({redacted(why_lost(lost), files.storage)}); "
+                f"{files.command('resume')} goes on when it does"
+            ) from error
+        except KeyboardInterrupt:  # while it waited for the ledger, or told to stop once more
+            raise Interrupted(f"stopped; {files.command('resume')} goes on") from None
+
+
+def _write_down(study: "Study", new: bool, carried_on: bool) -> None:
+    """What the study is, where that is not in its folder yet; all or nothing."""
+    files = study.files
+    try:
+        if new:
+            write_whole(files.path / "ledger.txt", shown_database())
+        if new or carried_on:
+            write_whole(files.path / "study.json", study.file.to_json())
+    except OSError:
+        if new:
+            shutil.rmtree(files.path, ignore_errors=True)
+        raise
+
+
+def _ends_at_once(study: "Study") -> Any:
+    def end_at_once(why: str) -> NoReturn:
+        """End the process, as a kill would: Ray's calls hang, and would end it later. The ledger has what ended."""
+        end(f"stopped, because {why}; {study.files.command('resume')} goes on")
+
+    return end_at_once
+
+
+class Session:
+    """One process at work on a study: it is the watcher of the trials, and tells MLflow and the display."""
+
+    def __init__(self, study: "Study", display: Display, verbose: bool) -> None:
+        self._study, self._display, self._verbose = study, display, verbose
+        self._files = study.files
+        self._reporter = Reporter(study.file, study.files, display)
+        self._ledger = study.ledger()
+        self._standing = Standing(
+            study.file.objectives,
+            study.file.constraints,
+            study.file.trials,
+            study.file.search.seeds,
+            study.files.trials,
+        )
+        self.gauge = Gauge(display, self._standing)
+        self._remarked: set[str] = set()
+        """What was said of all trials so far."""
+        self._stopped_by = Interrupted
+        """What the study raises where it ends early."""
+
+    def run(self, address: str | None) -> Front:
+        """The whole study, or what is left of it."""
+        why = ""
+        try:
+            self._restore_ledger()
+            self._tell_the_sampler()
+        except BadInput:
+            self._reporter.close()
+            raise
+        again = self._ledger.reconcile(self._result)
+        self._read_ledger()
+        self._files.drop_checkpoints(self._standing.lines)
+        # without its record the front is not known: it is written anew on the way
+        complete = self._standing.is_complete and not again and self._files.has_task
+        if not (complete and self._reporter.is_finished):
+            try:
+                if complete:
+                    self._reporter.start()  # killed between the last trial and the front
+                else:
+                    why = self._carry_out(address)
+            except (KeyboardInterrupt, SystemExit):
+                pass  # Ctrl-C outside of Tune's own loop, or SIGTERM while Ray started: it exits then
+            except BadInput:
+                self._reporter.close()
+                raise
+            finally:
+                self._ledger.reconcile(self._result)  # what is still open was cut short; it is queued for next time
+            if not self._files.has_task:
+                self._reporter.close(1.0)
+                raise Interrupted(f"stopped before the first trial; {self._files.command('resume')} goes on")
+            self._read_ledger()
+            complete = self._standing.is_complete
+            self._finish(complete)
+        elif self._reporter.wait(self.gauge.now) == 0 and not self._files.front_names(self._reporter.run_ids()):
+            self._finish(True)  # MLflow has now what it had not at the study's end
+        return self._end(complete, why)
+
+    def _restore_ledger(self) -> None:
+        """Have the ledger know again what the study's files know."""
+        numbers_given = self._reporter.remember()
+        run_ids = self._study.run_ids() if numbers_given else {}
+        if self._ledger.restore(self._files.trials, max(numbers_given, max(run_ids, default=-1) + 1)):
+            self._ledger.note_runs(run_ids)
+
+    def _tell_the_sampler(self) -> None:
+        """What to try first, and what an earlier study found."""
+        search, proposals = self._study.file.search, self._ledger.proposals
+        if search.start_from is not None and not proposals.has_learned:
+            earlier = self._study.earlier(search.start_from)
+            if not proposals.learn_from(earlier.name, earlier.lines()):
+                raise BadInput(
+                    f"`search.start_from` must be a study with a finished trial whose recipe is in this space, but "
+                    f"{earlier.name!r} has none; leave it out"
+                )
+        proposals.try_first(search.first)
+
+    def _read_ledger(self) -> None:
+        """Know how the study stands."""
+        if self._files.has_task:
+            self._standing.measure_by(self._study.axes())
+        for line in self._ledger.lines():
+            self._standing.add(line)
+
+    def _carry_out(self, address: str | None) -> str:
+        """The trials; returns why they ended early, where that is for the user to know."""
+        from search.preparation import prepare
+
+        file = self._study.file
+        task, knowledge = prepare(file, self._files, bool(self._standing.lines), self.gauge.now, self._display.say)
+        self._standing.measure_by(self._study.axes())
+        if file.remark:
+            self._display.say(file.remark)
+        self.gauge.now("starting the workers")
+        # imported here: Ray takes seconds, which `dux front` and bad input need not wait for
+        from search import workers
+
+        search = file.search
+        arrays = {**task.arrays(), **{f"knowledge/{name}": array for name, array in knowledge.arrays().items()}}
+        self._reporter.start()
+        try:
+            with workers.cluster(
+                address,
+                cpus=search.at_a_time * search.cpus,
+                gpus=search.at_a_time * search.gpus,
+                store_bytes=sum(array.nbytes for array in arrays.values()),
+                verbose=self._verbose,
+                on_death=_ends_at_once(self._study),
+            ):
+                job = workers.Job(
+                    task=file.task,
+                    task_key=task.key,
+                    class_names=task.data.class_names,
+                    teacher_measurements=dict(task.teacher_measurements),
+                    teacher_curve=task.curve,
+                    trials_folder=str(self._files.trials),
+                    checkpoints_folder=str(self._files.checkpoints),
+                    checkpoint_seconds=search.checkpoint_seconds,
+                    knowledge_folder=str(self._files.home / "knowledge"),
+                    driver_node=workers.this_node(),
+                    threads=search.cpus,
+                    device="cuda" if search.gpus else "cpu",
+                    curve=file.space.fractions() if search.curve else (),
+                    timed=file.timed,
+                    import_folders=tuple(sys.path),
+                )
+                self.gauge.begin()
+                workers.run(
+                    job,
+                    arrays,
+                    self._ledger,
+                    self,
+                    self._halving(),
+                    trials=file.trials,
+                    concurrent=search.at_a_time,
+                    cpus=search.cpus,
+                    gpus=search.gpus,
+                    retries=search.retries,
+                    trial_timeout=search.trial_timeout,
+                    scratch=self._files.path / "ray",
+                )
+        except (workers.RayDied, workers.RayDidNotStart) as error:
+            self._stopped_by = NotStarted if isinstance(error, workers.RayDidNotStart) else Interrupted
+            return f", because {error}"
+        return ""
+
+    def _halving(self) -> Halving | None:
+        """Early stopping as it stood when the last session ended."""
+        search = self._study.file.search
+        if search.stopping == "none":
+            return None
+        halving = Halving(self._study.axes(), search.min_epochs, search.reduction)
+        for line in self._standing.lines:
+            if line.outcome in ("complete", "stopped"):
+                for epoch, measured in line.rungs.items():
+                    halving.add(line.trial, epoch, measured)
+        return halving
+
+    def repeats(self) -> list[Repeat]:
+        """What the workers are to do when all trials are done."""
+        return self._standing.repeats_left
+
+    def trial_started(self, trial: int, recipe: Recipe) -> None:
+        """A worker has the trial."""
+        self.gauge.started(trial)
+        line = self._ledger.line(trial)
+        self._standing.add(line)
+        self._reporter.began(line)
+
+    def trial_reported(self, trial: int, step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        """An epoch is over."""
+        self.gauge.reached(trial, step / steps)
+        self._reporter.reached(trial, step, metrics)
+
+    def trial_ended(self, trial: int) -> None:
+        """The ledger has the trial's outcome: pass it on."""
+        self.gauge.ended(trial)
+        line, *points = self._ledger.ended(trial)
+        for each in (line, *points):
+            self._standing.add(each)
+        if not self._standing.is_complete:
+            told = remarks(self._standing.lines, self._study.file.constraints)
+            for about in told.keys() - self._remarked:
+                self._display.say(told[about])
+            self._remarked |= told.keys()
+        self._files.drop_checkpoints([line])
+        self._reporter.ended(line, points, self._standing)
+
+    def tick(self) -> None:
+        """Tune's loop has turned."""
+        self.gauge.tick()
+
+    def _result(self, trial: int) -> dict[str, Any] | None:
+        """What a trial left that was over when the driver was killed."""
+        return self._files.result(trial, self._display.say)
+
+    def _finish(self, complete: bool) -> None:
+        """Put the front beside the study and into MLflow."""
+        from search.front_files import write_front
+
+        self.gauge.now("writing the front")
+        self._reporter.catch_up(self._standing.lines)
+        self._reporter.front(self._standing)
+        self._reporter.wait(self.gauge.now)
+        run_ids = self._reporter.run_ids()
+        self._ledger.note_runs(run_ids)
+        front = self._standing.front_of_runs(run_ids)
+        paths = write_front(front, self._study.name, self._files.path, self._files.task()["teacher"])
+        if complete:
+            shutil.rmtree(self._files.checkpoints, ignore_errors=True)
+        self._reporter.finish(front, paths, complete)
+
+    def _end(self, complete: bool, why: str) -> Front:
+        """The front, or in words why there is none; `why` the study ended early, where the user is to know."""
+        standing, reporter = self._standing, self._reporter
+        unsent = reporter.wait(self.gauge.now)
+        reporter.close()
+        if refused := Refused.of(self._files.path):
+            self._display.say(str(refused))
+        left = f"MLflow has not taken {unsent} event{'s' if unsent > 1 else ''} ({reporter.in_the_way})"
+        if not complete:
+            repeats = standing.repeats
+            again = f" and {standing.repeated} of {len(repeats)} repeats" if repeats else ""
+            why += f"; {left}" if unsent else ""
+            raise self._stopped_by(
+                f"stopped after {standing.done} of {standing.trials} trials{again}{why}; "
+                f"{self._files.command('resume')} goes on"
+            )
+        if unsent and reporter.gave_up:
+            raise Interrupted(f"stopped waiting; all trials are done, but {left}; {reporter.sends_the_rest}")
+        if unsent:
+            self._display.say(f"{left}; {reporter.sends_the_rest}")
+        front = standing.front_of_runs(reporter.run_ids())
+        if not front.entries and not front.broken:
+            reasons = grouped(standing.of("failed"))
+            ended = "failed" if not standing.count("stopped") else "failed or were stopped early"
+            why = "; ".join(f"{len(which)} x {reason}" for reason, which in reasons[:3])
+            others = f"; and {len(reasons) - 3} other reasons" if len(reasons) > 3 else ""
+            raise AllFailed(f"all {standing.done} trials {ended}: {why}{others}")
+        return front
