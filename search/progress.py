@@ -12,6 +12,7 @@ from rich.text import Text
 
 from search.display import Progress
 from search.front import show
+from spaces.errors import in_one_line
 
 
 class Terminal:
@@ -41,7 +42,7 @@ class Terminal:
 
     def say(self, line: str) -> None:
         """A line that stays, above the progress if there is one."""
-        self._console.print(Text(f"dux: {line}"), soft_wrap=True)
+        self._console.print(Text(f"dux: {in_one_line(line)}"), soft_wrap=True)
 
 
 def drawn(study: str, progress: Progress, elapsed_s: float) -> RenderableType:
