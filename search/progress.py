@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from search.front import show
+from search.quantities import show
 from search.study import Progress
 
 

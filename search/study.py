@@ -22,13 +22,15 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, Self
 from filelock import FileLock, Timeout
 
 from search.constraints import broken
-from search.front import Axis, Entry, Front
+from search.front import Entry, Front
 from search.home import check_ray_folders, default_home, ledger_url, make_writable, shown_database
 from search.ledger import Ledger, Line, Outcome, delete, grouped, in_ledger, lost_database, read_lines, why_lost
 from search.locks import told_of_locks
 from search.machine import check_loopback, usable_cpus
+from search.pareto import Axis
 from search.remarks import remarks
 from search.secrets import redacted, sqlite_url, without_secrets
+from search.selection import select
 from search.signals import ctrl_c_is_kept, end, raise_if_pressed
 from search.stopping import Halving
 from search.study_file import StudyFile, check_name, find_modules_in, is_name
@@ -48,7 +50,7 @@ from trainers.files import (
     unsealed,
     write_whole,
 )
-from trainers.metrics import METRICS, ends
+from trainers.metrics import TIMED
 
 if TYPE_CHECKING:  # torch takes seconds, and a gigabyte, which looking at a study should not need
     from trainers.task import Task
@@ -452,11 +454,10 @@ class Study:
     def axes(self) -> list[Axis]:
         """The objectives, from what is worth nothing to what nothing can beat."""
         record = self.task_record()
-        axes = []
-        for name, direction in self.file.objectives.items():
-            worst, best = ends(name, direction, record["teacher"], record["classes"])
-            axes.append(Axis(name, direction, METRICS[name].scale, worst, best))
-        return axes
+        return [
+            Axis.of_metric(name, direction, record["teacher"], record["classes"])
+            for name, direction in self.file.objectives.items()
+        ]
 
     def run_ids(self, timeout_s: float = ANSWER_S, say: Callable[[str], object] = lambda line: None) -> dict[int, str]:
         """Trial -> MLflow run, as far as MLflow has them.
@@ -957,16 +958,17 @@ class _Session:
     def _teacher_latency(self, task: "Task") -> dict[str, float]:
         """Measured once a study, if it asks for latency: the front is reckoned from it."""
         from trainers.computing import computing
-        from trainers.measure import latency_ms
+        from trainers.measure import timings
 
         file = self._study.file
         if not file.timed:
             return {}
         try:
-            return {"latency_ms": self._study.task_record()["teacher"]["latency_ms"]}
+            teacher = self._study.task_record()["teacher"]
+            return {name: teacher[name] for name in TIMED}
         except BadInput:
             with computing(file.search.cpus):
-                return {"latency_ms": latency_ms(task.teacher, task.data.image_shape)}
+                return timings(task.teacher, task.data.image_shape)
 
     def _halving(self) -> Halving | None:
         """Early stopping as it stood when the last session ended."""
@@ -1173,7 +1175,7 @@ class _Session:
             seconds_left = (time.monotonic() - self._began) / share * left
         leading: Mapping[str, float] = {}
         if front is not None and front.members:
-            entry = front.select({})
+            entry = select(front, {})
             leading = {name: entry.value(name) for name in front.objectives}
         return Progress(
             self._phase,
@@ -1281,7 +1283,8 @@ def _command(verb: str, name: str, home: Path) -> str:
 
 def write_front(front: Front, study: str, folder: Path, teacher: Mapping[str, float]) -> list[Path]:
     """Write front.json, front.html and front.png into `folder`; returns their paths."""
-    from search.chart import front_html, front_png
+    from search.page import front_html
+    from search.png import front_png
 
     paths = [folder / f"front.{kind}" for kind in ("json", "html", "png")]
     write_whole(paths[0], json.dumps(front.to_json(study), indent=1))
