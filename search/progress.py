@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from search.display import Progress
-from search.front import show
+from search.quantities import show
+from search.selection import select
 from spaces.errors import in_one_line
 
 
@@ -69,7 +70,7 @@ def drawn(study: str, progress: Progress, elapsed_s: float) -> RenderableType:
     if progress.phase != "trials":
         lines.append(Text(f"{progress.phase} …", style="dim"))
     if front is not None and front.members:
-        best = front.select({})
+        best = select(front, {})
         leading = ", ".join(f"{name} {show(best.value(name))}" for name in front.objectives)
         lines.append(Text(f"front of {len(front.members)}, hypervolume {front.hypervolume:.4f}; best {leading}"))
     return Group(*lines)
