@@ -644,7 +644,7 @@ class _Stopping(_Scheduler):
         }
         self._ledger.rung(number, epoch, measured)
         self._halving.add(number, epoch, measured)
-        if epoch == result["steps"] or self._halving.goes_on(number, epoch):
+        if epoch == result["steps"] or self._halving.should_continue(number, epoch):
             return str(TrialScheduler.CONTINUE)
         self._searcher.stopped_at[trial.trial_id] = epoch
         return str(TrialScheduler.STOP)
