@@ -50,7 +50,7 @@ _NEXT: Mapping[Status, set[Status]] = {
     Status.ASKED: {Status.RUNNING, Status.FAILED, Status.RETRIED, Status.LEFT},
     Status.RUNNING: {*_ENDS, Status.STOPPING, Status.OVERDUE, Status.LEFT},
     Status.OVERDUE: {*_ENDS, Status.LEFT},
-    Status.STOPPING: {*_ENDS, Status.STOPPED, Status.LEFT},
+    Status.STOPPING: {Status.STOPPED, Status.FAILED, Status.RETRIED, Status.LEFT},
     Status.LEFT: {Status.LEFT},
 }
 
