@@ -177,7 +177,7 @@ def pareto(axes: Sequence[Axis]) -> Policy:
         if not halving.is_rung(epoch):
             return True
         halving.add(trial, epoch, measured)
-        return epoch == steps or halving.goes_on(trial, epoch)
+        return epoch == steps or halving.should_continue(trial, epoch)
 
     return policy
 

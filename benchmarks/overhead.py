@@ -29,7 +29,9 @@ import numpy as np
 from common import ROOT, Line, arguments, commit, hardware, read
 from ray import cloudpickle, tune
 
-from search import Study, workers
+from search import Study, tuning
+from search.backend import Job as StudyJob
+from search.messages import EpochDone, Finished, to_tune
 from search.study_file import StudyFile
 from spaces import Recipe
 from trainers.files import digest, sealed
@@ -96,8 +98,8 @@ class Idle:
     def __init__(self, sleep: float) -> None:
         self.sleep = sleep
 
-    def __call__(self, config: Mapping[str, Any], job: workers.Job, arrays: Mapping[str, np.ndarray]) -> None:
-        """As `search.workers` has it, without the work."""
+    def __call__(self, config: Mapping[str, Any], job: StudyJob) -> None:
+        """As `search.tuning` has it, without the work."""
         recipe = Recipe.from_json(config["recipe"])
         random = np.random.default_rng([config["trial"], len(config["recipe"])])
         size = float(random.uniform(3.0, 5.0))
@@ -106,9 +108,7 @@ class Idle:
         began = time.time()
         for epoch in range(1, EPOCHS + 1):
             time.sleep(self.sleep / EPOCHS)
-            tune.report(
-                {"step": epoch, "steps": EPOCHS, "phase": "train", "metrics": {"loss": 1 / epoch}, "cost": measurements}
-            )
+            tune.report(to_tune(EpochDone(epoch, EPOCHS, {"loss": 1 / epoch}, measurements)))
         result = {
             "measurements": measurements,
             "seconds": self.sleep,
@@ -119,7 +119,7 @@ class Idle:
         }
         files = {"result.json": sealed(result), "recipe.json": recipe.to_json().encode()}
         save_student(Path(job.trials_folder) / str(config["trial"]), files)
-        tune.report({"measurements": json.dumps(measurements), "curve": "[]", "files": "{}", "seconds": self.sleep})
+        tune.report(to_tune(Finished(measurements, [], {}, self.sleep)))
 
 
 def carry_out(job: Job) -> Line:
@@ -136,10 +136,10 @@ def carry_out(job: Job) -> Line:
         home = Path(folder)
         idle = Idle(job.sleep)
 
-        def stand_in(config: Mapping[str, Any], job: workers.Job, arrays: Mapping[str, np.ndarray]) -> None:
-            idle(config, job, arrays)
+        def stand_in(config: Mapping[str, Any], job: StudyJob, arrays: Mapping[str, np.ndarray], driver: str) -> None:
+            idle(config, job)
 
-        workers._carry_out = stand_in
+        tuning._work = stand_in
         cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not find this module
         threading.Thread(target=watch, daemon=True).start()
         began = time.monotonic()

@@ -113,10 +113,10 @@ class Command:
                 os.kill(pid, signal.SIGKILL)
 
 
-def run(*arguments: str, folder: Path) -> Ended:
-    """A `dux` command in a subprocess, its output in pipes."""
+def run(*arguments: str, folder: Path, program: Sequence[str] = ("-m", "dux")) -> Ended:
+    """A `dux` command in a subprocess, its output in pipes; `program`: what Python runs in place of it."""
     return subprocess.run(
-        [sys.executable, "-m", "dux", *arguments],
+        [sys.executable, *program, *arguments],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

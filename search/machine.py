@@ -92,10 +92,17 @@ def _group_files(root: Path, controller: str, unified: str, legacy: str) -> Iter
                 yield mount / folder / name
 
 
-def check_machine(cpus: int, gpus: float) -> None:
-    """Raise BadInput where a trial wants more CPUs or GPUs than this machine has: it would wait for ever, or fail."""
-    check_ray_folders()
-    check_loopback()
+def check_machine(cpus: int, gpus: float, *, starts_ray: bool) -> None:
+    """Raise BadInput where a trial wants more CPUs or GPUs than this machine has: it would wait for ever, or fail.
+
+    Args:
+        cpus: of a trial.
+        gpus: of a trial.
+        starts_ray: whether Ray is to be started here, too.
+    """
+    if starts_ray:
+        check_ray_folders()
+        check_loopback()
     import torch
 
     if cpus > (most := usable_cpus()):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from search.backend import Job
 from search.folder import StudyFolder
 from search.provenance import data_of
 from search.signals import raise_if_pressed
@@ -154,3 +155,23 @@ def drop_changed_checkpoints(files: StudyFolder, say: Tell) -> None:
                 continue
         say(f"{file.name} was changed; the trial of that checkpoint begins anew (in {file.parent})")
         shutil.rmtree(file) if file.is_dir() else file.unlink()
+
+
+def job_of(file: StudyFile, files: StudyFolder, task: Task) -> Job:
+    """What the study's workers need beside numbers."""
+    return Job(
+        task=file.task,
+        task_key=task.key,
+        class_names=task.data.class_names,
+        teacher_measurements=dict(task.teacher_measurements),
+        teacher_curve=task.curve,
+        trials_folder=str(files.trials),
+        checkpoints_folder=str(files.checkpoints),
+        checkpoint_seconds=file.search.checkpoint_seconds,
+        knowledge_folder=str(files.home / "knowledge"),
+        threads=file.search.cpus,
+        device="cuda" if file.search.gpus else "cpu",
+        curve=file.space.fractions() if file.search.curve else (),
+        timed=file.timed,
+        import_folders=tuple(sys.path),
+    )

@@ -2,13 +2,14 @@
 
 import os
 import shutil
-import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from filelock import Timeout
 
+from search.attempts import Attempts
+from search.backend import Backend, BackendDidNotStart, BackendDied, BackendName
 from search.display import Display, Gauge
 from search.errors import AllFailed, Interrupted, LedgerLost, NotStarted
 from search.front import Front
@@ -31,7 +32,9 @@ if TYPE_CHECKING:  # it imports us
     from search.study import Study
 
 
-def carry_out(study: "Study", address: str | None, display: Display, verbose: bool, carried_on: bool) -> Front:
+def carry_out(
+    study: "Study", address: str | None, backend: BackendName, display: Display, verbose: bool, carried_on: bool
+) -> Front:
     """The whole study, or what is left of it, by the one process that may; arguments and errors as of `Study.search`.
 
     `carried_on`: whether its file was changed since it was begun.
@@ -39,16 +42,16 @@ def carry_out(study: "Study", address: str | None, display: Display, verbose: bo
     files = study.files
     study.file.task.check()
     if address is None:
-        check_machine(study.file.search.cpus, study.file.search.gpus)
+        check_machine(study.file.search.cpus, study.file.search.gpus, starts_ray=backend == "ray")
+    elif backend != "ray":
+        raise BadInput(f"an address must be of a Ray cluster, but the backend is {backend!r}; leave one of them out")
     if os.environ.get("DUX_STORAGE"):
         in_ledger(files.storage, study.name)  # a database that does not answer is told before anything is written
     with ExitStack() as stack:
         if address is not None:  # joined first: an address where nothing answers is told before anything is written
-            from search import workers
+            from search.cluster import cluster
 
-            joined = workers.cluster(
-                address, cpus=0, gpus=0.0, store_bytes=0, verbose=verbose, on_death=_ends_at_once(study)
-            )
+            joined = cluster(address, cpus=0, gpus=0.0, store_bytes=0, verbose=verbose, on_death=_ends_at_once(study))
             stack.enter_context(joined)
         files.check_name_is_free()  # before anything is written, and again under the lock
         make_writable(files.path, files.home)
@@ -66,7 +69,7 @@ def carry_out(study: "Study", address: str | None, display: Display, verbose: bo
         try:
             session = Session(study, display, verbose)
             stack.enter_context(told_of_locks(session.gauge.locked))
-            return session.run(address)
+            return session.run(address, backend)
         except BadInput:
             if new and not study.lines():  # nothing was tried: the name stays free for the corrected file
                 delete(files.storage, study.name)
@@ -127,7 +130,7 @@ class Session:
         self._stopped_by = Interrupted
         """What the study raises where it ends early."""
 
-    def run(self, address: str | None) -> Front:
+    def run(self, address: str | None, backend: BackendName) -> Front:
         """The whole study, or what is left of it."""
         why = ""
         try:
@@ -146,7 +149,7 @@ class Session:
                 if complete:
                     self._reporter.start()  # killed between the last trial and the front
                 else:
-                    why = self._carry_out(address)
+                    why = self._carry_out(address, backend)
             except (KeyboardInterrupt, SystemExit):
                 pass  # Ctrl-C outside of Tune's own loop, or SIGTERM while Ray started: it exits then
             except BadInput:
@@ -190,67 +193,53 @@ class Session:
         for line in self._ledger.lines():
             self._standing.add(line)
 
-    def _carry_out(self, address: str | None) -> str:
+    def _carry_out(self, address: str | None, backend: BackendName) -> str:
         """The trials; returns why they ended early, where that is for the user to know."""
-        from search.preparation import prepare
+        from search.preparation import job_of, prepare
 
-        file = self._study.file
+        file, search = self._study.file, self._study.file.search
         task, knowledge = prepare(file, self._files, bool(self._standing.lines), self.gauge.now, self._display.say)
         self._standing.measure_by(self._study.axes())
         if file.remark:
             self._display.say(file.remark)
         self.gauge.now("starting the workers")
-        # imported here: Ray takes seconds, which `dux front` and bad input need not wait for
-        from search import workers
-
-        search = file.search
+        job = job_of(file, self._files, task)
         arrays = {**task.arrays(), **{f"knowledge/{name}": array for name, array in knowledge.arrays().items()}}
+        carrier = self._backend(address, backend)
         self._reporter.start()
+        attempts = Attempts(
+            self._ledger,
+            self,
+            self._halving(),
+            trials=file.trials,
+            retries=search.retries,
+            trial_timeout=search.trial_timeout,
+        )
         try:
-            with workers.cluster(
-                address,
-                cpus=search.at_a_time * search.cpus,
-                gpus=search.at_a_time * search.gpus,
-                store_bytes=sum(array.nbytes for array in arrays.values()),
-                verbose=self._verbose,
-                on_death=_ends_at_once(self._study),
-            ):
-                job = workers.Job(
-                    task=file.task,
-                    task_key=task.key,
-                    class_names=task.data.class_names,
-                    teacher_measurements=dict(task.teacher_measurements),
-                    teacher_curve=task.curve,
-                    trials_folder=str(self._files.trials),
-                    checkpoints_folder=str(self._files.checkpoints),
-                    checkpoint_seconds=search.checkpoint_seconds,
-                    knowledge_folder=str(self._files.home / "knowledge"),
-                    driver_node=workers.this_node(),
-                    threads=search.cpus,
-                    device="cuda" if search.gpus else "cpu",
-                    curve=file.space.fractions() if search.curve else (),
-                    timed=file.timed,
-                    import_folders=tuple(sys.path),
-                )
-                self.gauge.begin()
-                workers.run(
-                    job,
-                    arrays,
-                    self._ledger,
-                    self,
-                    self._halving(),
-                    trials=file.trials,
-                    concurrent=search.at_a_time,
-                    cpus=search.cpus,
-                    gpus=search.gpus,
-                    retries=search.retries,
-                    trial_timeout=search.trial_timeout,
-                    scratch=self._files.path / "ray",
-                )
-        except (workers.RayDied, workers.RayDidNotStart) as error:
-            self._stopped_by = NotStarted if isinstance(error, workers.RayDidNotStart) else Interrupted
+            carrier.run(job, arrays, attempts)
+        except (BackendDied, BackendDidNotStart) as error:
+            self._stopped_by = NotStarted if isinstance(error, BackendDidNotStart) else Interrupted
             return f", because {error}"
         return ""
+
+    def _backend(self, address: str | None, name: BackendName) -> Backend:
+        # imported here: Ray takes seconds, which `dux front` and bad input need not wait for
+        if name == "local":
+            from search.local import LocalBackend
+
+            return LocalBackend()
+        from search.tuning import RayBackend
+
+        search = self._study.file.search
+        return RayBackend(
+            address,
+            concurrent=search.at_a_time,
+            cpus=search.cpus,
+            gpus=search.gpus,
+            scratch=self._files.path / "ray",
+            verbose=self._verbose,
+            on_death=_ends_at_once(self._study),
+        )
 
     def _halving(self) -> Halving | None:
         """Early stopping as it stood when the last session ended."""
@@ -263,6 +252,10 @@ class Session:
                 for epoch, measured in line.rungs.items():
                     halving.add(line.trial, epoch, measured)
         return halving
+
+    def ready(self) -> None:
+        """The first trial is about to begin."""
+        self.gauge.begin()
 
     def repeats(self) -> list[Repeat]:
         """What the workers are to do when all trials are done."""
@@ -295,7 +288,7 @@ class Session:
         self._reporter.ended(line, points, self._standing)
 
     def tick(self) -> None:
-        """Tune's loop has turned."""
+        """Some time has passed."""
         self.gauge.tick()
 
     def _result(self, trial: int) -> dict[str, Any] | None:

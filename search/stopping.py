@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from search.pareto import Axis
 
 
-def goes_on(values: ArrayLike, axes: Sequence[Axis], reduction: int) -> bool:
+def should_continue(values: ArrayLike, axes: Sequence[Axis], reduction: int) -> bool:
     """Whether the trial that came to a rung last goes on.
 
     Args:
@@ -76,11 +76,11 @@ class Halving:
         """The trial was at a rung with these measurements; one that is no number, or lacks, compares as NaN does."""
         self._rungs.setdefault(epoch, {})[trial] = [float(measured.get(axis.name, math.nan)) for axis in self._axes]
 
-    def goes_on(self, trial: int, epoch: int) -> bool:
+    def should_continue(self, trial: int, epoch: int) -> bool:
         """Whether a trial that was added goes on, if it came last."""
         rung = self._rungs[epoch]
         others = [values for other, values in rung.items() if other != trial]
-        return goes_on([*others, rung[trial]], self._axes, self._reduction)
+        return should_continue([*others, rung[trial]], self._axes, self._reduction)
 
     def forget(self, trial: int) -> None:
         """A trial that fails, or is cut short, counts for nobody."""

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
+from search.backend import BackendName
 from search.display import Display, Silent
 from search.errors import LedgerGone
 from search.folder import StudyFolder
@@ -65,12 +66,21 @@ class Study:
         """The study's own folder."""
         return self.files.path
 
-    def search(self, *, address: str | None = None, display: Display | None = None, verbose: bool = False) -> Front:
+    def search(
+        self,
+        *,
+        address: str | None = None,
+        backend: BackendName = "ray",
+        display: Display | None = None,
+        verbose: bool = False,
+    ) -> Front:
         """Begin the study and carry it out.
 
         Args:
             address: of a running Ray cluster; None computes on this machine. Where the cluster's head is silent for
                 20 s, Ray's calls hang, and the process ends with a line and code 130; `resume` goes on.
+            backend: who carries trials out: "ray", in worker processes; or "local", in this process, one after the
+                other (search/local.py says what else differs). The numbers are the same.
             display: who shows progress.
             verbose: whether Ray's and MLflow's messages are shown.
 
@@ -91,7 +101,7 @@ class Study:
         self.file.check_pairs(data)  # told now, before anything is written
         for note in data.notes:
             display.say(f"data: {note}")
-        return self._run(address, display, verbose)
+        return self._run(address, backend, display, verbose)
 
     def earlier(self, name: str) -> Self:
         """The study that this one starts from.
@@ -109,6 +119,7 @@ class Study:
         trials: int | None = None,
         *,
         address: str | None = None,
+        backend: BackendName = "ray",
         display: Display | None = None,
         verbose: bool = False,
     ) -> Front:
@@ -117,6 +128,7 @@ class Study:
         Args:
             trials: how many there are to be in all from now on; None leaves it at what was asked for.
             address: as in `search`.
+            backend: as in `search`.
             display: as in `search`.
             verbose: as in `search`.
 
@@ -127,13 +139,13 @@ class Study:
             LedgerLost: the ledger's database went away.
         """
         if trials is None or trials == self.file.search.trials:
-            return self._run(address, display or Silent(), verbose)
+            return self._run(address, backend, display or Silent(), verbose)
         with suppress(LedgerGone):
             if trials < (done := sum(line.counts for line in self.lines())):
                 raise BadInput(f"`--trials` must be at least the {done} that are done, but got {trials}; leave it out")
         search = self.file.search.model_copy(update={"trials": trials})
         longer = replace(self, file=self.file.model_copy(update={"search": search}))
-        return longer._run(address, display or Silent(), verbose, carried_on=True)
+        return longer._run(address, backend, display or Silent(), verbose, carried_on=True)
 
     def front(self, run_ids: Mapping[int, str] | None = None) -> Front:
         """The front of what has finished so far; `run_ids`: trial -> MLflow run, for its students.
@@ -216,7 +228,9 @@ class Study:
             self.files.journal,
         )
 
-    def _run(self, address: str | None, display: Display, verbose: bool, carried_on: bool = False) -> Front:
+    def _run(
+        self, address: str | None, backend: BackendName, display: Display, verbose: bool, carried_on: bool = False
+    ) -> Front:
         from search.session import carry_out
 
-        return carry_out(self, address, display, verbose, carried_on)
+        return carry_out(self, address, backend, display, verbose, carried_on)

@@ -1,6 +1,6 @@
 """The tiny study that most tests look at, and what they ask of any.
 
-Ray is never started in the tests' own process: every study that runs does so in a subprocess of its own.
+Ray is never started in the tests' own process: every study that runs on it does so in a subprocess of its own.
 """
 
 import json
@@ -18,6 +18,10 @@ from processes import TASK, Ended
 from search.lines import Line
 from search.mlflow_view import Server, serve
 from search.study import Study
+from search.study_file import StudyFile
+
+HERE = (str(Path(__file__).parent / "here.py"),)
+"""What Python runs for the `dux` command whose studies need no Ray."""
 
 TINY = f"""
 name: tiny
@@ -63,6 +67,14 @@ def trial_runs(study: Study) -> dict[int, Run]:
     trials = [int(run.data.tags["dux.trial"]) for run in found]
     assert len(set(trials)) == len(trials)
     return dict(zip(trials, found, strict=True))
+
+
+def search_here(text: str, folder: Path) -> Study:
+    """Carry out the study of a file, in this process; its home is `home` in the folder."""
+    (folder / "study.yaml").write_text(text)
+    study = Study(StudyFile.read(folder / "study.yaml"), folder / "home")
+    study.search(backend="local")
+    return study
 
 
 def result(study: Study, trial: int) -> dict[str, Any]:

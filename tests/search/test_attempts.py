@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from processes import TASK, run
-from running import Said, but_waiting, trial_runs
+from running import HERE, Said, but_waiting, trial_runs
 
 from search.study import Study
 
@@ -145,7 +145,7 @@ def test_a_study_whose_trials_all_fail_says_why(tmp_path: Path, dux: Callable[..
         "search: {trials: 3, concurrent: 1}"
     )
     home = tmp_path / "home"
-    done = run("search", "study.yaml", "--home", str(home), folder=tmp_path)
+    done = run("search", "study.yaml", "--home", str(home), folder=tmp_path, program=HERE)
     assert (done.returncode, done.stdout) == (4, "")
     assert done.stderr.startswith("dux: all 3 trials failed: 3 x Diverged: the loss must be finite, but is ")
     assert done.stderr.count("\n") == 1

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from processes import run
+from running import HERE
 
 from search.study import Study
 
@@ -115,7 +117,7 @@ def test_a_study_whose_clusters_head_is_gone_ends_in_one_line_and_goes_on_elsewh
         "dux: stopped, because the head of the Ray cluster does not answer any more; "
         f"`dux resume there --home {home}` goes on"
     )
-    done = subprocess.run([*dux, "resume", "there", "--home", str(home)], capture_output=True, timeout=400, check=False)
+    done = run("resume", "there", "--home", str(home), folder=tmp_path, program=HERE)
     assert done.returncode == 0, done.stderr
     status = subprocess.run([*dux, "status", "there", "--home", str(home)], capture_output=True, text=True, check=True)
     assert status.stdout.startswith("there: finished; 3/3 trials done")

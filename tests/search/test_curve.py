@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from processes import TASK, run
-from running import Said, but_waiting
+from running import HERE, Said, but_waiting
 
 from search.lines import CurvePoint
 from search.study import Study
@@ -39,7 +39,7 @@ search: {{trials: {TRIALS}, concurrent: 2}}
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     folder = tmp_path_factory.mktemp("curved")
     (folder / "study.yaml").write_text(CURVED)
-    done = run("search", "study.yaml", "--home", "home", folder=folder)
+    done = run("search", "study.yaml", "--home", "home", folder=folder, program=HERE)
     assert done.returncode == 0, done.stdout + done.stderr
     return Study.open("curved", folder / "home")
 
@@ -139,7 +139,7 @@ def test_resuming_a_finished_study_adds_nothing(study: Study, dux: Callable[...,
 
 def test_a_finished_study_is_carried_on(study: Study) -> None:
     before, folder = study.lines(), study.home.parent
-    done = run("resume", "curved", "--home", str(study.home), "--trials", str(TRIALS + 1), folder=folder)
+    done = run("resume", "curved", "--home", str(study.home), "--trials", str(TRIALS + 1), folder=folder, program=HERE)
     assert (done.returncode, but_waiting(done.stderr)) == (0, "")
     assert "finished" not in done.stdout
     longer = Study.open("curved", study.home)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from processes import TASK, Command
-from running import Said, wait_for
+from running import HERE, Said, wait_for
 
 from search.ledger import Ledger
 from search.storage import delete, in_ledger, read_lines
@@ -143,7 +143,7 @@ def test_a_study_whose_database_goes_away_ends_in_one_line_and_goes_on_when_it_i
 ) -> None:
     (tmp_path / "study.yaml").write_text(LOST)
     told = tmp_path / "home/studies/lost/spool.jsonl"
-    where = {"settings": {"DUX_STORAGE": database.url}}
+    where = {"settings": {"DUX_STORAGE": database.url}, "program": HERE}
     command = start("search", str(tmp_path / "study.yaml"), "--home", str(tmp_path / "home"), **where)
     wait_for(lambda: (told.exists() and "trial_started" in told.read_text()) or not command.running, "a trial")
     database.stop()

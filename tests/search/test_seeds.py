@@ -20,7 +20,7 @@ import pytest
 from mlflow import MlflowClient
 from optuna.trial import FrozenTrial, TrialState
 from processes import TASK, Command, Ended, run
-from running import Said, but_waiting, wait_for
+from running import HERE, Said, but_waiting, wait_for
 from test_chart import own_part
 
 from search.cli import app
@@ -425,7 +425,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
         if command.running:
             command.kill()
     killed = status(study)
-    resumed = run("resume", "seeded", "--home", str(home), folder=folder)
+    resumed = run("resume", "seeded", "--home", str(home), folder=folder, program=HERE)
     records = [
         json.loads(line)
         for line in (folder / "records.jsonl").read_text().splitlines(keepends=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from processes import TASK, Command, Ended, descendants, run
-from running import Said, but_waiting, ended, result, runs, trial_runs, wait_for
+from running import HERE, Said, but_waiting, ended, result, runs, trial_runs, wait_for
 
 from search.lines import Line
 from search.study import Study
@@ -258,7 +258,7 @@ def test_a_killed_study_with_early_stopping_goes_on_and_stops_only_what_others_b
     wait_for(lambda: any(line.outcome == "stopped" for line in study.lines()) or not command.running, "a stop")
     command.kill()
     before = ended(study.lines())
-    done = run("resume", "halved", "--home", str(home), folder=tmp_path)
+    done = run("resume", "halved", "--home", str(home), folder=tmp_path, program=HERE)
     assert (done.returncode, but_waiting(done.stderr)) == (0, "")
 
     lines = study.lines()

@@ -86,13 +86,13 @@ def test_what_others_make_of_signals_is_undone() -> None:
 
 CUT_SHORT = """
 import os, signal, sys, threading, time
-from search import workers
+from search.cluster import cluster
 import ray
 from search.signals import ctrl_c_is_kept
 
 with ctrl_c_is_kept():
     try:
-        with workers.cluster(None, cpus=1, gpus=0, store_bytes=0, verbose=False):
+        with cluster(None, cpus=1, gpus=0, store_bytes=0, verbose=False):
             kept = [ray.put(1)]
             threading.Thread(target=lambda: (time.sleep(0.1), os.kill(os.getpid(), signal.SIGINT))).start()
     except KeyboardInterrupt:

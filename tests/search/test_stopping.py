@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from search.pareto import Axis
-from search.stopping import Halving, goes_on
+from search.stopping import Halving, should_continue
 
 ACCURACY = Axis("accuracy", "max", "linear", 0.0, 1.0)
 PARAMETERS = Axis("parameters", "min", "log", 1e5, 1.0)
@@ -115,7 +115,7 @@ def test_every_decision_is_that_of_brute_force(kind: str, m: int, reduction: int
         for n in range(1, len(rows) + 1):  # a rung as it fills
             expected = brute_force(rows[:n], AXES[m], reduction)
             if expected is not None:
-                assert goes_on(rows[:n], AXES[m], reduction) is expected, rows[:n]
+                assert should_continue(rows[:n], AXES[m], reduction) is expected, rows[:n]
                 decided[expected] += 1
     if kind != "front" or m == 1:
         assert min(decided.values()) > 20
@@ -130,7 +130,7 @@ def test_a_trial_that_no_other_beats_goes_on(kind: str, m: int) -> None:
     for _ in range(200):
         rows = draw(generator, m, generator.randrange(2, 40), kind)
         if not any(beats(row, rows[-1], AXES[m]) for row in rows):
-            assert goes_on(rows, AXES[m], 4)
+            assert should_continue(rows, AXES[m], 4)
 
 
 @pytest.mark.parametrize("m", AXES)
@@ -141,17 +141,17 @@ def test_a_trial_that_beats_all_before_it_goes_on_and_one_that_all_beat_stops(m:
         for _ in range(50):
             rows = draw(generator, m, generator.randrange(3, 30), kind)
             rows = [row for row in rows if row not in (best, worst)]
-            assert goes_on([*rows, best], AXES[m], 4)
+            assert should_continue([*rows, best], AXES[m], 4)
             if len([row for row in rows if all(map(math.isfinite, row))]) > 1:
-                assert not goes_on([*rows, worst], AXES[m], 4)
+                assert not should_continue([*rows, worst], AXES[m], 4)
 
 
 def test_each_better_than_all_before_is_never_stopped_and_each_worse_always() -> None:
     better = [(i / 20, 1e5 / (i + 1)) for i in range(20)]
-    assert all(goes_on(better[: n + 1], AXES[2], 3) for n in range(20))
+    assert all(should_continue(better[: n + 1], AXES[2], 3) for n in range(20))
     worse = better[::-1]
     # the k-th is beaten by all k - 1 before it: only the first has nobody ahead, and ceil(k / 3) places never reach it
-    assert [goes_on(worse[: n + 1], AXES[2], 3) for n in range(20)] == [True] + [False] * 19
+    assert [should_continue(worse[: n + 1], AXES[2], 3) for n in range(20)] == [True] + [False] * 19
 
 
 @pytest.mark.parametrize("m", AXES)
@@ -162,9 +162,9 @@ def test_rows_with_nan_change_nothing_for_others_and_go_on_only_among_themselves
         broken = [row[:m] for row in [(math.nan, 1.0, 0.0), (math.inf, 1.0, math.nan), (-math.inf, -math.inf, 0.0)]]
         mixed = rows[:-1] + broken
         generator.shuffle(mixed)
-        assert goes_on([*mixed, rows[-1]], AXES[m], 3) is goes_on(rows, AXES[m], 3)
-        assert not goes_on([*rows, broken[0]], AXES[m], 3)
-        assert goes_on([*broken, broken[0]], AXES[m], 3)
+        assert should_continue([*mixed, rows[-1]], AXES[m], 3) is should_continue(rows, AXES[m], 3)
+        assert not should_continue([*rows, broken[0]], AXES[m], 3)
+        assert should_continue([*broken, broken[0]], AXES[m], 3)
 
 
 @pytest.mark.parametrize("m", [2, 3])
@@ -173,24 +173,25 @@ def test_the_order_of_those_before_does_not_matter(m: int) -> None:
     for kind in KINDS:
         for _ in range(50):
             *rows, last = draw(generator, m, 12, kind)
-            expected = goes_on([*rows, last], AXES[m], 3)
+            expected = should_continue([*rows, last], AXES[m], 3)
             generator.shuffle(rows)
-            assert goes_on([*rows, last], AXES[m], 3) is expected
+            assert should_continue([*rows, last], AXES[m], 3) is expected
 
 
 def test_a_copy_of_one_on_the_front_goes_on_and_a_copy_of_one_behind_adds_nothing() -> None:
     front = [(0.9, 1000.0), (0.5, 10.0)]
-    assert goes_on([*front, (0.9, 1000.0)], AXES[2], 2)
+    assert should_continue([*front, (0.9, 1000.0)], AXES[2], 2)
     # four rows, two places: both are taken by the front
-    assert not goes_on([*front, (0.4, 2000.0), (0.4, 2000.0)], AXES[2], 2)
+    assert not should_continue([*front, (0.4, 2000.0), (0.4, 2000.0)], AXES[2], 2)
 
 
 def test_within_a_rank_the_one_that_adds_more_goes_on() -> None:
     front = [(0.9, 10.0)]
     behind = [(0.80, 100.0), (0.82, 120.0)]
     # four rows, reduction 2: two places, one of them the front's
-    assert goes_on([*front, *behind, (0.4, 20.0)], AXES[2], 2)  # far from the other two: a wide strip of its own
-    assert not goes_on([*front, *behind, (0.81, 110.0)], AXES[2], 2)  # squeezed in between
+    # far from the other two: a wide strip of its own
+    assert should_continue([*front, *behind, (0.4, 20.0)], AXES[2], 2)
+    assert not should_continue([*front, *behind, (0.81, 110.0)], AXES[2], 2)  # squeezed in between
 
 
 @pytest.mark.parametrize(
@@ -211,21 +212,21 @@ def test_rungs_know_nothing_of_each_other(halving: Callable[[], Halving]) -> Non
     for trial in range(5):
         found.add(trial, 1, {"accuracy": 0.9, "parameters": 10.0})
     found.add(9, 2, {"accuracy": 0.1, "parameters": 1000.0})
-    assert found.goes_on(9, 2)
+    assert found.should_continue(9, 2)
     found.add(9, 1, {"accuracy": 0.1, "parameters": 1000.0})
-    assert not found.goes_on(9, 1)
+    assert not found.should_continue(9, 1)
 
 
 def test_what_is_forgotten_or_added_again_counts_once(halving: Callable[[], Halving]) -> None:
     found = halving()
     found.add(0, 1, {"accuracy": 0.9, "parameters": 10.0})
     found.add(1, 1, {"accuracy": 0.1, "parameters": 1000.0})
-    assert not found.goes_on(1, 1)
+    assert not found.should_continue(1, 1)
     found.forget(0)
-    assert found.goes_on(1, 1)
+    assert found.should_continue(1, 1)
     found.add(1, 1, {"accuracy": 0.1, "parameters": 1000.0})  # a trial that was cut short is carried out again
     found.add(2, 1, {"accuracy": 0.1, "parameters": 2000.0})
-    assert not found.goes_on(2, 1)
+    assert not found.should_continue(2, 1)
     found.forget(7)
 
 
@@ -233,11 +234,11 @@ def test_an_objective_that_is_not_reported_stops_nobody(halving: Callable[[], Ha
     found = halving()
     for trial, accuracy in enumerate([0.9, 0.5, 0.1]):
         found.add(trial, 1, {"accuracy": accuracy})
-        assert found.goes_on(trial, 1)
+        assert found.should_continue(trial, 1)
     found.add(3, 1, {"accuracy": 0.2, "parameters": 10.0})
     found.add(4, 1, {"accuracy": 0.99})
-    assert found.goes_on(3, 1)
-    assert not found.goes_on(4, 1)
+    assert found.should_continue(3, 1)
+    assert not found.should_continue(4, 1)
 
 
 def test_a_rung_rebuilt_in_another_order_decides_alike(halving: Callable[[], Halving]) -> None:
@@ -250,4 +251,4 @@ def test_a_rung_rebuilt_in_another_order_decides_alike(halving: Callable[[], Hal
             first.add(trial, 1, named[trial])
         for trial in generator.sample(range(10), 10):
             again.add(trial, 1, named[trial])
-        assert first.goes_on(9, 1) is again.goes_on(9, 1)
+        assert first.should_continue(9, 1) is again.should_continue(9, 1)

@@ -1,0 +1,241 @@
+"""Attempts at trials: which recipe is next, and what the end of an attempt means for the ledger. Knows no backend.
+
+A trial whose worker dies, hangs or lacks memory is attempted again, as a trial of its own in the ledger. When all
+trials have ended, repeats with other seeds follow, until none is due.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from search.ledger import Ledger
+from search.lines import Repeat
+from search.machine import oom_kills
+from search.messages import EpochDone, Failed, Finished, Message
+from search.stopping import Halving
+from spaces import Recipe
+
+
+class Status(Enum):
+    """Where an attempt is. The right column is final, and what the ledger has of it.
+
+        ASKED ──► RUNNING ─────────────────────────────► COMPLETE  Finished, every objective a finite number
+          │        │ │ │ ├───────────────────────────► FAILED    Failed; Finished, with an objective that is none
+          │        │ │ │ └───────────────────────────► RETRIED   Failed for want of memory or the like; it died
+          │        │ │ └─► OVERDUE ──► any of these three          longer than `search.trial_timeout`: to be ended
+          │        │ └───► STOPPING ─────────────────► STOPPED   at a rung that others had come to with more
+          │        └───────────────────────────────► LEFT      Ctrl-C, or the backend itself died
+          └─► FAILED, RETRIED (its worker did not start), LEFT
+
+    A RETRIED one that was retried often enough is FAILED. One that is LEFT is open in the ledger until
+    `Ledger.reconcile` closes it.
+    """
+
+    ASKED = "the ledger has given its recipe"
+    RUNNING = "a worker has it"
+    STOPPING = "early stopping has ended it, the worker is yet to hear of it"
+    OVERDUE = "it took too long, the worker is being ended"
+    COMPLETE = "complete"
+    FAILED = "failed"
+    RETRIED = "failed, and its recipe is queued again"
+    STOPPED = "stopped early"
+    LEFT = "cut short, and open"
+
+
+_ENDS = {Status.COMPLETE, Status.FAILED, Status.RETRIED}
+_NEXT: Mapping[Status, set[Status]] = {
+    Status.ASKED: {Status.RUNNING, Status.FAILED, Status.RETRIED, Status.LEFT},
+    Status.RUNNING: {*_ENDS, Status.STOPPING, Status.OVERDUE, Status.LEFT},
+    Status.OVERDUE: {*_ENDS, Status.LEFT},
+    Status.STOPPING: {Status.STOPPED, Status.FAILED, Status.RETRIED, Status.LEFT},
+    Status.LEFT: {Status.LEFT},
+}
+
+
+@dataclass(eq=False)
+class Attempt:
+    """One attempt to carry out a recipe."""
+
+    trial: int
+    """Its number in the ledger: that of no other attempt."""
+    root: int
+    """The first trial that had the recipe, whose checkpoint it may go on from; its own number where it is the first."""
+    recipe: Recipe
+    is_repeat: bool
+    status: Status = Status.ASKED
+    began: float = math.inf
+    """When a worker had it, by `time.monotonic`."""
+    stopped_at: int = 0
+    """Epochs after which early stopping has ended it."""
+    _oom_kills: int | None = field(default_factory=oom_kills)
+
+    def move_to(self, status: Status) -> None:
+        """Raises RuntimeError where that is no transition of `Status`."""
+        if status not in _NEXT.get(self.status, ()):
+            raise RuntimeError(f"attempt {self.trial} cannot be {status.name} after {self.status.name}")
+        self.status = status
+
+    @property
+    def met_oom_kill(self) -> bool | None:
+        """Whether the kernel has killed for want of memory on this machine since it was asked for; None if unknown."""
+        now = oom_kills()
+        return None if self._oom_kills is None or now is None else now != self._oom_kills
+
+
+class Watcher(Protocol):
+    """Who is told what happens to trials, in the driver's main thread; expected neither to raise nor to wait."""
+
+    def ready(self) -> None:
+        """The backend is about to be given the first trial."""
+
+    def trial_started(self, trial: int, recipe: Recipe) -> None:
+        """A worker has the trial."""
+
+    def trial_reported(self, trial: int, step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        """An epoch is over."""
+
+    def trial_ended(self, trial: int) -> None:
+        """The ledger has the trial's outcome."""
+
+    def repeats(self) -> list[Repeat]:
+        """What is to be carried out once the trials asked for have ended: which trial is to be repeated, and which
+        repeat of it that is. Neither those that ended nor those under way; asked anew after every end."""
+
+    def tick(self) -> None:
+        """Some time has passed."""
+
+
+class Attempts:
+    """The attempts of one session.
+
+    Args:
+        ledger: where recipes come from and outcomes go.
+        watcher: told of what happens.
+        halving: stops trials early; knows those that went before. None lets every trial come to its end.
+        trials: in all, those the ledger has already included.
+        retries: how often a recipe is tried again whose worker died or took too long, or for want of memory.
+        trial_timeout: seconds that an attempt may take; None for any.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        watcher: Watcher,
+        halving: Halving | None,
+        *,
+        trials: int,
+        retries: int,
+        trial_timeout: float | None,
+    ) -> None:
+        self.watcher = watcher
+        self._ledger, self._halving = ledger, halving
+        self._trials, self._retries = trials, retries
+        self._timeout = math.inf if trial_timeout is None else trial_timeout
+        self._open: list[Attempt] = []
+        self._count()
+
+    def _count(self) -> None:
+        self._left = self._trials - self._ledger.done()
+        self._repeats = self.watcher.repeats() if self._left <= 0 else []
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left, and nothing is under way whose end could leave something."""
+        return self._left <= 0 and not self._repeats and not self._open
+
+    def next(self) -> Attempt | None:
+        """What is to be carried out now; None where nothing is left, or all that is left is under way."""
+        if self._repeats:
+            number, recipe = self._ledger.ask_again(self._repeats.pop(0))
+            attempt = Attempt(number, self._ledger.root(number), recipe, is_repeat=True)
+        elif len(self._open) >= self._left:
+            return None
+        else:
+            number, recipe = self._ledger.ask()
+            attempt = Attempt(number, self._ledger.root(number), recipe, is_repeat=False)
+        self._open.append(attempt)
+        return attempt
+
+    def started(self, attempt: Attempt) -> None:
+        """A worker has it."""
+        attempt.move_to(Status.RUNNING)
+        attempt.began = time.monotonic()
+        self.watcher.trial_started(attempt.trial, attempt.recipe)
+
+    def reported(self, attempt: Attempt, message: EpochDone) -> bool:
+        """An epoch is over; returns whether the attempt should continue.
+
+        At a rung it is compared with the trials that came there before, which the ledger has record of. A trial at its
+        last epoch is compared with, but not stopped; repeats, and what is overdue, are neither.
+        """
+        epoch, measured = message.step, {**message.metrics, **message.cost}
+        compared = attempt.status is Status.RUNNING and not attempt.is_repeat
+        if compared and self._halving is not None and self._halving.is_rung(epoch):
+            self._ledger.rung(attempt.trial, epoch, measured)
+            self._halving.add(attempt.trial, epoch, measured)
+            if epoch < message.steps and not self._halving.should_continue(attempt.trial, epoch):
+                attempt.move_to(Status.STOPPING)
+                attempt.stopped_at = epoch
+        self.watcher.trial_reported(attempt.trial, epoch, message.steps, message.metrics)
+        return attempt.status is not Status.STOPPING
+
+    def overdue(self) -> list[Attempt]:
+        """Those that have just taken too long: their workers are to be ended, then `died` is to be called."""
+        late = time.monotonic() - self._timeout
+        overdue = [attempt for attempt in self._open if attempt.status is Status.RUNNING and attempt.began < late]
+        for attempt in overdue:
+            attempt.move_to(Status.OVERDUE)
+        return overdue
+
+    def ended(self, attempt: Attempt, message: Message | None) -> None:
+        """The worker has let go of it: record the outcome.
+
+        Args:
+            attempt: which.
+            message: the worker's last. One that is neither Finished nor Failed is no outcome: the attempt was stopped
+                early, or it was cut short and stays open.
+        """
+        number = attempt.trial
+        match message:
+            case Finished(measurements, curve, files, took):
+                if self._ledger.complete(number, measurements, took, curve, files):
+                    self._settle(attempt, Status.COMPLETE)
+                else:
+                    self._settle(attempt, Status.FAILED)
+            case Failed(reason, again):
+                self._fail(attempt, reason, again)
+            case _ if attempt.status is Status.STOPPING:
+                self._ledger.stop(number, attempt.stopped_at, time.monotonic() - attempt.began)
+                self._settle(attempt, Status.STOPPED)
+            case _:
+                self.leave(attempt)
+
+    def died(self, attempt: Attempt, why: str) -> None:
+        """The worker is gone, without a word on the outcome; `why` is not told where it was ended for being overdue."""
+        if attempt.status is Status.OVERDUE:
+            why = f"took longer than search.trial_timeout, {self._timeout:g} s; raise it, or narrow the space"
+        self._fail(attempt, why, True)
+
+    def leave(self, attempt: Attempt) -> None:
+        """It is cut short by something that is not its own doing."""
+        attempt.move_to(Status.LEFT)
+
+    def _fail(self, attempt: Attempt, reason: str, again: bool) -> None:
+        if again and self._ledger.tries(attempt.trial) < self._retries:
+            self._ledger.retry(attempt.trial, reason)
+            self._settle(attempt, Status.RETRIED)
+        else:
+            self._ledger.fail(attempt.trial, reason)
+            self._settle(attempt, Status.FAILED)
+
+    def _settle(self, attempt: Attempt, status: Status) -> None:
+        """The ledger has the outcome."""
+        attempt.move_to(status)
+        if self._halving is not None and status in (Status.FAILED, Status.RETRIED):
+            self._halving.forget(attempt.trial)
+        self._open.remove(attempt)
+        self.watcher.trial_ended(attempt.trial)
+        self._count()

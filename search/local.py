@@ -1,0 +1,65 @@
+"""Trials in this very process, one after the other: for notebooks and tests. Real ones, without Ray.
+
+What differs from Ray: nothing runs beside a trial, whatever `search.concurrent` says, and what ends a worker process
+there (a crash, the kernel for want of memory) ends the study here; it can be resumed. `search.trial_timeout` is looked
+at between epochs, so an attempt that hangs within one is not ended.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from search.attempts import Attempt, Attempts, Status
+from search.backend import Job
+from search.messages import EpochDone
+from search.signals import raise_if_pressed
+from search.worker import OwnDisk, Worker
+
+
+class LocalBackend:
+    """As `search.backend.Backend`."""
+
+    def run(self, job: Job, arrays: Mapping[str, np.ndarray], attempts: Attempts) -> None:
+        """As in `Backend`; Ctrl-C is a KeyboardInterrupt."""
+        worker = Worker()
+        attempts.watcher.ready()
+        while (attempt := attempts.next()) is not None:
+            _carry_out(attempt, worker, job, arrays, attempts)
+            attempts.watcher.tick()
+
+
+class _Ends(BaseException):
+    """Ends a trial that another than itself wants to end; no Exception, which would be the trial's own outcome."""
+
+
+def _carry_out(
+    attempt: Attempt, worker: Worker, job: Job, arrays: Mapping[str, np.ndarray], attempts: Attempts
+) -> None:
+    def report(message: EpochDone) -> None:
+        raise_if_pressed()
+        try:
+            should_continue = attempts.reported(attempt, message)
+        except Exception as error:
+            raise _Ends from error
+        attempts.watcher.tick()
+        if attempts.overdue() or not should_continue:
+            raise _Ends
+
+    attempts.started(attempt)
+    message = None
+    try:
+        message = worker.carry_out(attempt.trial, attempt.root, attempt.recipe, job, arrays, OwnDisk(), report)
+    except _Ends as end:
+        if end.__cause__ is not None:
+            attempts.leave(attempt)
+            raise end.__cause__ from None
+    except Exception as error:  # of the worker's own, that is no outcome of the trial's: its files cannot be written
+        attempts.died(attempt, f"{type(error).__name__}: {error}")
+        return
+    except BaseException:
+        attempts.leave(attempt)
+        raise
+    if message is None and attempt.status is Status.OVERDUE:
+        attempts.died(attempt, "it was ended")
+    else:
+        attempts.ended(attempt, message)

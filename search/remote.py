@@ -1,0 +1,90 @@
+"""Other machines of a Ray cluster: the driver's disk from a worker's, a worker's last words from the driver's."""
+
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from search.private_ray import is_ours, logs_here  # first: it makes settings that Ray reads when it is imported
+
+# isort: split
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from search.deaths import last_words
+from search.worker import Disk, OwnDisk, content_of
+from trainers import save_student
+from trainers.files import write_whole
+
+_ANSWER_S = 10.0
+
+
+def this_node() -> str:
+    """Ray's id of the machine that this process is on."""
+    node: str = ray.get_runtime_context().get_node_id()
+    return node
+
+
+def disk_of(node: str) -> Disk:
+    """The disk of a machine of the cluster."""
+    return OwnDisk() if node == this_node() else _DistantDisk(node)
+
+
+class _DistantDisk:
+    """That of another machine. A checkpoint is written without waiting, and not while the last one is on its way."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+        self._on_its_way: list[Any] = []
+
+    def load(self, file: Path) -> bytes | None:
+        """As in `Disk`."""
+        content: bytes | None = ray.get(_there(self._node, content_of, file))
+        return content
+
+    def save(self, file: Path, content: bytes) -> None:
+        """As in `Disk`."""
+        if not self._on_its_way or ray.wait(self._on_its_way, timeout=0)[0]:
+            self._on_its_way = [_there(self._node, write_whole, file, content)]
+
+    def settle(self) -> None:
+        """As in `Disk`."""
+        if self._on_its_way:
+            ray.wait(self._on_its_way)
+
+    def write(self, folder: Path, files: Mapping[str, bytes]) -> None:
+        """As in `Disk`."""
+        ray.get(_there(self._node, save_student, folder, dict(files)))
+
+
+def last_words_of(error: str) -> str:
+    """The last words of the worker process that Ray says has died, from whichever machine it was on.
+
+    Args:
+        error: what Ray says, the process's id and its machine's address among it.
+    """
+    pid, address = (re.search(rf"^\s*{name}: (\S+)$", error, re.MULTILINE) for name in ("pid", "ip"))
+    if pid is None or address is None:
+        return ""
+    if is_ours():
+        return _logged(int(pid[1]))
+    words = ""
+    with suppress(ray.exceptions.RayError, StopIteration):  # that machine may be gone, too
+        node = next(
+            node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeManagerAddress"] == address[1]
+        )
+        words = ray.get(_there(node, _logged, int(pid[1])), timeout=_ANSWER_S)
+    return words
+
+
+def _logged(pid: int) -> str:
+    """The last words of a worker process of this machine."""
+    folder = logs_here()
+    return "" if folder is None else last_words(folder, pid)
+
+
+def _there(node: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What another machine of the cluster computes, as Ray's reference to it."""
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(num_cpus=0)(function).options(scheduling_strategy=there).remote(*arguments)
