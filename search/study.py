@@ -15,12 +15,13 @@ from search.front import Front
 from search.home import default_home
 from search.ledger import Ledger
 from search.lines import Line
+from search.mlflow_runs import ANSWER_S, find_runs
 from search.pareto import Axis
 from search.remarks import remarks
+from search.spool import Refused
 from search.standing import Standing
 from search.status import State, Status
 from search.study_file import StudyFile
-from search.tracking import ANSWER_S, Refused, find_runs
 from spaces import BadInput
 
 

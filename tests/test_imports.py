@@ -49,9 +49,9 @@ def test_optuna_is_named_where_the_ledger_is_alone() -> None:
     assert importers("search", "optuna") == {f"search/{name}.py" for name in room}
 
 
-def test_mlflow_is_named_in_tracking_and_its_view_alone() -> None:
-    assert importers("search", "mlflow") <= {"search/tracking.py", "search/mlflow_view.py"}
-    assert "search/tracking.py" in importers("search", "mlflow")
+def test_mlflow_is_named_where_studies_are_mirrored_to_it_alone() -> None:
+    room = ("mirror", "mlflow_answers", "mlflow_runs", "mlflow_view")
+    assert importers("search", "mlflow") == {f"search/{name}.py" for name in room}
 
 
 def own_imports(tree: ast.AST) -> Iterator[str]:

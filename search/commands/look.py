@@ -235,10 +235,10 @@ def ui(
 ) -> None:
     """Serve MLflow's user interface for the studies' store, until Ctrl-C."""
     from search.home import check_writable
+    from search.mlflow_runs import find_runs
     from search.mlflow_view import database, make_store, quiet_mlflow, serve, view_path
     from search.secrets import HIDDEN, without_secrets
     from search.study import Study
-    from search.tracking import find_runs
 
     where = home_folder(home)
     studies = [Study.open(name, where)] if name is not None else _sound_ones(where)
