@@ -37,7 +37,7 @@ from trainers.measure import predictions, quality
 from trainers.seeding import seeded
 from trainers.spectral import cut, fold, plan, rescale, spectral_penalty, spectralize
 from trainers.store import weights_bytes
-from trainers.trial import SEEN
+from trainers.trainer import SEEN
 
 DOCUMENT = ROOT / "docs" / "pruning_criteria.md"
 TAYLOR_BATCHES = 16

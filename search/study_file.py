@@ -219,7 +219,7 @@ class StudyFile(Part):
             data: the task's; the features' sizes depend on its images.
         """
         # here: they need torch, and a mistake in the file is told before that is there
-        from trainers.trial import check_pair, check_size
+        from trainers.planning import check_pair, check_size
 
         check_size(self.task.teacher.student, data)
         families, depths, widths = (self.space.extremes_of(f"student.{name}") for name in ("family", "depth", "width"))

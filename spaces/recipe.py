@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -111,16 +111,33 @@ class Pruning(Part):
     """0.05 was better than 0.02 in 8 of 12 comparisons and worse in 2 (resnet 8 of width 0.5 on digits and
     Fashion-MNIST, 30 to 90 % of the units cut)."""
 
-    def after(self, turn: int) -> "Pruning":
-        """What `turn` of the `rounds` come to: these choices with as many rounds, from 1 to all of them."""
+    def schedule(self) -> "tuple[Round, ...]":
+        """The cuts, one at least, and how long what is left is fine-tuned after each."""
+        if not self.fraction:
+            return (Round(self, 0),)
         each, rest = divmod(self.fine_tune_epochs, self.rounds)
-        return self.model_copy(
-            update={
-                "fraction": 1 - (1 - self.fraction) ** (turn / self.rounds),
-                "rounds": turn,
-                "fine_tune_epochs": turn * each + min(turn, rest),
-            }
+        return tuple(
+            Round(
+                self.model_copy(
+                    update={
+                        "fraction": 1 - (1 - self.fraction) ** (turn / self.rounds),
+                        "rounds": turn,
+                        "fine_tune_epochs": turn * each + min(turn, rest),
+                    }
+                ),
+                each + (turn <= rest),
+            )
+            for turn in range(1, self.rounds + 1)
         )
+
+
+class Round(NamedTuple):
+    """One cut of several."""
+
+    so_far: Pruning
+    """What this cut and those before it come to: choices that make the same student by themselves."""
+    epochs: int
+    """Of fine-tuning after it."""
 
 
 def in_one_level(raw: Mapping[Any, Any], where: str) -> dict[Any, Any]:

@@ -7,21 +7,23 @@ if TYPE_CHECKING:
     from trainers.checkpoint import Checkpoint
     from trainers.knowledge import Knowledge
     from trainers.metrics import METRICS
+    from trainers.planning import check_pair
     from trainers.store import load_student, save_student
     from trainers.task import Task
     from trainers.task_spec import TaskSpec, TeacherSpec
-    from trainers.trial import Report, TrialResult, check_pair, run_trial
+    from trainers.trainer import Report
+    from trainers.trial import TrialResult, run_trial
 
 _FOUND_IN = {
     "METRICS": "metrics",
     "Checkpoint": "checkpoint",
     "Knowledge": "knowledge",
-    "Report": "trial",
+    "Report": "trainer",
     "Task": "task",
     "TaskSpec": "task_spec",
     "TeacherSpec": "task_spec",
     "TrialResult": "trial",
-    "check_pair": "trial",
+    "check_pair": "planning",
     "load_student": "store",
     "run_trial": "trial",
     "save_student": "store",

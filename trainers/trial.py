@@ -2,53 +2,25 @@
 
 import copy
 import json
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from itertools import islice
 
 import torch
-from torch import Tensor, nn
 
-from spaces import BadInput, Pruning, Recipe, Student
-from trainers.checkpoint import Checkpoint, Kept
+from spaces import Recipe
+from trainers.checkpoint import Checkpoint
 from trainers.computing import computing
-from trainers.data.dataset import Dataset
 from trainers.depths import check_student
-from trainers.families import Features, Network, build, capture
+from trainers.families import Network
 from trainers.files import curve_folder, digest, hashes, sealed
 from trainers.knowledge import Knowledge
-from trainers.loop import Batch, Schedule, State, batches, fit
-from trainers.measure import cost, measure, predictions, quality
-from trainers.spectral import Plan, cut, fold, plan, reestimate, rescale, spectral_penalty, spectralize
+from trainers.measure import cost, measure
+from trainers.planning import expected_cost
+from trainers.spectral import Plan, fold
 from trainers.store import network_description, weights_bytes
 from trainers.task import Task
-from trainers.task_spec import TaskSpec
-from trainers.transfer import Method, Shapes, TeacherSignals, method_of
-
-MOST_PARAMETERS = 500_000_000
-"""Of a network; with its gradients and momentum it has 6 GB."""
-SEEN = 1024
-"""Training images to which weights are fitted, and from which batch norm statistics are estimated, after a cut."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """How a trial is getting on, after each epoch."""
-
-    step: int
-    """Epochs done, fine-tuning included, from 1."""
-    steps: int
-    """Epochs there will be."""
-    phase: str
-    """`pretrain` (of methods that have it), `train` or `fine_tune`."""
-    metrics: dict[str, float]
-    """loss (mean over the epoch), accuracy and nll on validation data of the network as it is; where images are
-    perturbed, unmoved: the share of them that stayed as they were, for want of a gradient."""
-    cost: dict[str, float]
-    """parameters, macs and size_bytes of what the student will be: `expected_cost` until it is cut, then exact."""
+from trainers.trainer import Log, Report, Trainer
 
 
 @dataclass(frozen=True)
@@ -149,251 +121,59 @@ def run_trial(
         StageFailed: what the method needs learned of the teacher was not learned.
     """
     check_student(recipe.student)
-    method_type, options = method_of(recipe)
+    shape, pruning = task.data.image_shape, recipe.pruning
+    rounds = pruning.schedule()
     with computing(threads):
         began = time.monotonic()
-        generator = torch.Generator().manual_seed(recipe.seed)
-        shape = task.data.image_shape
-        pruned = recipe.pruning.fraction > 0
-        fine_tune_epochs = recipe.pruning.fine_tune_epochs if pruned else 0
-        method_type.check_members(options, recipe.student.members, task.teacher.members)
-        needs = method_type.needs(options)
-        knowledge.prepare(needs)
-
-        student = build(recipe.student, shape, task.data.classes, generator=generator)
-        student.set_normalization(*task.data.mean_std())
-        student = _spectral(student, recipe).to(device).to(memory_format=torch.channels_last)
-
-        pretraining_epochs = method_type.pretraining_epochs(options)
-        steps = pretraining_epochs + recipe.training.epochs + fine_tune_epochs
-        costs = expected_cost(student, recipe.pruning, shape)
-        reports: list[tuple[str, Mapping[str, float]]] = []
-
-        def tell(name: str, metrics: Mapping[str, float]) -> None:
-            reports.append((name, metrics))
-            report(Report(len(reports), steps, name, dict(metrics), costs))
-
-        def phase(
-            name: str,
-            network: Network,
-            method: Method,
-            objective: Callable[[Features, TeacherSignals, Tensor], Tensor],
-            schedule: Schedule,
-            start: State | None = None,
-            on_state: Callable[[Callable[[], State]], object] = lambda state: None,
-        ) -> None:
-            """Train a network by one of its method's losses."""
-
-            still: list[float] = []
-
-            def loss(batch: Batch) -> Tensor:
-                features, signals = capture(network, batch.images), knowledge.signals(needs, batch, generator)
-                if signals.perturbed is not None:
-                    features = replace(features, perturbed=network.outputs(signals.perturbed))
-                    still.append((signals.perturbed == batch.images).flatten(1).all(1).float().mean().item())
-                members = network.members
-                value = objective(features, signals.repeated(members), batch.labels.repeat(members))
-                penalties = recipe.spectral
-                return value + spectral_penalty(
-                    network, eigenvector_l2=penalties.eigenvector_l2, eigenvalue_l2=penalties.eigenvalue_l2
-                )
-
-            def on_epoch(epoch: int, mean_loss: float) -> None:
-                method.progress = min(1.0, (epoch + 1) / schedule.epochs)
-                found = quality(predictions(network, task.data.validation), task.data.validation.labels)
-                if still:
-                    found["unmoved"] = sum(still) / len(still)
-                    still.clear()
-                tell(name, {"loss": mean_loss, **found})
-
-            done = 0 if start is None else start.epoch
-            method.progress = min(1.0, (done + 1) / schedule.epochs)
-            fit(
-                network,
-                loss,
-                task.data.train,
-                schedule,
-                policy=task.spec.policy,
-                generator=generator,
-                others=[method],
-                on_epoch=on_epoch,
-                start=start,
-                on_state=on_state,
-            )
-
-        def made_for(network: Network) -> Method:
-            shapes = Shapes(_taps(network, shape), _taps(task.teacher, shape), task.data.train.labels)
-            return method_type.make(options, shapes, generator=generator).to(device)
-
-        t, p = recipe.training, recipe.pruning
-        method = made_for(student)
-        schedule = Schedule(
-            t.epochs,
-            t.batch_size,
-            t.learning_rate,
-            t.momentum,
-            t.weight_decay,
-            t.fast_learning_rate,
-            t.fast_weight_decay,
-        )
-        trial = digest(recipe.flat(), task.key, threads, device)
-        if not all(isinstance(value, Tensor) for value in method.state_dict().values()):
-            checkpoint = None  # a method of the user's own; what is no tensor cannot be read back without pickle
-        kept = None if checkpoint is None else _kept(checkpoint, trial, [student, method])
-        if kept is not None:
-            began -= kept.seconds
-            for name, metrics in kept.reports:
-                tell(name, metrics)
-        resumed_at, saved = len(reports), time.monotonic()
-
-        def keep(name: str, take: Callable[[], State]) -> None:
-            """Save a checkpoint, if it is time for one."""
-            nonlocal saved
-            if checkpoint is None or time.monotonic() - saved < checkpoint.seconds:
-                return
-            checkpoint.save(Kept(name, take(), time.monotonic() - began, reports).to_bytes(trial))
-            saved = time.monotonic()
-
-        trainings: list[tuple[str, Callable[..., Tensor], Schedule]] = [("train", method, schedule)]
-        if pretraining_epochs:
-            trainings.insert(0, ("pretrain", method.pretraining_loss, replace(schedule, epochs=pretraining_epochs)))
-        for name, objective, course in trainings:
-            if kept is None or kept.phase == name:
-                start = None if kept is None else kept.state
-                phase(name, student, method, objective, course, start, partial(keep, name))
-                kept = None
+        trainer = Trainer(recipe, task, knowledge, device)
+        student = trainer.build()
+        method = trainer.method_for(student)
+        steps = trainer.epochs + sum(epochs for _, epochs in rounds)
+        log = Log(report, steps, expected_cost(student, pruning, shape), began)
+        kept = log.resume(checkpoint, digest(recipe.flat(), task.key, threads, device), [student, method])
+        trainer.train(student, method, log, kept)
         # contiguous, as a loaded student is: another memory layout may round differently, and the numbers are exact
         whole = fold(student).to(memory_format=torch.contiguous_format)
-        before_cut = measure(whole, task.data.validation, ensemble_nlls=task.curve)
-
-        def smaller(network: Network, share: float, earlier: Plan | None, own: torch.Generator) -> tuple[Network, Plan]:
-            cuts = plan(
-                network,
-                share,
-                floor=p.floor,
-                image_shape=shape,
-                scope=p.scope,
-                round_to=p.round_to,
-                earlier=earlier,
-            )
-            if not cuts.removed:
-                return cut(network, cuts, image_shape=shape), cuts
-            seen = batches(task.data.train, t.batch_size, task.spec.policy, own, torch.device(device))
-            images = [batch.images for batch in islice(seen, math.ceil(SEEN / t.batch_size))]
-            network = cut(network, cuts, image_shape=shape, images=torch.cat(images) if p.reconstruct else None)
-            reestimate(network, images)
-            return network, cuts
-
-        def finished(recipe: Recipe, network: Network, cuts: Plan, began: float) -> TrialResult:
-            network = network.to("cpu").to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
-            measurements = measure(network, task.data.validation, ensemble_nlls=task.curve, timed=timed)
-            seconds = time.monotonic() - began
-            return TrialResult(recipe, network, measurements, before_cut, cuts.units, cuts.removed, seconds, resumed_at)
+        results = _Results(task, timed, measure(whole, task.data.validation, ensemble_nlls=task.curve), log.resumed_at)
 
         points = []
         for fraction in curve:
-            plain = p.model_copy(update={"fraction": fraction, "fine_tune_epochs": 0, "rounds": 1})
+            plain = pruning.model_copy(update={"fraction": fraction, "fine_tune_epochs": 0, "rounds": 1})
             if (point := recipe.model_copy(update={"pruning": plain})) != recipe:
                 asked = time.monotonic()
-                points.append(finished(point, *smaller(student, fraction, None, generator.clone_state()), asked))
+                points.append(
+                    results.of(point, *trainer.cut(student, fraction, None, trainer.generator.clone_state()), asked)
+                )
 
-        network = student
-        cuts: Plan | None = None
-        rounds = p.rounds if pruned else 1
-        for turn in range(1, rounds + 1):
-            if cuts is not None:
-                network = _spectral(network, recipe)  # to be ranked by what it learned since the last cut
-            so_far = p.after(turn) if pruned else p
-            network, cuts = smaller(network, so_far.fraction, cuts, generator)
-            epochs = fine_tune_epochs // rounds + (turn <= fine_tune_epochs % rounds)
-            costs = cost(network, shape) if turn == rounds else costs
+        network, cuts = trainer.cut(student, rounds[0].so_far.fraction, None, trainer.generator)
+        for turn, (so_far, epochs) in enumerate(rounds, 1):
+            if turn > 1:  # to be ranked by what it learned since the last cut
+                network, cuts = trainer.cut(trainer.spectral(network), so_far.fraction, cuts, trainer.generator)
+            if turn == len(rounds):
+                log.costs = cost(network, shape)
             if epochs:
-                rescale(network, image_shape=shape)
-                network = network.to(memory_format=torch.channels_last)
-                method = made_for(network)
-                schedule = replace(schedule, epochs=epochs, learning_rate=p.fine_tune_learning_rate)
-                phase("fine_tune", network, method, method, schedule)
-            if curve and turn < rounds:
+                network = trainer.fine_tune(network, epochs, log)
+            if curve and turn < len(rounds):
                 asked = time.monotonic()
                 point = recipe.model_copy(update={"pruning": so_far})
-                points.append(finished(point, copy.deepcopy(network), cuts, asked))
-        assert cuts is not None
-        return replace(finished(recipe, network, cuts, began), curve=tuple(points))
+                points.append(results.of(point, copy.deepcopy(network), cuts, asked))
+        return replace(results.of(recipe, network, cuts, log.began), curve=tuple(points))
 
 
-def _kept(checkpoint: Checkpoint, trial: str, modules: Sequence[nn.Module]) -> Kept | None:
-    """What an interrupted trial left, where it is of this very trial and of such modules."""
-    content = checkpoint.load()
-    kept = None if content is None else Kept.from_bytes(content, trial)
-    return kept if kept is not None and kept.state.fits(modules) else None
+@dataclass(frozen=True)
+class _Results:
+    """Measures the students of one trial."""
 
+    task: Task
+    timed: bool
+    before_cut: dict[str, float]
+    resumed_at: int
 
-def check_pair(recipe: Recipe, spec: TaskSpec, data: Dataset) -> None:
-    """Raise BadInput where the recipe's method cannot work with its student and the task's teacher; trains nothing."""
-    method_type, options = method_of(recipe)
-    method_type.check_members(options, recipe.student.members, spec.teacher.members)
-    student, teacher = (
-        _planned(shape, data.image_shape, data.classes)[0] for shape in (recipe.student, spec.teacher.student)
-    )
-    method_type.check(Shapes(student, teacher, data.train.labels))
-
-
-def check_size(shape: Student, data: Dataset) -> None:
-    """Raise BadInput where a network has more parameters than any machine trains here."""
-    _, parameters = _planned(shape, data.image_shape, data.classes)
-    if parameters > MOST_PARAMETERS:
-        raise BadInput(
-            f"a network must have at most {MOST_PARAMETERS:,} parameters, but a {shape.family} of depth {shape.depth} "
-            f"and width {shape.width:g} has {parameters:,}; lower its depth or width"
+    def of(self, recipe: Recipe, network: Network, cuts: Plan, began: float) -> TrialResult:
+        """A student's result; `began`: when somebody began with it."""
+        network = network.to("cpu").to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
+        measurements = measure(network, self.task.data.validation, ensemble_nlls=self.task.curve, timed=self.timed)
+        seconds = time.monotonic() - began
+        return TrialResult(
+            recipe, network, measurements, self.before_cut, cuts.units, cuts.removed, seconds, self.resumed_at
         )
-
-
-@cache
-def _planned(
-    shape: Student, image_shape: tuple[int, int, int], classes: int
-) -> tuple[tuple[tuple[int, int, int], ...], int]:
-    """(C, H, W) of every tap, and the number of parameters, of a network that is not really built: it takes no memory.
-
-    Its members are left out: they have the same taps, and few parameters of their own.
-    """
-    with torch.device("meta"):
-        alone = shape.model_copy(update={"members": 1})
-        network = build(alone, image_shape, classes, generator=torch.Generator("cpu").manual_seed(0))
-        return _taps(network, image_shape), sum(parameter.numel() for parameter in network.parameters())
-
-
-def _taps(network: Network, image_shape: tuple[int, int, int]) -> tuple[tuple[int, int, int], ...]:
-    """(C, H, W) of every tap."""
-    training = network.training
-    device = next(network.parameters()).device
-    with torch.no_grad():
-        maps = capture(network.eval(), torch.zeros(2, *image_shape, device=device)).maps
-    network.train(training)
-    return tuple((m.shape[1], m.shape[2], m.shape[3]) for m in maps)
-
-
-def _spectral(network: Network, recipe: Recipe) -> Network:
-    """The network with spectral layers, of which the recipe says what is trained."""
-    parts = recipe.spectral
-    return spectralize(
-        network,
-        keep=[network.head],
-        train_inputs=parts.train_inputs,
-        train_outputs=parts.train_outputs,
-        train_eigenvectors=parts.train_eigenvectors,
-    )
-
-
-def expected_cost(student: Network, pruning: Pruning, image_shape: tuple[int, int, int]) -> dict[str, float]:
-    """About what a student will cost when it has been cut; exact where nothing is.
-
-    Which units go is known only when it is trained. Here they go evenly, the same share of every layer. That came
-    closer than the rank of a fresh student's units: of 92 trained residual students the number of parameters was
-    missed by a factor of 1.03 in the (geometric) mean, with a spread of 10 %, against 0.88 and 14 %.
-    """
-    cuts = []
-    for group in plan(student, 0.0, floor=pruning.floor, image_shape=image_shape).cuts:
-        stays = max(1, math.ceil(pruning.floor * group.units), group.units - round(pruning.fraction * group.units))
-        stays = math.ceil(stays / pruning.round_to) * pruning.round_to
-        cuts.append(replace(group, removed=tuple(range(max(0, group.units - stays)))))
-    return cost(cut(student, Plan(tuple(cuts)), image_shape=image_shape), image_shape)

@@ -213,13 +213,15 @@ def test_cuts_in_rounds_take_the_same_share_each_and_share_the_epochs(task: Task
 def test_the_rounds_until_any_cut_are_the_first_of_the_whole(epochs: int) -> None:
     whole = Pruning(fraction=0.9, rounds=4, fine_tune_epochs=epochs)
     for turn in range(1, 5):
-        part = whole.after(turn)
+        part = whole.schedule()[turn - 1].so_far
         assert part.rounds == turn
-        for earlier in range(1, turn + 1):
-            again, expected = part.after(earlier), whole.after(earlier)
+        assert len(part.schedule()) == turn
+        for (again, again_epochs), (expected, expected_epochs) in zip(part.schedule(), whole.schedule(), strict=False):
+            assert again_epochs == expected_epochs
             assert again.fraction == pytest.approx(expected.fraction)
             assert again.model_copy(update={"fraction": 0.0}) == expected.model_copy(update={"fraction": 0.0})
-    assert whole.after(4).model_copy(update={"fraction": 0.9}) == whole
+    assert sum(epochs for _, epochs in whole.schedule()) == epochs
+    assert whole.schedule()[-1].so_far.model_copy(update={"fraction": 0.9}) == whole
 
 
 @pytest.mark.parametrize("family", ["resnet", "mlp"])

@@ -1,7 +1,7 @@
 """Layers in eigenvalues and eigenvectors, and what is cut by them."""
 
 from trainers.spectral.layers import SpectralConv2d, SpectralLinear, fold, spectral_penalty, spectralize
-from trainers.spectral.pruning import Cut, Plan, cut, heads, mask, plan, relevances, rescale
+from trainers.spectral.pruning import Cut, Plan, cut, heads, mask, plan, relevances, rescale, units_that_stay
 from trainers.spectral.statistics import reestimate
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "rescale",
     "spectral_penalty",
     "spectralize",
+    "units_that_stay",
 ]

@@ -193,7 +193,7 @@ def plan(
     keep = tuple(keep)
     groups = _groups(network, graph, keep)
     sizes = {cut.root: cut.units for cut in earlier.first.cuts} if earlier else {}
-    stay = [max(1, math.ceil(floor * sizes.get(group.root, len(group.units)) - ROUNDING)) for group in groups]
+    stay = [units_that_stay(floor, sizes.get(group.root, len(group.units))) for group in groups]
     ranked = sorted(
         (_score(unit, values), index, number)
         for index, group in enumerate(groups)
@@ -227,6 +227,11 @@ def plan(
         rounded = math.ceil((len(group.units) - len(gone)) / round_to) * round_to
         cuts.append(Cut(group.root, len(group.units), tuple(sorted(gone[: max(0, len(group.units) - rounded)]))))
     return Plan(tuple(cuts), earlier, tuple(keep))
+
+
+def units_that_stay(floor: float, units: int) -> int:
+    """How many of a layer's units stay whatever their rank: the share `floor`, rounded up, at least one."""
+    return max(1, math.ceil(floor * units - ROUNDING))
 
 
 def mask(network: Model, plan: Plan, *, image_shape: tuple[int, ...]) -> Model:

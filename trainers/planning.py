@@ -1,0 +1,78 @@
+"""What is known of a trial before anything is trained: whether it can be done, and about what its student will cost."""
+
+import math
+from dataclasses import replace
+from functools import cache
+
+import torch
+
+from spaces import BadInput, Pruning, Recipe, Student
+from trainers.data.dataset import Dataset
+from trainers.families import Network, build, capture
+from trainers.measure import cost
+from trainers.spectral import Plan, cut, plan, units_that_stay
+from trainers.task_spec import TaskSpec
+from trainers.transfer import Shapes, method_of
+
+MOST_PARAMETERS = 500_000_000
+"""Of a network; with its gradients and momentum it has 6 GB."""
+
+
+def check_pair(recipe: Recipe, spec: TaskSpec, data: Dataset) -> None:
+    """Raise BadInput where the recipe's method cannot work with its student and the task's teacher; trains nothing."""
+    method_type, options = method_of(recipe)
+    method_type.check_members(options, recipe.student.members, spec.teacher.members)
+    student, teacher = (
+        _planned(shape, data.image_shape, data.classes)[0] for shape in (recipe.student, spec.teacher.student)
+    )
+    method_type.check(Shapes(student, teacher, data.train.labels))
+
+
+def check_size(shape: Student, data: Dataset) -> None:
+    """Raise BadInput where a network has more parameters than any machine trains here."""
+    _, parameters = _planned(shape, data.image_shape, data.classes)
+    if parameters > MOST_PARAMETERS:
+        raise BadInput(
+            f"a network must have at most {MOST_PARAMETERS:,} parameters, but a {shape.family} of depth {shape.depth} "
+            f"and width {shape.width:g} has {parameters:,}; lower its depth or width"
+        )
+
+
+@cache
+def _planned(
+    shape: Student, image_shape: tuple[int, int, int], classes: int
+) -> tuple[tuple[tuple[int, int, int], ...], int]:
+    """(C, H, W) of every tap, and the number of parameters, of a network that is not really built: it takes no memory.
+
+    Its members are left out: they have the same taps, and few parameters of their own.
+    """
+    with torch.device("meta"):
+        alone = shape.model_copy(update={"members": 1})
+        network = build(alone, image_shape, classes, generator=torch.Generator("cpu").manual_seed(0))
+        return taps(network, image_shape), sum(parameter.numel() for parameter in network.parameters())
+
+
+def taps(network: Network, image_shape: tuple[int, int, int]) -> tuple[tuple[int, int, int], ...]:
+    """(C, H, W) of every tap."""
+    training = network.training
+    device = next(network.parameters()).device
+    with torch.no_grad():
+        maps = capture(network.eval(), torch.zeros(2, *image_shape, device=device)).maps
+    network.train(training)
+    return tuple((m.shape[1], m.shape[2], m.shape[3]) for m in maps)
+
+
+def expected_cost(student: Network, pruning: Pruning, image_shape: tuple[int, int, int]) -> dict[str, float]:
+    """About what a student will cost when it has been cut; exact where nothing is.
+
+    Which units go is known only when it is trained. Here they go evenly, the same share of every layer. That came
+    closer than the rank of a fresh student's units: of 92 trained residual students the number of parameters was
+    missed by a factor of 1.03 in the (geometric) mean, with a spread of 10 %, against 0.88 and 14 %.
+    """
+    cuts = []
+    for group in plan(student, 0.0, floor=pruning.floor, image_shape=image_shape).cuts:
+        least = units_that_stay(pruning.floor, group.units)
+        stays = max(least, group.units - round(pruning.fraction * group.units))
+        stays = math.ceil(stays / pruning.round_to) * pruning.round_to
+        cuts.append(replace(group, removed=tuple(range(max(0, group.units - stays)))))
+    return cost(cut(student, Plan(tuple(cuts)), image_shape=image_shape), image_shape)

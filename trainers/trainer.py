@@ -1,0 +1,273 @@
+"""Training the networks of one trial: by their transfer method, reported epoch by epoch, kept in checkpoints."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from spaces import Recipe
+from trainers.checkpoint import Checkpoint, Kept
+from trainers.families import Features, Network, build, capture
+from trainers.knowledge import Knowledge
+from trainers.loop import Batch, Schedule, State, batches, fit
+from trainers.measure import predictions, quality
+from trainers.planning import taps
+from trainers.spectral import Plan, cut, plan, reestimate, rescale, spectral_penalty, spectralize
+from trainers.task import Task
+from trainers.transfer import Method, Shapes, TeacherSignals, method_of
+
+SEEN = 1024
+"""Training images to which weights are fitted, and from which batch norm statistics are estimated, after a cut."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a trial is getting on, after each epoch."""
+
+    step: int
+    """Epochs done, fine-tuning included, from 1."""
+    steps: int
+    """Epochs there will be."""
+    phase: str
+    """`pretrain` (of methods that have it), `train` or `fine_tune`."""
+    metrics: dict[str, float]
+    """loss (mean over the epoch), accuracy and nll on validation data of the network as it is; where images are
+    perturbed, unmoved: the share of them that stayed as they were, for want of a gradient."""
+    cost: dict[str, float]
+    """parameters, macs and size_bytes of what the student will be: `expected_cost` until it is cut, then exact."""
+
+
+class Log:
+    """The epochs of a trial: reported, and kept in checkpoints.
+
+    Args:
+        report: called after every epoch.
+        steps: epochs there will be.
+        costs: about what the student will cost; set anew when it is known.
+        began: when the trial did, by `time.monotonic`.
+    """
+
+    def __init__(self, report: Callable[[Report], object], steps: int, costs: dict[str, float], began: float) -> None:
+        self._report, self._steps = report, steps
+        self.costs, self.began = costs, began
+        """As if one process had done all of it."""
+        self.resumed_at = 0
+        """Epochs that were taken from a checkpoint."""
+        self._epochs: list[tuple[str, Mapping[str, float]]] = []
+        self._checkpoint: Checkpoint | None = None
+        self._trial = ""
+        self._saved = math.inf
+
+    def resume(self, checkpoint: Checkpoint | None, trial: str, modules: Sequence[nn.Module]) -> Kept | None:
+        """Report the epochs of an interrupted process again, and return where it was; keep checkpoints from now on.
+
+        Args:
+            checkpoint: where they are; None keeps none.
+            trial: all that makes the trial's result; checkpoints of another are none.
+            modules: that are trained.
+        """
+        tensors = (value for module in modules for value in module.state_dict().values())
+        if checkpoint is None or not all(isinstance(value, Tensor) for value in tensors):
+            return None  # a method of the user's own; what is no tensor cannot be read back without pickle
+        self._checkpoint, self._trial = checkpoint, trial
+        content = checkpoint.load()
+        kept = None if content is None else Kept.from_bytes(content, trial)
+        if kept is not None and not kept.state.fits(modules):
+            kept = None
+        if kept is not None:
+            self.began -= kept.seconds
+            for phase, metrics in kept.reports:
+                self.add(phase, metrics)
+            self.resumed_at = len(self._epochs)
+        self._saved = time.monotonic()
+        return kept
+
+    def add(self, phase: str, metrics: Mapping[str, float]) -> None:
+        """An epoch is over."""
+        self._epochs.append((phase, metrics))
+        self._report(Report(len(self._epochs), self._steps, phase, dict(metrics), self.costs))
+
+    def save(self, phase: str, take: Callable[[], State]) -> None:
+        """Save a checkpoint, if it is time for one."""
+        if self._checkpoint is None or time.monotonic() - self._saved < self._checkpoint.seconds:
+            return
+        kept = Kept(phase, take(), time.monotonic() - self.began, self._epochs)
+        self._checkpoint.save(kept.to_bytes(self._trial))
+        self._saved = time.monotonic()
+
+
+@dataclass
+class _Loss:
+    """A network's loss on a batch: its method's, and the spectral penalty."""
+
+    network: Network
+    objective: Callable[[Features, TeacherSignals, Tensor], Tensor]
+    signals: Callable[[Batch], TeacherSignals]
+    penalty: Callable[[Network], Tensor]
+
+    def __post_init__(self) -> None:
+        self._unmoved: list[float] = []
+
+    def __call__(self, batch: Batch) -> Tensor:
+        features, signals = capture(self.network, batch.images), self.signals(batch)
+        if signals.perturbed is not None:
+            features = replace(features, perturbed=self.network.outputs(signals.perturbed))
+            self._unmoved.append((signals.perturbed == batch.images).flatten(1).all(1).float().mean().item())
+        members = self.network.members
+        value = self.objective(features, signals.repeated(members), batch.labels.repeat(members))
+        return value + self.penalty(self.network)
+
+    def unmoved(self) -> dict[str, float]:
+        """`unmoved` since it was asked for last: the share of images that perturbing left as they were."""
+        if not self._unmoved:
+            return {}
+        share = sum(self._unmoved) / len(self._unmoved)
+        self._unmoved.clear()
+        return {"unmoved": share}
+
+
+class Trainer:
+    """Builds, trains and cuts the networks of one trial; all chance comes from one generator, in the order of calls.
+
+    Args:
+        recipe: what to do.
+        task: data and teacher.
+        knowledge: of this task's teacher; what the method needs is made ready.
+        device: where to train.
+    """
+
+    def __init__(self, recipe: Recipe, task: Task, knowledge: Knowledge, device: str) -> None:
+        self._recipe, self._task, self._knowledge, self._device = recipe, task, knowledge, device
+        self._shape = task.data.image_shape
+        self.generator = torch.Generator().manual_seed(recipe.seed)
+        self._method_type, self._options = method_of(recipe)
+        self._method_type.check_members(self._options, recipe.student.members, task.teacher.members)
+        self._needs = self._method_type.needs(self._options)
+        knowledge.prepare(self._needs)
+        t = recipe.training
+        self._schedule = Schedule(
+            t.epochs,
+            t.batch_size,
+            t.learning_rate,
+            t.momentum,
+            t.weight_decay,
+            t.fast_learning_rate,
+            t.fast_weight_decay,
+        )
+        self._pretraining_epochs = self._method_type.pretraining_epochs(self._options)
+        self.epochs = self._pretraining_epochs + t.epochs
+        """Of all training before the cut."""
+
+    def build(self) -> Network:
+        """A student with spectral layers."""
+        student = build(self._recipe.student, self._shape, self._task.data.classes, generator=self.generator)
+        student.set_normalization(*self._task.data.mean_std())
+        return self.spectral(student).to(self._device).to(memory_format=torch.channels_last)
+
+    def spectral(self, network: Network) -> Network:
+        """The network with spectral layers, of which the recipe says what is trained."""
+        parts = self._recipe.spectral
+        return spectralize(
+            network,
+            keep=[network.head],
+            train_inputs=parts.train_inputs,
+            train_outputs=parts.train_outputs,
+            train_eigenvectors=parts.train_eigenvectors,
+        )
+
+    def method_for(self, network: Network) -> Method:
+        """The transfer method, made for a network's shapes."""
+        shapes = Shapes(taps(network, self._shape), taps(self._task.teacher, self._shape), self._task.data.train.labels)
+        return self._method_type.make(self._options, shapes, generator=self.generator).to(self._device)
+
+    def train(self, student: Network, method: Method, log: Log, kept: Kept | None) -> None:
+        """Pretrain where the method asks for that, then train; from where a checkpoint was taken, if one was."""
+        courses: list[tuple[str, Callable[..., Tensor], Schedule]] = [("train", method, self._schedule)]
+        if self._pretraining_epochs:
+            before = replace(self._schedule, epochs=self._pretraining_epochs)
+            courses.insert(0, ("pretrain", method.pretraining_loss, before))
+        names = [name for name, _, _ in courses]
+        first = 0 if kept is None else names.index(kept.phase)
+        for place, (name, objective, schedule) in enumerate(courses):
+            if place >= first:
+                start = kept.state if kept is not None and place == first else None
+                self._fit(name, student, method, objective, schedule, log, start, partial(log.save, name))
+
+    def fine_tune(self, network: Network, epochs: int, log: Log) -> Network:
+        """Train a cut network with the same method, built anew for it; returns it."""
+        rescale(network, image_shape=self._shape)
+        network = network.to(memory_format=torch.channels_last)
+        method = self.method_for(network)
+        rate = self._recipe.pruning.fine_tune_learning_rate
+        schedule = replace(self._schedule, epochs=epochs, learning_rate=rate)
+        self._fit("fine_tune", network, method, method, schedule, log)
+        return network
+
+    def _fit(
+        self,
+        phase: str,
+        network: Network,
+        method: Method,
+        objective: Callable[[Features, TeacherSignals, Tensor], Tensor],
+        schedule: Schedule,
+        log: Log,
+        start: State | None = None,
+        on_state: Callable[[Callable[[], State]], object] = lambda state: None,
+    ) -> None:
+        """Train a network by one of its method's losses."""
+        data, penalties = self._task.data, self._recipe.spectral
+        loss = _Loss(
+            network,
+            objective,
+            lambda batch: self._knowledge.signals(self._needs, batch, self.generator),
+            partial(spectral_penalty, eigenvector_l2=penalties.eigenvector_l2, eigenvalue_l2=penalties.eigenvalue_l2),
+        )
+
+        def on_epoch(epoch: int, mean_loss: float) -> None:
+            method.progress = min(1.0, (epoch + 1) / schedule.epochs)
+            measured = quality(predictions(network, data.validation), data.validation.labels)
+            log.add(phase, {"loss": mean_loss, **measured, **loss.unmoved()})
+
+        done = 0 if start is None else start.epoch
+        method.progress = min(1.0, (done + 1) / schedule.epochs)
+        fit(
+            network,
+            loss,
+            data.train,
+            schedule,
+            policy=self._task.spec.policy,
+            generator=self.generator,
+            others=[method],
+            on_epoch=on_epoch,
+            start=start,
+            on_state=on_state,
+        )
+
+    def cut(
+        self, network: Network, fraction: float, earlier: Plan | None, generator: torch.Generator
+    ) -> tuple[Network, Plan]:
+        """The network without its lowest units, its weights fitted and its batch norms estimated anew; and the plan.
+
+        Args:
+            network: trained, with spectral layers.
+            fraction: share of the units that there were at first.
+            earlier: the plan of the cut before, if there was one.
+            generator: chooses the images that the cut network is fitted to.
+        """
+        p, shape = self._recipe.pruning, self._shape
+        cuts = plan(
+            network, fraction, floor=p.floor, image_shape=shape, scope=p.scope, round_to=p.round_to, earlier=earlier
+        )
+        if not cuts.removed:
+            return cut(network, cuts, image_shape=shape), cuts
+        size, data = self._recipe.training.batch_size, self._task.data
+        seen = batches(data.train, size, self._task.spec.policy, generator, torch.device(self._device))
+        images = [batch.images for batch in islice(seen, math.ceil(SEEN / size))]
+        smaller = cut(network, cuts, image_shape=shape, images=torch.cat(images) if p.reconstruct else None)
+        reestimate(smaller, images)
+        return smaller, cuts
