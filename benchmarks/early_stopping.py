@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,15 +24,14 @@ from typing import Any
 from common import ROOT, Line, against, arguments, hardware, load_task, loaded_task, mean, read, run_all, spread
 from matplotlib.figure import Figure
 
-from search.front import Axis, hypervolume
 from search.ledger import Ledger
+from search.pareto import Axis, hypervolume
 from search.stopping import Halving
 from search.study_file import StudyFile
 from spaces import Recipe
-from trainers import METRICS, Report, run_trial
+from trainers import Report, run_trial
 from trainers.files import digest
 from trainers.loop import Diverged
-from trainers.metrics import ends
 
 DOCUMENT = ROOT / "docs" / "early_stopping.md"
 FIGURE = DOCUMENT.with_suffix(".png")
@@ -152,7 +151,7 @@ def carry_out(job: Job) -> Line:
         failed = str(error)
     kept = [{name: values[name] for name in file.objectives} for values in found]
     axes = [
-        [name, direction, METRICS[name].scale, *ends(name, direction, task.teacher_measurements, task.data.classes)]
+        astuple(Axis.of_metric(name, direction, task.teacher_measurements, task.data.classes))
         for name, direction in file.objectives.items()
     ]
     seconds = time.monotonic() - began

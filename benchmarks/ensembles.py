@@ -39,7 +39,8 @@ from trainers.data.dataset import Split, pixels
 from trainers.families import combined
 from trainers.files import digest
 from trainers.loop import Diverged
-from trainers.measure import ensemble_curve, fitted_temperature, measure, outputs, uncertainty
+from trainers.measure import all_quality, ensemble_nlls, measure, outputs
+from trainers.predictions import Predictions, fitted_temperature
 from trainers.transfer.perturbation import Perturbation
 
 DOCUMENT = ROOT / "docs" / "ensembles.md"
@@ -156,18 +157,23 @@ def carry_out(job: Job) -> Line:
         on_validation = outputs(result.network, validation)
         temperature = fitted_temperature(combined(on_validation.flatten(0, 1), 4), validation.labels)
         found = {
-            **measure(result.network, test, temperature=temperature, curve=ensemble_curve(theirs, test.labels)),
+            **measure(result.network, test, temperature=temperature, ensemble_nlls=ensemble_nlls(theirs, test.labels)),
             "fidelity": fidelity(ours, theirs),
             "unmoved": mean(unmoved),
         }
     return {**asdict(job), **found, "seconds": time.monotonic() - began}
 
 
+def diversity(members: torch.Tensor, labels: torch.Tensor) -> float:
+    """Of logits (members, N, classes)."""
+    return all_quality(Predictions(members, labels))["diversity"]
+
+
 def disagreement(task: Task, images: int) -> dict[str, float]:
     """Diversity of the teacher on images it was trained on, moved in every way, and on as many of the test split."""
     train, test = (Split(s.images[:images], s.labels[:images]) for s in (task.data.train, task.data.test))
-    found = {"test images": uncertainty(outputs(task.teacher, test), test.labels)["diversity"]}
-    found["training images"] = uncertainty(outputs(task.teacher, train), train.labels)["diversity"]
+    found = {"test images": diversity(outputs(task.teacher, test), test.labels)}
+    found["training images"] = diversity(outputs(task.teacher, train), train.labels)
     for kind in KINDS[1:]:
         assert kind != "none"
         for step_size in (1.0, 8.0):
@@ -176,7 +182,7 @@ def disagreement(task: Task, images: int) -> dict[str, float]:
             )
             with torch.no_grad():
                 members = task.teacher.outputs(moved).view(4, len(moved), -1)
-            found[f"training images, {kind} {step_size:g}/255"] = uncertainty(members, train.labels)["diversity"]
+            found[f"training images, {kind} {step_size:g}/255"] = diversity(members, train.labels)
     return found
 
 
@@ -228,11 +234,11 @@ def document(setting: Setting, home: Path, results: Mapping[str, Line]) -> str:
     with computing(1):
         task = Task.load(setting.spec, home)
         test = task.data.test
-        curve = ensemble_curve(outputs(task.teacher, test), test.labels)
+        nlls = ensemble_nlls(outputs(task.teacher, test), test.labels)
         temperature = fitted_temperature(
             combined(outputs(task.teacher, task.data.validation).flatten(0, 1), 4), task.data.validation.labels
         )
-        teacher = measure(task.teacher, test, temperature=temperature, curve=curve)
+        teacher = measure(task.teacher, test, temperature=temperature, ensemble_nlls=nlls)
         moved = disagreement(task, min(1000, setting.images))
         train = measure(task.teacher, task.data.train)
     headings = [heading for heading, _, _ in SHOWN.values()]

@@ -17,13 +17,12 @@ from dataclasses import asdict, dataclass
 
 from common import ROOT, Line, against, arguments, hardware, load_task, loaded_task, read, run_all
 
-from search.front import Axis, hypervolume
 from search.ledger import Ledger
+from search.pareto import Axis, hypervolume
 from search.study_file import StudyFile
 from spaces import Choice, Space
-from trainers import METRICS, run_trial
+from trainers import run_trial
 from trainers.files import digest
-from trainers.metrics import ends
 
 DOCUMENT = ROOT / "docs" / "pruning_curve.md"
 
@@ -83,7 +82,7 @@ def carry_out(job: Job) -> Line:
     task, knowledge = loaded_task()
     setting, file = job.setting, job.setting.file(job.rounds)
     axes = [
-        Axis(name, direction, METRICS[name].scale, *ends(name, direction, task.teacher_measurements, task.data.classes))
+        Axis.of_metric(name, direction, task.teacher_measurements, task.data.classes)
         for name, direction in file.objectives.items()
     ]
     trials = round(setting.trials * setting.share) if job.curve else setting.trials

@@ -4,10 +4,12 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from search.errors import ExportRefused
-from search.export import FORMATS, metadata_of, verify
+from search.export import metadata_of, verify
+from search.formats import DEFAULT, Format
 from search.preparation import needs_of
 from search.study_file import StudyFile
 from spaces import BadInput, Recipe
@@ -19,6 +21,7 @@ from trainers.loop import Diverged
 from trainers.measure import measure, predictions
 from trainers.store import load_student, save_student
 from trainers.task import Task
+from trainers.task_spec import TaskSpec
 from trainers.trial import TrialResult, run_trial
 
 IMAGES = 512
@@ -35,8 +38,6 @@ class Checked:
 
     steps: tuple[tuple[str, float], ...]
     """What was done, and the seconds it took."""
-    largest_logit_difference: float
-    """Between the exported and the measured network."""
     study_seconds: float
     """What the whole study takes on this machine at most, roughly: the teacher, and trials of the widest student.
 
@@ -48,85 +49,97 @@ class Checked:
     """What diverged with the study's own learning rates, a line each; the rest was tried with gentler ones."""
 
 
-def check(file: StudyFile) -> Checked:
+class _Clock:
+    """What was done, and the seconds that each step took."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[str, float]] = []
+        self._began = time.monotonic()
+
+    def did(self, what: str) -> float:
+        """A step is over; returns its seconds."""
+        now = time.monotonic()
+        seconds, self._began = now - self._began, now
+        self.steps.append((what, seconds))
+        return seconds
+
+
+def check(file: StudyFile, format: Format = DEFAULT) -> Checked:
     """Train a tiny teacher and a tiny student, cut it, save, reload and export it; nothing is left behind.
 
     Args:
         file: the study.
+        format: in which the student is exported.
 
     Raises:
         BadInput: a method cannot work with a student of the space; a network diverges at gentle learning rates, too.
         ExportRefused: a step did not give back what it was given.
     """
-    steps: list[tuple[str, float]] = []
-    diverged: list[str] = []
-    clock = time.monotonic()
-
-    def did(what: str) -> float:
-        nonlocal clock
-        now = time.monotonic()
-        steps.append((what, now - clock))
-        seconds, clock = now - clock, now
-        return seconds
-
-    spec = file.task
+    clock, diverged, spec = _Clock(), list[str](), file.task
     whole = spec.load_data()
     file.check_pairs(whole)
     images = len(whole.train)
     tiny = IMAGES if images >= IMAGES + whole.classes else images
     limit = spec.train_limit if tiny == images else tiny
-    did(f"data: {images:,} images to train on, {len(whole.validation):,} to validate with")
+    clock.did(f"data: {images:,} images to train on, {len(whole.validation):,} to validate with")
     with scratch_folder() as scratch, computing(file.search.cpus):
-        small = spec.model_copy(update={"train_limit": limit, "teacher": spec.teacher.model_copy(update={"epochs": 2})})
-        ends: list[float] = []
-
-        def teach(gentleness: float) -> Task:
-            ends.clear()
-            rate = small.teacher.learning_rate * gentleness
-            teacher = small.teacher.model_copy(update={"learning_rate": rate})
-            again = small.model_copy(update={"teacher": teacher})
-            return Task.load(again, scratch, lambda epoch, loss: ends.append(time.monotonic()))
-
-        task = _gently(teach, "teacher", "task.teacher.learning_rate", small.teacher.learning_rate, diverged)
-        teacher_s = (ends[1] - ends[0]) * images / tiny  # an epoch; the first one has start-up in it
-        did(f"teacher: built, two epochs of {tiny} images")
+        task, teacher_s = _tiny_task(spec, limit, scratch, diverged)
+        clock.did(f"teacher: built, two epochs of {tiny} images")
         recipe = _recipe(file)
-        knowledge = Knowledge(task)
-
-        def study(gentleness: float) -> TrialResult:
-            ends.clear()
-            return run_trial(
-                _gentler(recipe, gentleness),
-                task,
-                knowledge,
-                lambda _: ends.append(time.monotonic()),
-                threads=file.search.cpus,
-            )
-
-        result = _gently(study, "trial", "training.learning_rate", recipe.training.learning_rate, diverged)
-        both_s = ends[1] - ends[0]
-        did(f"trial: {recipe.transfer}, two epochs, {result.units_cut} of {result.units} units cut, one epoch more")
+        result, both_s = _tiny_trial(recipe, task, file.search.cpus, diverged)
+        units = f"{result.units_cut} of {result.units} units cut"
+        clock.did(f"trial: {recipe.transfer}, two epochs, {units}, one epoch more")
         save_student(scratch / "trial", result.files(task))
         student = load_student(scratch / "trial")
-        if measure(student, task.data.validation, curve=task.curve) != result.measurements:
+        if measure(student, task.data.validation, ensemble_nlls=task.curve) != result.measurements:
             raise ExportRefused("a student that is saved and loaded must measure the same, but does not")
-        validation_s = did("saved, loaded, measured again: the same")
-        write, run = FORMATS["onnx"]
-        content = write(student, pixels(task.data.validation.images[:2]), metadata_of(whole))
-        difference = verify(
-            run(content, task.data.validation.images),
+        validation_s = clock.did("saved, loaded, measured again: the same")
+        content = format.write(student, pixels(task.data.validation.images[:2]), metadata_of(whole))
+        verify(
+            format.run(content, task.data.validation.images),
             predictions(student, task.data.validation),
             task.data.validation,
             result.measurements["accuracy"],
-            "the ONNX file",
+            f"the {format.title} file",
         )
-        did("exported to ONNX, run by ONNX Runtime: the same")
+        clock.did(f"exported to {format.title}, run by {format.runtime}: the same")
     names = ("training.epochs", "pruning.fine_tune_epochs")
     epochs = max(r.training.epochs + r.pruning.fine_tune_epochs for r in file.space.extremes(*names))
     # an epoch of a trial ends with a look at the validation data, whose number the tiny trial did not shrink
     trial_s = epochs * (max(0.0, both_s - validation_s) * images / tiny + validation_s)
-    study_s = teacher_s * spec.teacher.epochs * spec.teacher.members + trial_s * file.trials / file.search.at_a_time
-    return Checked(tuple(steps), difference, study_s, whole.notes, tuple(diverged))
+    teacher_s *= images / tiny * spec.teacher.epochs * spec.teacher.members
+    study_s = teacher_s + trial_s * file.trials / file.search.at_a_time
+    return Checked(tuple(clock.steps), study_s, whole.notes, tuple(diverged))
+
+
+def _tiny_task(spec: TaskSpec, limit: int | None, scratch: Path, diverged: list[str]) -> tuple[Task, float]:
+    """The task with few images to train on and a teacher of two epochs, and the seconds of the second epoch: the first
+    has start-up in it."""
+    teacher = spec.teacher.model_copy(update={"epochs": 2})
+    ends: list[float] = []
+
+    def teach(gentleness: float) -> Task:
+        ends.clear()
+        gentle = teacher.model_copy(update={"learning_rate": teacher.learning_rate * gentleness})
+        small = spec.model_copy(update={"train_limit": limit, "teacher": gentle})
+        return Task.load(small, scratch, lambda epoch, loss: ends.append(time.monotonic()))
+
+    task = _gently(teach, "teacher", "task.teacher.learning_rate", teacher.learning_rate, diverged)
+    return task, ends[1] - ends[0]
+
+
+def _tiny_trial(recipe: Recipe, task: Task, threads: int, diverged: list[str]) -> tuple[TrialResult, float]:
+    """What the trial leaves, and the seconds of its second epoch."""
+    knowledge = Knowledge(task)
+    ends: list[float] = []
+
+    def study(gentleness: float) -> TrialResult:
+        ends.clear()
+        gentle = _gentler(recipe, gentleness)
+        return run_trial(gentle, task, knowledge, lambda _: ends.append(time.monotonic()), threads=threads)
+
+    result = _gently(study, "trial", "training.learning_rate", recipe.training.learning_rate, diverged)
+    return result, ends[1] - ends[0]
 
 
 def _gently(make: Callable[[float], Made], what: str, name: str, rate: float, diverged: list[str]) -> Made:

@@ -5,24 +5,18 @@ the averaging of a BatchEnsemble's members: softmax of these logits is the mean 
 """
 
 import hashlib
-import io
 import json
-import logging
 import math
-import os
 import platform
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
 
 from search.errors import ExportRefused
+from search.formats import DEFAULT, FORMATS
 from search.front import Entry
 from search.signals import signals_wait
 from search.study import Study
@@ -32,84 +26,15 @@ from trainers.computing import computing
 from trainers.data import pixels
 from trainers.data.dataset import Dataset, Split
 from trainers.files import json_text, write_together
-from trainers.measure import EVALUATION_BATCH, fitted_temperature, measure, predictions, quality
-from trainers.metrics import METRICS
+from trainers.measure import measure, predictions, quality
+from trainers.metrics import METRICS, Quality
+from trainers.predictions import fitted_temperature
 from trainers.store import load_student
 from trainers.task import key_of
-
-# before ONNX Runtime is imported: it then leaves a device id in the user's home and tells its maker what it is used for
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 TOLERANCE = 1e-4
 """Largest difference between a logit of the exported and of the measured network, as a share of the largest logit:
 float rounds large numbers more coarsely."""
-
-
-_NONE: Mapping[str, str] = MappingProxyType({})
-
-
-def export_onnx(network: nn.Module, example: torch.Tensor, metadata: Mapping[str, str] = _NONE) -> bytes:
-    """`network` as ONNX with a free batch size; example: (B, C, H, W) with B > 1; `metadata` become the model's own."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter warns of its own dependencies
-            program = torch.onnx.export(
-                network,
-                (example,),
-                dynamo=True,
-                external_data=False,
-                input_names=["images"],
-                output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                verbose=False,
-            )
-    finally:
-        logger.setLevel(level)
-    assert program is not None
-    model = program.model_proto
-    for key, value in metadata.items():
-        model.metadata_props.add(key=key, value=value)
-    return bytes(model.SerializeToString())
-
-
-def run_onnx(content: bytes, images: torch.Tensor) -> torch.Tensor:
-    """Logits (N, classes) of images (N, C, H, W) uint8 by ONNX Runtime on the CPU."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    parts = [
-        session.run(["logits"], {"images": pixels(part).numpy()})[0] for part in torch.split(images, EVALUATION_BATCH)
-    ]
-    return torch.from_numpy(np.concatenate(parts))
-
-
-def export_pt2(network: nn.Module, example: torch.Tensor, metadata: Mapping[str, str] = _NONE) -> bytes:
-    """`network` as a `torch.export` archive with a free batch size; example: (B, C, H, W) with B > 1; `metadata` become
-    extra files of the archive."""
-    program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    archive = io.BytesIO()
-    torch.export.save(program, archive, extra_files=dict(metadata))
-    return archive.getvalue()
-
-
-def run_pt2(content: bytes, images: torch.Tensor) -> torch.Tensor:
-    """Logits (N, classes) of images (N, C, H, W) uint8 by the archive alone, without our classes."""
-    module = torch.export.load(io.BytesIO(content)).module()
-    with torch.no_grad():
-        return torch.cat([module(pixels(part)) for part in torch.split(images, EVALUATION_BATCH)])
-
-
-Writer = Callable[[nn.Module, torch.Tensor, Mapping[str, str]], bytes]
-Runner = Callable[[bytes, torch.Tensor], torch.Tensor]
-FORMATS: Mapping[str, tuple[Writer, Runner]] = MappingProxyType(
-    {"onnx": (export_onnx, run_onnx), "pt2": (export_pt2, run_pt2)}
-)
-"""How each format is written and run, by the file's ending."""
 
 
 def metadata_of(data: Dataset) -> dict[str, str]:
@@ -122,31 +47,31 @@ def metadata_of(data: Dataset) -> dict[str, str]:
     }
 
 
-def verify(found: torch.Tensor, expected: torch.Tensor, split: Split, accuracy: float, what: str) -> float:
+def verify(exported: torch.Tensor, expected: torch.Tensor, split: Split, accuracy: float, what: str) -> float:
     """The largest difference between logits (N, classes) of the exported and of the measured network.
 
     Raises:
         ExportRefused: it is above TOLERANCE of the largest logit, an image is predicted otherwise, or the accuracy on
             the split is not the recorded one.
     """
-    difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
+    difference, largest = float((exported - expected).abs().max()), float(expected.abs().max())
     if not difference <= TOLERANCE * largest:
         raise ExportRefused(
             f"{what} must compute the measured network within {TOLERANCE:g} of its largest logit, which is "
             f"{largest:.4g}, but differs by {difference:.3g}"
         )
-    if others := int((found.argmax(1) != expected.argmax(1)).sum()):
+    if others := int((exported.argmax(1) != expected.argmax(1)).sum()):
         raise ExportRefused(
             f"{what} must predict for every image what the measured network does, but does not for {others} of "
-            f"{len(found)}"
+            f"{len(exported)}"
         )
-    exported = quality(found, split.labels)["accuracy"]
-    if exported != accuracy:
-        raise ExportRefused(f"{what} must have the measured accuracy {accuracy}, but has {exported}")
+    reached = quality(exported, split.labels)["accuracy"]
+    if reached != accuracy:
+        raise ExportRefused(f"{what} must have the measured accuracy {accuracy}, but has {reached}")
     return difference
 
 
-def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = ("onnx",)) -> list[Path]:
+def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = (DEFAULT.name,)) -> list[Path]:
     """Write a student in the given formats, and `card.json`; all of it or nothing.
 
     The test split is read here, once, for the card.
@@ -166,9 +91,8 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = ("
         if name not in FORMATS:
             raise BadInput(f"`--format` must be a known format, but got {name!r}; {known(FORMATS, name)}")
     assert entry.folder is not None
-    source = entry.folder
     study.files.check_student(entry)
-    network = load_student(source)
+    network = load_student(entry.folder)
     data = study.file.task.load_data()
     study.files.check_data(key_of(study.file.task, data), study.file.task.root)
     with computing(study.file.search.cpus):  # as it was measured
@@ -176,6 +100,34 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = ("
         expected = predictions(network, data.validation)
         temperature = fitted_temperature(expected, data.validation.labels)
         test = measure(network, data.test, temperature=temperature)
+    _check_measured(entry, measured)
+    contents: dict[str, bytes] = {}
+    made: dict[str, dict[str, Any]] = {}
+    for name in formats:
+        file = f"{study.name}-{entry.trial}.{name}"
+        content = FORMATS[name].write(network, pixels(data.validation.images[:2]), metadata_of(data))
+        logits = FORMATS[name].run(content, data.validation.images)
+        difference = verify(logits, expected, data.validation, entry.measurements["accuracy"], file)
+        contents[file] = content
+        made[file] = {
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "size_bytes": len(content),
+            "largest_logit_difference": difference,
+            "largest_logit": float(expected.abs().max()),
+        }
+    contents["card.json"] = json_text(_card(study, entry, data, temperature, test, made), indent=1).encode()
+    try:
+        with signals_wait():
+            write_together(folder, contents)
+    except OSError as error:
+        raise ExportRefused(
+            "all files of an export are written or none, but "
+            f"{error.filename or folder} cannot be ({error.strerror}); name another folder with `--out`"
+        ) from None
+    return [folder / name for name in contents]
+
+
+def _check_measured(entry: Entry, measured: Mapping[str, float]) -> None:
     for name in ("accuracy", "parameters", "nll"):
         recorded = entry.measurements[name]
         # nll is a sum over logits, which another machine may round differently; the others are counts
@@ -184,21 +136,19 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = ("
                 f"the files of {entry.called} must have the measured {name} {recorded}, "
                 f"but have {measured[name]}; were they changed?"
             )
-    made: dict[str, dict[str, Any]] = {}
-    contents: dict[str, bytes] = {}
-    for name in formats:
-        write, run = FORMATS[name]
-        file = f"{study.name}-{entry.trial}.{name}"
-        content = contents[file] = write(network, pixels(data.validation.images[:2]), metadata_of(data))
-        found = run(content, data.validation.images)
-        difference = verify(found, expected, data.validation, entry.measurements["accuracy"], file)
-        made[file] = {
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "size_bytes": len(content),
-            "largest_logit_difference": difference,
-            "largest_logit": float(expected.abs().max()),
-        }
-    card = {
+
+
+def _card(
+    study: Study,
+    entry: Entry,
+    data: Dataset,
+    temperature: float,
+    test: Mapping[str, float],
+    files: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """What whoever uses the student must know of it."""
+    packages = ("dux-search", "torch", *(package for row in FORMATS.values() for package in row.packages))
+    return {
         "study": study.name,
         "trial": entry.trial,
         "curve_of": entry.curve_of,
@@ -210,22 +160,9 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = ("
         "images": {"colour": data.colour, "preparation": data.preparation},
         "validation": dict(entry.measurements),
         "temperature": temperature,
-        "test": {name: value for name, value in test.items() if METRICS[name].scale == "linear"},
+        "test": {name: value for name, value in test.items() if isinstance(METRICS[name], Quality)},
         "teacher_validation": study.files.task()["teacher"],
-        "files": made,
+        "files": files,
         "student": {name: entry.files[name] for name in ("student.json", "student.safetensors")},
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("dux-search", "torch", "onnx", "onnxruntime")},
-        },
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
-    contents["card.json"] = json_text(card, indent=1).encode()
-    try:
-        with signals_wait():
-            write_together(folder, contents)
-    except OSError as error:
-        raise ExportRefused(
-            "all files of an export are written or none, but "
-            f"{error.filename or folder} cannot be ({error.strerror}); name another folder with `--out`"
-        ) from None
-    return [folder / name for name in contents]

@@ -24,6 +24,7 @@ from search.lines import (
     kind_of,
     line_of,
     result_attributes,
+    trial_of_point,
 )
 from search.proposals import Proposals
 from search.rebuilding import missing_trials
@@ -148,33 +149,11 @@ class Ledger:
 
     def _add_points(self, trial: FrozenTrial, there: Set[int] = frozenset()) -> None:
         """Add the points of a finished trial's curve, but for those at the places that are `there`."""
-        kind = kind_of(trial.user_attrs)
-        repeat = kind if isinstance(kind, Repeat) else None
         for place, point in enumerate(json.loads(trial.user_attrs.get("curve", "[]"))):
             values = [point["measurements"].get(name, math.nan) for name in self._objectives]
-            if place in there or not all(map(math.isfinite, values)):
-                continue
-            # what of the trial's parameters the point has otherwise, as far as the space knows the value
-            params = {
-                name: value if point["recipe"].get(name, value) == value else point["recipe"][name]
-                for name, value in trial.params.items()
-                if self._space.parameters[name].holds(point["recipe"].get(name, value))
-            }
-            self._study.add_trial(
-                optuna.trial.create_trial(
-                    values=values,
-                    params=params,
-                    distributions={name: trial.distributions[name] for name in params},
-                    user_attrs={
-                        **attributes_of(CurvePoint(trial.number, place, repeat)),
-                        "recipe": json.dumps(point["recipe"], sort_keys=True),
-                        "measurements": json.dumps(point["measurements"]),
-                        "seconds": point["seconds"],
-                        "files": point.get("files", {}),
-                    },
-                    constraints=violations(self._constraints, point["measurements"]),
-                )
-            )
+            if place not in there and all(map(math.isfinite, values)):
+                limits = violations(self._constraints, point["measurements"])
+                self._study.add_trial(trial_of_point(trial, place, point, values, limits, self._space))
 
     def _add_missing_points(self) -> None:
         """Add those points that a kill left out, which came between a trial's end and them."""

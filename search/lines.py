@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from spaces import BadInput, Recipe
+from spaces import BadInput, Recipe, Space
 from spaces.errors import shown
 from trainers.files import curve_folder
 
@@ -159,6 +159,46 @@ def result_attributes(result: Mapping[str, Any]) -> dict[str, Any]:
         "measurements": json.dumps(result["measurements"]),
         "seconds": result["seconds"],
     }
+
+
+def trial_of_point(
+    trial: FrozenTrial,
+    place: int,
+    point: Mapping[str, Any],
+    values: Sequence[float],
+    limits: Mapping[str, float],
+    space: Space,
+) -> FrozenTrial:
+    """A point of a trial's curve as the ledger keeps it, so that samplers learn of it.
+
+    Args:
+        trial: a finished one, or a repeat of one.
+        place: of the point on its curve.
+        point: as in the trial's `result.json`.
+        values: of the objectives.
+        limits: by how far it oversteps each.
+        space: what recipes are drawn from.
+    """
+    kind = kind_of(trial.user_attrs)
+    # what of the trial's parameters the point has otherwise, as far as the space knows the value
+    params = {
+        name: value if point["recipe"].get(name, value) == value else point["recipe"][name]
+        for name, value in trial.params.items()
+        if space.parameters[name].holds(point["recipe"].get(name, value))
+    }
+    return create_trial(
+        values=values,
+        params=params,
+        distributions={name: trial.distributions[name] for name in params},
+        user_attrs={
+            **attributes_of(CurvePoint(trial.number, place, kind if isinstance(kind, Repeat) else None)),
+            "recipe": json.dumps(point["recipe"], sort_keys=True),
+            "measurements": json.dumps(point["measurements"]),
+            "seconds": point["seconds"],
+            "files": point.get("files", {}),
+        },
+        constraints=dict(limits),
+    )
 
 
 def line_of(trial: FrozenTrial) -> Line:

@@ -22,7 +22,8 @@ from trainers.computing import computing
 from trainers.files import Damaged, listing, read_whole, sealed, sha256, write_whole
 from trainers.knowledge import Knowledge
 from trainers.loop import Diverged
-from trainers.measure import latency_ms
+from trainers.measure import timings
+from trainers.metrics import TIMED
 from trainers.store import weights_bytes
 from trainers.task import Task
 from trainers.transfer import Needs, StageFailed, method_named
@@ -124,10 +125,11 @@ def _teacher_latency(file: StudyFile, files: StudyFolder, task: Task) -> dict[st
     if not file.timed:
         return {}
     try:
-        return {"latency_ms": files.task()["teacher"]["latency_ms"]}
+        teacher = files.task()["teacher"]
+        return {name: teacher[name] for name in TIMED}
     except BadInput:
         with computing(file.search.cpus):
-            return {"latency_ms": latency_ms(task.teacher, task.data.image_shape)}
+            return timings(task.teacher, task.data.image_shape)
 
 
 def needs_of(space: Space, method: str) -> list[Needs]:

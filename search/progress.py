@@ -11,7 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from search.display import Progress
-from search.front import show
+from search.quantities import show
+from search.selection import select
+from spaces.errors import in_one_line
 
 
 class Terminal:
@@ -41,7 +43,7 @@ class Terminal:
 
     def say(self, line: str) -> None:
         """A line that stays, above the progress if there is one."""
-        self._console.print(Text(f"dux: {line}"), soft_wrap=True)
+        self._console.print(Text(f"dux: {in_one_line(line)}"), soft_wrap=True)
 
 
 def drawn(study: str, progress: Progress, elapsed_s: float) -> RenderableType:
@@ -68,7 +70,7 @@ def drawn(study: str, progress: Progress, elapsed_s: float) -> RenderableType:
     if progress.phase != "trials":
         lines.append(Text(f"{progress.phase} …", style="dim"))
     if front is not None and front.members:
-        best = front.select({})
+        best = select(front, {})
         leading = ", ".join(f"{name} {show(best.value(name))}" for name in front.objectives)
         lines.append(Text(f"front of {len(front.members)}, hypervolume {front.hypervolume:.4f}; best {leading}"))
     return Group(*lines)

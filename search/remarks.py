@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from search.constraints import Limits, broken, violations
-from search.front import show
 from search.lines import Line, grouped
+from search.quantities import show
+from trainers.metrics import TIMED
 
 _FEW = 3
 """Trials that have ended, of which all are wrong in the same way."""
@@ -47,4 +48,4 @@ def remarks(lines: Sequence[Line], constraints: Mapping[str, Limits]) -> dict[st
 
 def _of_student(line: Line) -> dict[str, float]:
     """Measurements that the same student has every time."""
-    return {name: value for name, value in line.measurements.items() if name != "latency_ms"}
+    return {name: value for name, value in line.measurements.items() if name not in TIMED}

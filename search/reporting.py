@@ -4,24 +4,36 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from search.constraints import broken
 from search.display import Display
+from search.events import (
+    CurveMeasured,
+    DataDescribed,
+    FrontChanged,
+    FrontMembers,
+    StudentKept,
+    StudyFinished,
+    StudyStarted,
+    TeacherMeasured,
+    TrialFinished,
+    TrialReported,
+    TrialStarted,
+)
 from search.folder import StudyFolder
 from search.front import Front
 from search.lines import CurvePoint, Line
+from search.mlflow_runs import ANSWER_S, find_runs
 from search.provenance import flattened, versions
 from search.secrets import without_secrets
 from search.standing import Standing
 from search.study_file import StudyFile
-from search.tracking import ANSWER_S, Tracker, event_of, find_runs
+from search.tracking import Tracker
 
 FLUSH_S = 45.0
 """How long a study waits for MLflow at its end, in all; what is not sent by then goes out with `dux resume`."""
 SILENT_S = 3.0
 """How long of that without a word."""
-_TRIAL_EVENTS = ("trial_started", "trial_finished")
 
 
 class Reporter:
@@ -38,43 +50,49 @@ class Reporter:
         self._tracker = Tracker(files.path, file.name, files.tracking_uri)
         self._told_members: set[int] = set()
         """Those on the front by what MLflow was told last."""
-        self._told_ends: set[int] = set()
-        """Of which trials and points MLflow was told the end, in this session or an earlier one."""
+        self._steps: dict[int, int] = {}
+        """Trial that runs -> the last step that was reported."""
         self._waits_until: float | None = None
         """For MLflow, at the end; None before."""
         self.gave_up = False
         """Whether Ctrl-C ended that."""
 
-    def remember(self) -> int:
-        """Learn from the spool what was told before; returns the number after the last trial's, as far as it knows."""
-        kinds = (*_TRIAL_EVENTS, "curve_measured")
-        events = [event for event in self._told() if event.get("event") in kinds]
-        self._told_ends = {event["trial"] for event in events if event["event"] == "trial_finished"}
-        return max((row["trial"] for event in events for row in (event, *event.get("points", ()))), default=-1) + 1
+    @property
+    def numbers_given(self) -> int:
+        """The number after that of the last trial of which anything was told."""
+        return self._tracker.history.numbers_given
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the end of the whole study was told."""
+        return self._tracker.history.is_finished
 
     def start(self) -> None:
         """Tell what the study, its data and its teacher are."""
-        file = self._file
+        file, history, record = self._file, self._tracker.history, self._files.task()
         asked = str(file.search.trials)
-        before = [event["parameters"] for event in self._told() if event.get("event") == "study_started"]
+        before = {} if history.first_start is None else history.first_start.parameters
         parameters = flattened(file)  # MLflow takes no other value than the first: what was carried on is in the tag
-        parameters["search.trials"] = before[0].get("search.trials", asked) if before else asked
+        parameters["search.trials"] = str(before.get("search.trials", asked))
         tags = {**versions(), "dux.trials": asked}
-        self._tracker.study_started(parameters, tags, file.objectives, file.space)
-        told, record = {event["event"] for event in self._told()}, self._files.task()
-        if "data_described" not in told:  # once, in whichever session: another store gets the whole spool
-            self._tracker.data_described(record["data"], record.get("class_names", ()), record.get("images", {}))
-        if "teacher_measured" not in told:
-            self._tracker.teacher_measured(record["teacher"], {"dataset": file.task.dataset, **vars(file.task.teacher)})
+        self._tracker.tell(StudyStarted.of(parameters, tags, file.objectives, file.space))
+        if not history.has_data:  # once, in whichever session: another store gets the whole spool
+            names, images = record.get("class_names", ()), record.get("images", {})
+            self._tracker.tell(DataDescribed(record["data"], names, images))
+        if not history.has_teacher:
+            metrics = {f"teacher.{name}": value for name, value in record["teacher"].items()}
+            self._tracker.tell(TeacherMeasured(metrics, {"dataset": file.task.dataset, **vars(file.task.teacher)}))
 
     def began(self, line: Line) -> None:
         """A worker has the trial."""
         assert line.recipe is not None
-        self._tracker.trial_started(line.trial, line.recipe.flat(), None if line.repeat is None else line.repeat.of)
+        repeat_of = None if line.repeat is None else line.repeat.of
+        self._tracker.tell(TrialStarted.of(line.trial, line.recipe.flat(), self._file.space, repeat_of))
 
     def reached(self, trial: int, step: int, metrics: Mapping[str, float]) -> None:
         """An epoch is over."""
-        self._tracker.trial_reported(trial, step, {f"epoch.{name}": value for name, value in metrics.items()})
+        self._steps[trial] = step
+        self._tracker.tell(TrialReported(trial, step, {f"epoch.{name}": value for name, value in metrics.items()}))
 
     def ended(self, line: Line, points: Sequence[Line], standing: Standing) -> None:
         """A trial has its outcome; `points`: of its curve."""
@@ -85,9 +103,9 @@ class Reporter:
             members = {entry.trial for entry in front.members}
             if members != self._told_members:
                 self._points(members, standing)
-                self._tracker.front_members(members)
+                self._tracker.tell(FrontMembers(sorted(members)))
                 self._told_members = members
-            self._tracker.front_changed(standing.done, front.hypervolume, len(members))
+            self._tracker.tell(FrontChanged(standing.done, front.hypervolume, len(members)))
 
     def _curve(self, trial: int, points: Sequence[Line]) -> None:
         """All points of a trial's curve, as a table of its run."""
@@ -97,41 +115,40 @@ class Reporter:
                 for point in points
                 if point.recipe is not None
             ]
-            self._tracker.curve_measured(trial, rows)
+            self._tracker.tell(CurveMeasured(trial, rows))
 
     def _points(self, members: set[int], standing: Standing) -> None:
         """The points of curves that are on the front, as runs; of the others a study has some ten a trial."""
-        for trial in sorted(members - self._told_ends):
+        for trial in sorted(members - self._tracker.history.ends.keys()):
             line = standing.line(trial)
             if line.is_point:
                 self.began(line)
                 self._end(line)
 
     def _end(self, line: Line) -> None:
-        self._told_ends.add(line.trial)
-        trial, folder = line.trial, self._files.of(line)
-        files = folder if folder.is_dir() else None
+        trial, folder = line.trial, self._files.of(line).absolute()
+        files, step = folder if folder.is_dir() else None, self._steps.pop(trial, 0)
         if line.outcome == "complete":
             limits = broken(self._file.constraints, line.measurements)
             tags = {"dux.broken_constraints": ", ".join(limits)} if limits else {}
             tags |= {"dux.curve_of": str(line.kind.of)} if isinstance(line.kind, CurvePoint) else {}
-            self._tracker.trial_finished(trial, "FINISHED", {**line.measurements, "seconds": line.seconds}, tags, files)
+            metrics = {**line.measurements, "seconds": line.seconds}
+            self._tracker.tell(TrialFinished(trial, "FINISHED", step, metrics, tags, files))
         elif line.outcome == "stopped":
             tags = {"dux.stopped_at": str(line.stopped_at)}
-            self._tracker.trial_finished(trial, "KILLED", {"seconds": line.seconds}, tags, files)
+            self._tracker.tell(TrialFinished(trial, "KILLED", step, {"seconds": line.seconds}, tags, files))
         else:
-            self._tracker.trial_finished(trial, "FAILED", {}, {"dux.reason": line.reason}, files)
+            self._tracker.tell(TrialFinished(trial, "FAILED", step, {}, {"dux.reason": line.reason}, files))
 
     def catch_up(self, lines: Sequence[Line]) -> None:
         """MLflow's runs after an interruption: those cut short are closed, and what a kill kept untold is told."""
-        kinds = (*_TRIAL_EVENTS, "curve_measured")
-        told = {kind: {event["trial"] for event in self._told() if event["event"] == kind} for kind in kinds}
-        begun = told["trial_started"] | self.run_ids().keys()  # a power cut may take lines that were sent
+        history = self._tracker.history
+        begun = history.started | self.run_ids().keys()  # a power cut may take lines that were sent
         curves: dict[int, list[Line]] = {}
         for line in lines:
             if isinstance(line.kind, CurvePoint):
                 curves.setdefault(line.kind.of, []).append(line)
-            if line.trial in told["trial_finished"]:
+            if line.trial in history.ends:
                 continue
             if line.is_point and line.trial not in begun:
                 continue  # it has no run unless it is on the front
@@ -140,8 +157,8 @@ class Reporter:
                     self.began(line)
                 self._end(line)
             elif line.trial in begun:
-                self._tracker.trial_finished(line.trial, "KILLED", {}, {}, None)
-        for trial in sorted(curves.keys() - told["curve_measured"]):
+                self._tracker.tell(TrialFinished(line.trial, "KILLED", self._steps.pop(line.trial, 0)))
+        for trial in sorted(curves.keys() - history.curves):
             self._curve(trial, curves[trial])
 
     def front(self, standing: Standing) -> None:
@@ -149,7 +166,7 @@ class Reporter:
         assert standing.front is not None
         members = [entry.trial for entry in standing.front.members]
         self._points({*members}, standing)
-        self._tracker.front_members(members)
+        self._tracker.tell(FrontMembers(sorted(members)))
 
     def finish(self, front: Front, paths: Sequence[Path], complete: bool) -> None:
         """The session ends; `paths`: of what shows the front."""
@@ -164,22 +181,12 @@ class Reporter:
             for entry in front.members
         ]
         if complete:
-            finished = {event["trial"]: event for event in self._told() if event["event"] == "trial_finished"}
             for entry in front.members:
-                end = finished[entry.trial]
-                self._tracker.student_kept(entry.trial, entry.recipe, entry.measurements, end["step"], end["time"])
-        self._tracker.study_finished("FINISHED" if complete else "KILLED", paths, rows)
-
-    def _told(self) -> list[dict[str, Any]]:
-        """All events that MLflow has or will get, of this and earlier sessions; a damaged line is none."""
-        with (self._files.path / "spool.jsonl").open("rb") as spool:
-            return [event for line in spool if (event := event_of(line)) is not None]
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the end of the whole study was told; a kill may have come before."""
-        last = (self._told() or [{}])[-1]
-        return last.get("event") == "study_finished" and last["status"] == "FINISHED"
+                if entry.trial in self._tracker.history.ends:  # else the disk had no room for it
+                    at, end = self._tracker.history.ends[entry.trial]
+                    self._tracker.tell(StudentKept(entry.trial, entry.recipe, entry.measurements, end.step, at))
+        artifacts = [path.absolute() for path in paths]
+        self._tracker.tell(StudyFinished("FINISHED" if complete else "KILLED", artifacts, rows))
 
     @property
     def sends_the_rest(self) -> str:

@@ -21,10 +21,10 @@ from search.remarks import remarks
 from search.reporting import Reporter
 from search.secrets import redacted
 from search.signals import ctrl_c_is_kept, end
+from search.spool import Refused
 from search.standing import Standing
 from search.stopping import Halving
 from search.storage import delete, in_ledger, lost_database, why_lost
-from search.tracking import Refused
 from spaces import BadInput, Recipe
 from trainers.files import write_whole
 
@@ -169,7 +169,7 @@ class Session:
 
     def _restore_ledger(self) -> None:
         """Have the ledger know again what the study's files know."""
-        numbers_given = self._reporter.remember()
+        numbers_given = self._reporter.numbers_given
         run_ids = self._study.run_ids() if numbers_given else {}
         if self._ledger.restore(self._files.trials, max(numbers_given, max(run_ids, default=-1) + 1)):
             self._ledger.note_runs(run_ids)

@@ -5,8 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from search.constraints import Limits, broken
-from search.front import Axis, Direction, Entry, Front
+from search.front import Entry, Front
 from search.lines import CurvePoint, Line, Outcome, Repeat, Trial
+from search.pareto import Axis
+from trainers.metrics import Direction
 
 
 class Standing:

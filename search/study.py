@@ -11,17 +11,18 @@ from search.backend import BackendName
 from search.display import Display, Silent
 from search.errors import LedgerGone
 from search.folder import StudyFolder
-from search.front import Axis, Front
+from search.front import Front
 from search.home import default_home
 from search.ledger import Ledger
 from search.lines import Line
+from search.mlflow_runs import ANSWER_S, find_runs
+from search.pareto import Axis
 from search.remarks import remarks
+from search.spool import Refused
 from search.standing import Standing
 from search.status import State, Status
 from search.study_file import StudyFile
-from search.tracking import ANSWER_S, Refused, find_runs
 from spaces import BadInput
-from trainers.metrics import METRICS, ends
 
 
 @dataclass(frozen=True)
@@ -180,11 +181,10 @@ class Study:
             BadInput: the study has no teacher yet.
         """
         record = self.files.task()
-        axes = []
-        for name, direction in self.file.objectives.items():
-            worst, best = ends(name, direction, record["teacher"], record["classes"])
-            axes.append(Axis(name, direction, METRICS[name].scale, worst, best))
-        return axes
+        return [
+            Axis.of_metric(name, direction, record["teacher"], record["classes"])
+            for name, direction in self.file.objectives.items()
+        ]
 
     def run_ids(self, timeout_s: float = ANSWER_S, say: Callable[[str], object] = lambda line: None) -> dict[int, str]:
         """Trial -> MLflow run, as far as MLflow has them.

@@ -3,39 +3,30 @@
 import inspect
 import itertools
 import json
-import math
 import re
 import sys
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, InstanceOf, PlainSerializer, ValidationError
 
 from search.constraints import Limits
 from search.machine import usable_cpus
-from search.samplers import MOST_ON_A_GRID, make_sampler
+from search.samplers import make_sampler
+from search.study_checks import check_constraints, check_members, check_objectives, check_sizes, check_space
 from search.study_yaml import brief, read_yaml
-from spaces import BadInput, Float, Recipe, Scalar, Space, Student
-from spaces.errors import known, one_line, shown
+from spaces import BadInput, Recipe, Scalar, Space, Student
+from spaces.errors import one_line, shown
 from spaces.own import own_object
 from spaces.recipe import Part, in_one_level
-from spaces.space import MOST_FRACTIONS
-from trainers import catalogue
-from trainers.depths import check_student
-from trainers.metrics import METRICS
+from trainers.metrics import TIMED, Direction
 from trainers.task_spec import TaskSpec
 
 if TYPE_CHECKING:
     from trainers.data.dataset import Dataset
 
-Direction = Literal["min", "max"]
-
-
 MOST_FIRST = 1_000
-MOST_COMBINATIONS = 10_000
-"""Of the choices of a method's own parameters: what students learn of the teacher is looked up for each."""
 
 
 def is_name(name: str) -> bool:
@@ -124,7 +115,7 @@ class StudyFile(Part):
 
     name: Annotated[str, AfterValidator(as_name)]
     task: TaskSpec = TaskSpec()
-    space: Annotated[Any, BeforeValidator(_as_space), PlainSerializer(lambda space: space.to_mapping())]
+    space: Annotated[InstanceOf[Space], BeforeValidator(_as_space), PlainSerializer(lambda space: space.to_mapping())]
     objectives: dict[str, Direction] = Field(default={"accuracy": "max", "parameters": "min"}, min_length=1)
     constraints: dict[str, Limits] = Field(default_factory=dict)
     """Measurement -> its limits; students that overstep one are kept, but not on the front."""
@@ -132,8 +123,8 @@ class StudyFile(Part):
 
     @property
     def timed(self) -> bool:
-        """Whether latency is asked for, as an objective or a constraint."""
-        return "latency_ms" in {*self.objectives, *self.constraints}
+        """Whether something that is timed, such as latency, is an objective or has a constraint."""
+        return not TIMED.isdisjoint({*self.objectives, *self.constraints})
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -171,8 +162,8 @@ class StudyFile(Part):
             root = str(((folder or Path()) / Path(study.task.root).expanduser()).resolve())
             study = study.model_copy(update={"task": study.task.model_copy(update={"root": root})})
         study.task.check()
-        _check_space(study.space)
-        _check_members(study.space, study.task.teacher.members)
+        check_space(study.space)
+        check_members(study.space, study.task.teacher.members)
         make_sampler(study.search.sampler, study.search.seed)
         for place, recipe in enumerate(study.search.first):
             try:
@@ -189,9 +180,9 @@ class StudyFile(Part):
             study = cls.model_validate({**raw, "space": _as_space(raw["space"])} if "space" in raw else raw)
         except ValidationError as error:
             raise BadInput(one_line(error, cls)) from None
-        _check_objectives(study.objectives)
-        _check_constraints(study)
-        _check_sizes(study)
+        check_objectives(study.objectives)
+        check_constraints(study.constraints, study.space)
+        check_sizes(study.space, looks_along_curve=study.search.curve, is_grid=study.search.sampler == "grid")
         return study
 
     @property
@@ -264,108 +255,6 @@ class StudyFile(Part):
         return cls._made(raw)
 
 
-def _check_objectives(objectives: Mapping[str, Direction]) -> None:
-    for name, direction in objectives.items():
-        if name not in METRICS:
-            raise BadInput(f"`objectives.{name}` must be a measurement; {known(METRICS, name)}")
-        if METRICS[name].direction not in (None, direction):
-            better = METRICS[name].direction
-            raise BadInput(
-                f"`objectives.{name}` must be {better}, since that is better, but got {direction}; write {better}"
-            )
-
-
-def _check_constraints(study: StudyFile) -> None:
-    for name, limits in study.constraints.items():
-        if name not in METRICS:
-            raise BadInput(f"`constraints.{name}` must be a measurement; {known(METRICS, name)}")
-        least, most = METRICS[name].least, METRICS[name].most
-        if name == "diversity" and {*study.space.extremes_of("student.members")} == {1}:
-            most = 0.0  # of a single network
-        if limits.min is not None and limits.min > most:
-            raise BadInput(
-                f"`constraints.{name}.min` must be at most {most:g}, since no student of this space has more, but got "
-                f"{limits.min:g}; lower it, or leave it out"
-            )
-        if limits.max is not None and limits.max < least:
-            raise BadInput(
-                f"`constraints.{name}.max` must be at least {least:g}, since no student has less, but got "
-                f"{limits.max:g}; raise it, or leave it out"
-            )
-
-
-def _check_space(space: Space) -> None:
-    checks = {method: _check_of_options(method) for method in space.methods}
-    for name, domain in space.parameters.items():
-        method, _, option = name.rpartition(".")
-        if method in checks:
-            values = [*domain.extremes()]
-            if isinstance(domain, Float):  # inside, too: an option may take the ends alone, as 1 or 2
-                values.append(min(domain.high, domain.low + (domain.step or (domain.high - domain.low) / 2)))
-            for value in values:
-                checks[method]({option: value})
-    families, depths = space.extremes_of("student.family"), space.extremes_of("student.depth")
-    for family in families:
-        for depth in depths:
-            try:
-                check_student(Student(family=str(family), depth=int(depth)))
-            except BadInput as error:
-                raise BadInput(f"`space.student`: {error}") from None
-
-
-def _check_of_options(method: str) -> Callable[[Mapping[str, Scalar]], object]:
-    """What raises BadInput where a method does not take options; needs no torch where Dux knows the method."""
-    if method in catalogue.described():
-        return partial(catalogue.check_options, method)
-    try:
-        if ":" not in method:
-            raise catalogue.unknown_method(method, catalogue.described())
-        from trainers.transfer import method_named
-
-        return partial(method_named(method).parse, called=method)
-    except BadInput as error:
-        raise BadInput(f"space: {error}") from None
-
-
-def _check_members(space: Space, teacher: int) -> None:
-    members = space.extremes_of("student.members")
-    if teacher == 1 and {*members} == {1}:
-        return  # every method can; and it is not for this that torch is imported
-    from trainers.transfer import method_named
-
-    for name in space.methods:
-        method = method_named(name)
-        for student in members:
-            try:
-                method.check_members(method.parse({}), int(student), teacher)
-            except BadInput as error:
-                raise BadInput(f"space: {error}") from None
-
-
-def _check_sizes(study: StudyFile) -> None:
-    """Raise BadInput where what is enumerated of a space would have no end that anybody waits for."""
-    space = study.space
-    for method in space.methods:
-        own = [domain for name, domain in space.parameters.items() if name.rpartition(".")[0] == method]
-        combinations = math.prod(len(domain.extremes()) for domain in own)
-        if combinations > MOST_COMBINATIONS:
-            raise BadInput(
-                f"`space`: the choices of `{method}`'s own parameters must have at most {MOST_COMBINATIONS:,} "
-                f"combinations, but have {combinations:,}; list fewer, or give {{low, high}} without a step"
-            )
-    fractions = len(space.fractions())
-    if study.search.curve and fractions > MOST_FRACTIONS:
-        raise BadInput(
-            f"`space.pruning.fraction` must have at most {MOST_FRACTIONS} values with `search.curve`, since every "
-            f"student is measured at each, but has {fractions:,}; give fewer, or set `search.curve: false`"
-        )
-    if study.search.sampler == "grid" and space.size > MOST_ON_A_GRID:
-        raise BadInput(
-            f"a grid must have at most {MOST_ON_A_GRID:,} recipes, but this space has {space.size:,}; "
-            "list fewer values, or take another sampler"
-        )
-
-
 def _names_a_module(raw: Mapping[Any, Any]) -> bool:
     """Whether the space or the sampler is, or the space draws a method that is, `package.module:name`."""
     space, search = raw.get("space"), raw.get("search")
@@ -391,18 +280,18 @@ def _space_from_function(reference: str) -> Space:
             f"`space: {reference}` must be a function of yours that is written in Python, but is {shown(function)}"
         )
     try:
-        found = function()
+        space = function()
     except (BadInput, KeyboardInterrupt):
         raise
     except BaseException as error:  # it may be a script that exits
         raise BadInput(
             f"`space: {reference}` must be a function that runs, but {brief(error)}; try it in Python"
         ) from None
-    if isinstance(found, Mapping):
-        return Space.from_mapping(found)
-    if not isinstance(found, Space):
-        raise BadInput(f"`space: {reference}` must return a spaces.Space or a mapping, but got {shown(found)}")
-    return found
+    if isinstance(space, Mapping):
+        return Space.from_mapping(space)
+    if not isinstance(space, Space):
+        raise BadInput(f"`space: {reference}` must return a spaces.Space or a mapping, but got {shown(space)}")
+    return space
 
 
 _NO_SPACES = {*sys.stdlib_module_names, "dux", "search", "spaces", "trainers"}

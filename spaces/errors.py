@@ -16,6 +16,14 @@ class BadInput(ValueError):
     The command line prints the message and exits with code 2; nothing has been started or written by then.
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(in_one_line(message))
+
+
+def in_one_line(text: str) -> str:
+    """The text with its control characters written out: names may hold some."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 
 class _Brief(reprlib.Repr):
     """`repr` that looks at no more than it shows, whatever it is given."""

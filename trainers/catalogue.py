@@ -4,7 +4,7 @@ A method is a `torch.nn.Module` in a file of its own, with its paper and its par
 `dux methods` and the check of a study file need only the latter. They are read from `catalogue.json`, which is
 generated, so that a method stays one file and nobody writes anything twice:
 
-    python -m trainers.catalogue
+    python -m trainers.transfer
 
 writes it, and a test says so when it is not what the methods say. (Parameters in files of their own beside the methods
 would part what is read together, twenty times; a `torch` that is imported on first use cannot be subclassed.)
@@ -62,22 +62,3 @@ def _model(method: str) -> type[Part]:
         limits = {word: schema[key] for key, word in _LIMITS.items() if key in schema}
         fields[name] = (kind, Field(default=schema["default"], **limits))
     return create_model(method, __base__=Part, **fields)
-
-
-def generated() -> str:
-    """What `catalogue.json` must hold, by the methods' own files."""
-    from trainers.transfer import METHODS
-
-    found = {
-        name: {
-            "abbreviation": method.abbreviation,
-            "paper": vars(method.paper),
-            "parameters": method.Options.model_json_schema()["properties"],
-        }
-        for name, method in METHODS.items()
-    }
-    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
-
-
-if __name__ == "__main__":
-    FILE.write_text(generated(), encoding="utf-8")

@@ -1,69 +1,294 @@
-"""What is measured of a network, and how each measurement reads as an objective. Without torch."""
+"""What is measured of a network: every measurement is one row, with all that is known of it.
+
+Importing this needs no torch, so that a study file is checked, and a study looked at, at once: what computes a
+measurement imports it when it is called. The computations are called by `trainers.measure`.
+"""
+
+from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from itertools import pairwise
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from trainers.predictions import Predictions
+
+Direction: TypeAlias = Literal["min", "max"]
+Scale: TypeAlias = Literal["linear", "log"]
+Ends: TypeAlias = Callable[[Direction, Mapping[str, float], int], tuple[float, float]]
+"""From the direction that a study asks for, the teacher's measurements, and how many classes the data have, to the
+values between which hypervolume is computed: worth nothing, and unbeatable."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One measurement: which direction is better, on which scale it is compared, its unit."""
+    """One measurement: either Quality or Cost."""
 
-    direction: Literal["min", "max"] | None
-    """None where either may be wanted."""
-    scale: Literal["linear", "log"]
+    name: str
+    direction: Direction | None
+    """Which is better; None where either may be wanted."""
+    scale: Scale
+    """On which values are compared."""
     unit: str
+    ends: Ends
+    _: KW_ONLY
     least: float = 0.0
     """No network measures less, nor more than `most`."""
     most: float = math.inf
+    label: str = ""
+    """Beside a picture's axis, where the name says too little."""
+    timed: bool = False
+    """Measured only in studies that name it: it is no property of the network alone, and never twice the same."""
 
 
-METRICS: Mapping[str, Metric] = MappingProxyType(
-    {
-        "accuracy": Metric("max", "linear", "share of images", most=1.0),
-        "nll": Metric("min", "linear", "nats"),
-        "brier": Metric("min", "linear", "mean squared error of the probabilities, summed over classes", most=2.0),
-        "ece": Metric("min", "linear", "mean gap between confidence and accuracy, 15 bins", most=1.0),
-        "calibrated_nll": Metric("min", "linear", "nats"),
-        "calibrated_brier": Metric("min", "linear", "as brier", most=2.0),
-        "calibrated_ece": Metric("min", "linear", "as ece", most=1.0),
-        "entropy": Metric(None, "linear", "nats"),
-        "diversity": Metric("max", "linear", "nats between members"),
-        "deep_ensemble_equivalent": Metric("max", "linear", "members of the teacher"),
-        "parameters": Metric("min", "log", "numbers", least=1.0),
-        "macs": Metric("min", "log", "multiply-adds an image", least=1.0),
-        "size_bytes": Metric("min", "log", "bytes", least=1.0),
-        "latency_ms": Metric("min", "log", "milliseconds for one image"),
-    }
-)
-"""`calibrated_*`: after temperature scaling (Guo et al., ICML 2017; arXiv 1706.04599).
-`latency_ms` is measured only where it is asked for: it is no property of the student alone, and never twice the same.
-"""
+@dataclass(frozen=True)
+class Quality(Metric):
+    """How good a network's predictions are."""
+
+    compute: Callable[[Predictions], float | None]
+    """None where it takes something that these predictions do not have."""
 
 
-def ends(
-    name: str, direction: Literal["min", "max"], teacher: Mapping[str, float], classes: int
-) -> tuple[float, float]:
-    """The values of a measurement between which hypervolume is reckoned: worth nothing, and unbeatable.
+@dataclass(frozen=True)
+class Cost(Metric):
+    """What a network costs, whatever it predicts."""
 
-    Nothing right, guessing, the teacher's own cost on the one side; on the other what cannot be better, or 1 where the
-    scale is logarithmic (of latency, a microsecond). Measurements of uncertainty, whose direction the study chooses,
-    have the same two ends.
+    compute: Callable[[nn.Module, tuple[int, int, int]], float]
+    """Of a network in eval mode, for one image of (C, H, W)."""
+
+
+def _nll(logits: Tensor, labels: Tensor) -> float:
+    """Mean negative log-likelihood of logits (N, classes) against labels (N,)."""
+    import torch.nn.functional as F
+
+    return float(F.cross_entropy(logits.double(), labels))
+
+
+def _brier(logits: Tensor, labels: Tensor) -> float:
+    """Brier (1950): mean over images of the sum over classes of (p_c - [c = y])^2."""
+    import torch.nn.functional as F
+
+    p = logits.double().softmax(1)
+    return float((p - F.one_hot(labels, p.shape[1])).square().sum(1).mean())
+
+
+def _ece(logits: Tensor, labels: Tensor) -> float:
+    """15 bins of equal width over the largest probability, gaps weighted by the images in them.
+
+    Naeini, Cooper, Hauskrecht: Obtaining well calibrated probabilities using Bayesian binning, AAAI 2015.
     """
-    guessing = math.log(classes)
-    known: dict[str, tuple[float, float]] = {
-        "accuracy": (0.0, 1.0),
-        "nll": (guessing, 0.0),
-        "calibrated_nll": (guessing, 0.0),
-        "brier": (1.0 - 1.0 / classes, 0.0),
-        "calibrated_brier": (1.0 - 1.0 / classes, 0.0),
-        "ece": (1.0, 0.0),
-        "calibrated_ece": (1.0, 0.0),
-        "entropy": (0.0, guessing) if direction == "max" else (guessing, 0.0),
-        "diversity": (0.0, guessing),
-        "latency_ms": (teacher.get("latency_ms", math.nan), 1e-3),
-        "deep_ensemble_equivalent": (0.0, max(1.0, teacher.get("deep_ensemble_equivalent", 1.0))),
-    }
-    return known.get(name, (teacher.get(name, math.nan), 1.0))
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    p = logits.double().softmax(1)
+    return float(multiclass_calibration_error(p, labels, p.shape[1], n_bins=15, norm="l1"))
+
+
+def _entropy(logits: Tensor) -> float:
+    log_p = logits.double().log_softmax(1)
+    return float(-(log_p.exp() * log_p).sum(1).mean())
+
+
+def _diversity(members: Tensor) -> float:
+    """Mean over images and ordered pairs of members of KL(p_j || p_i); members: logits (members, N, classes).
+
+    0 for a single network. Nam et al., NeurIPS 2021.
+    """
+    log_p = members.double().log_softmax(2)
+    count = len(log_p)
+    if count == 1:
+        return 0.0
+    # sum over pairs of sum_c p_j (log p_j - log p_i)
+    same = (log_p.exp() * log_p).sum(2).sum(0) * count
+    crossed = (log_p.exp().sum(0) * log_p.sum(0)).sum(1)
+    return max(0.0, float(((same - crossed) / (count * (count - 1))).mean()))
+
+
+def deep_ensemble_equivalent(calibrated_nll: float, ensemble_nlls: Sequence[float]) -> float:
+    """The fewest members of the teacher that are as good: 0 to M, linear between whole numbers; 0 if worse than one.
+
+    A. Ashukha, A. Lyzhov, D. Molchanov, D. Vetrov: Pitfalls of in-domain uncertainty estimation and ensembling in deep
+    learning, ICLR 2020 (arXiv 2002.06470), equation 6, on the teacher's own members instead of up to 100.
+
+    Args:
+        calibrated_nll: of the network.
+        ensemble_nlls: of the teacher, as `trainers.measure.ensemble_nlls` has them.
+    """
+    if calibrated_nll >= ensemble_nlls[0]:
+        return 1.0 if calibrated_nll == ensemble_nlls[0] else 0.0
+    for size, (worse, better) in enumerate(pairwise(ensemble_nlls), start=1):
+        if calibrated_nll >= better:
+            return size + (worse - calibrated_nll) / (worse - better)
+    return float(len(ensemble_nlls))
+
+
+def _multiply_adds(network: nn.Module, image_shape: tuple[int, int, int]) -> float:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, *image_shape, device=next(network.parameters()).device))
+    return float(counter.get_total_flops() / 2)
+
+
+def _bytes_of_weights(network: nn.Module, image_shape: tuple[int, int, int]) -> float:
+    from trainers.store import weights_bytes
+
+    return float(len(weights_bytes(network)))
+
+
+def _latency_ms(network: nn.Module, image_shape: tuple[int, int, int]) -> float:
+    """The median of 30 runs after 5 to warm up, with as many threads as torch has now, on this machine, as busy as it
+    is."""
+    import torch
+
+    image = torch.zeros(1, *image_shape, device=next(network.parameters()).device)
+    taken = []
+    with torch.inference_mode():
+        for _ in range(35):
+            began = time.perf_counter()
+            network(image).argmax().item()  # waits for a GPU
+            taken.append(1e3 * (time.perf_counter() - began))
+    return statistics.median(taken[5:])
+
+
+def _between(worst: float, best: float) -> Ends:
+    return lambda direction, teacher, classes: (worst, best)
+
+
+def _from_the_teachers(name: str, best: float = 1.0) -> Ends:
+    return lambda direction, teacher, classes: (teacher.get(name, math.nan), best)
+
+
+def _from_guessing(direction: Direction, teacher: Mapping[str, float], classes: int) -> tuple[float, float]:
+    """Of a negative log-likelihood."""
+    return math.log(classes), 0.0
+
+
+def _from_guessing_squared(direction: Direction, teacher: Mapping[str, float], classes: int) -> tuple[float, float]:
+    """Of a Brier score."""
+    return 1.0 - 1.0 / classes, 0.0
+
+
+def _up_to_guessing(direction: Direction, teacher: Mapping[str, float], classes: int) -> tuple[float, float]:
+    """Of an uncertainty; more of it is better, unless the study says otherwise."""
+    return (0.0, math.log(classes)) if direction == "max" else (math.log(classes), 0.0)
+
+
+def _up_to_the_teachers_members(
+    direction: Direction, teacher: Mapping[str, float], classes: int
+) -> tuple[float, float]:
+    return 0.0, max(1.0, teacher.get("deep_ensemble_equivalent", 1.0))
+
+
+_ROWS = (
+    Quality(
+        "accuracy",
+        "max",
+        "linear",
+        "share of images",
+        _between(0.0, 1.0),
+        lambda p: int((p.logits.argmax(1) == p.labels).sum()) / len(p.labels),
+        most=1.0,
+        label="accuracy on validation data (fraction correct)",
+    ),
+    Quality(
+        "nll",
+        "min",
+        "linear",
+        "nats",
+        _from_guessing,
+        lambda p: _nll(p.logits, p.labels),
+        label="nll on validation data (nats per example)",
+    ),
+    Quality(
+        "brier",
+        "min",
+        "linear",
+        "mean squared error of the probabilities, summed over classes",
+        _from_guessing_squared,
+        lambda p: _brier(p.logits, p.labels),
+        most=2.0,
+    ),
+    Quality(
+        "ece",
+        "min",
+        "linear",
+        "mean gap between confidence and accuracy, 15 bins",
+        _between(1.0, 0.0),
+        lambda p: _ece(p.logits, p.labels),
+        most=1.0,
+    ),
+    Quality("calibrated_nll", "min", "linear", "nats", _from_guessing, lambda p: _nll(p.calibrated, p.labels)),
+    Quality(
+        "calibrated_brier",
+        "min",
+        "linear",
+        "as brier",
+        _from_guessing_squared,
+        lambda p: _brier(p.calibrated, p.labels),
+        most=2.0,
+    ),
+    Quality(
+        "calibrated_ece",
+        "min",
+        "linear",
+        "as ece",
+        _between(1.0, 0.0),
+        lambda p: _ece(p.calibrated, p.labels),
+        most=1.0,
+    ),
+    Quality("entropy", None, "linear", "nats", _up_to_guessing, lambda p: _entropy(p.logits)),
+    Quality("diversity", "max", "linear", "nats between members", _up_to_guessing, lambda p: _diversity(p.members)),
+    Quality(
+        "deep_ensemble_equivalent",
+        "max",
+        "linear",
+        "members of the teacher",
+        _up_to_the_teachers_members,
+        lambda p: (
+            None if p.ensemble_nlls is None else deep_ensemble_equivalent(_nll(p.calibrated, p.labels), p.ensemble_nlls)
+        ),
+    ),
+    Cost(
+        "parameters",
+        "min",
+        "log",
+        "numbers",
+        _from_the_teachers("parameters"),
+        lambda network, image_shape: float(sum(parameter.numel() for parameter in network.parameters())),
+        least=1.0,
+        label="parameters (count)",
+    ),
+    Cost(
+        "macs",
+        "min",
+        "log",
+        "multiply-adds an image",
+        _from_the_teachers("macs"),
+        _multiply_adds,
+        least=1.0,
+        label="multiply-accumulates (per example)",
+    ),
+    Cost("size_bytes", "min", "log", "bytes", _from_the_teachers("size_bytes"), _bytes_of_weights, least=1.0),
+    Cost(
+        "latency_ms",
+        "min",
+        "log",
+        "milliseconds for one image",
+        _from_the_teachers("latency_ms", best=1e-3),
+        _latency_ms,
+        timed=True,
+    ),
+)
+
+METRICS: Mapping[str, Quality | Cost] = MappingProxyType({row.name: row for row in _ROWS})
+"""`calibrated_*`: after temperature scaling (Guo et al., ICML 2017; arXiv 1706.04599)."""
+
+TIMED = frozenset(row.name for row in _ROWS if row.timed)

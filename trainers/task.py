@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import safetensors.torch
@@ -19,7 +19,8 @@ from trainers.data.dataset import Dataset, shared_tensor
 from trainers.families import DeepEnsemble, Network, build
 from trainers.files import Damaged, digest, read_hashed, write_hashed
 from trainers.loop import Batch, Schedule, fit
-from trainers.measure import ensemble_curve, measure, outputs
+from trainers.measure import ensemble_nlls, measure, outputs
+from trainers.metrics import METRICS, TIMED
 from trainers.store import filled, network_description, weights_bytes
 from trainers.task_spec import TaskSpec, TeacherSpec
 
@@ -74,6 +75,7 @@ class Task:
         try:
             record = json.loads(read_hashed(folder / "teacher.json"))
             teacher = _teacher([_read_member(spec, data, file) for file in _files(spec.teacher, folder)])
+            measurements = _measurements(record, teacher, data, folder, spec.teacher.threads)
         except (Damaged, FileNotFoundError) as error:
             # not trained anew by itself: the students of other studies learned from the one that was here
             why = error if isinstance(error, Damaged) else f"{Path(error.filename).name} is gone"
@@ -81,7 +83,7 @@ class Task:
                 f"the files of a teacher must be those that were trained, but in {folder} {why}; "
                 "put them back, or delete the folder to have it trained anew"
             ) from None
-        return cls(spec, data, teacher, record["measurements"], tuple(record["curve"]), key)
+        return cls(spec, data, teacher, measurements, tuple(record["curve"]), key)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The task's numbers, for Ray's object store: workers read them without a copy. The test split stays behind."""
@@ -159,14 +161,29 @@ def _make_teacher(spec: TaskSpec, data: Dataset, folder: Path, on_epoch: Callabl
             network = _read_member(spec, data, file)
         members.append(network)
     teacher = _teacher(members)
-    curve = ensemble_curve(outputs(teacher, data.validation), data.validation.labels)
+    nlls = ensemble_nlls(outputs(teacher, data.validation), data.validation.labels)
     record = {
         "network": network_description(spec.teacher.student, data.image_shape, data.classes),
-        "measurements": measure(teacher, data.validation, curve=curve),
-        "curve": curve,
+        "measurements": measure(teacher, data.validation, ensemble_nlls=nlls),
+        "curve": nlls,
         "spec": spec.model_dump(),
     }
     write_hashed(folder / "teacher.json", json.dumps(record, indent=1))
+
+
+def _measurements(
+    record: Mapping[str, Any], teacher: Network, data: Dataset, folder: Path, threads: int
+) -> Mapping[str, float]:
+    """The teacher's, by its record in `folder`; what that lacks, since Dux did not measure it then, is added to it."""
+    recorded: Mapping[str, float] = record["measurements"]
+    if METRICS.keys() - TIMED <= recorded.keys():
+        return recorded
+    with computing(threads):
+        anew = measure(teacher, data.validation, ensemble_nlls=record["curve"])
+    measurements = {**anew, **recorded}
+    (folder / "teacher.json").unlink()  # a kill before the next is there costs measuring, and no training
+    write_hashed(folder / "teacher.json", json.dumps({**record, "measurements": measurements}, indent=1))
+    return measurements
 
 
 def _trained(spec: TaskSpec, data: Dataset, member: int, on_epoch: Callable[[int, float], object]) -> Network:

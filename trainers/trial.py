@@ -21,7 +21,7 @@ from trainers.families import Features, Network, build, capture
 from trainers.files import curve_folder, digest, hashes, sealed
 from trainers.knowledge import Knowledge
 from trainers.loop import Batch, Schedule, State, batches, fit
-from trainers.measure import cost, latency_ms, measure, predictions, quality
+from trainers.measure import cost, measure, predictions, quality
 from trainers.spectral import Plan, cut, fold, plan, reestimate, rescale, spectral_penalty, spectralize
 from trainers.store import network_description, weights_bytes
 from trainers.task import Task
@@ -139,7 +139,8 @@ def run_trial(
             then are reported again. Written until the student is trained: fine-tuning begins anew. None keeps nothing.
         threads: torch threads to compute with; sums are rounded differently with another number.
         device: where to train, as torch names it.
-        timed: whether latency is measured, too: on the CPU, with `threads`, as busy as the machine is.
+        timed: whether what is timed (`trainers.metrics`) is measured, too: on the CPU, with `threads`, as busy as the
+            machine is.
 
     Raises:
         BadInput: a network or a method that does not exist, an option that it does not take, or a method that cannot
@@ -263,7 +264,7 @@ def run_trial(
                 kept = None
         # contiguous, as a loaded student is: another memory layout may round differently, and the numbers are exact
         whole = fold(student).to(memory_format=torch.contiguous_format)
-        before_cut = measure(whole, task.data.validation, curve=task.curve)
+        before_cut = measure(whole, task.data.validation, ensemble_nlls=task.curve)
 
         def smaller(network: Network, share: float, earlier: Plan | None, own: torch.Generator) -> tuple[Network, Plan]:
             cuts = plan(
@@ -285,9 +286,7 @@ def run_trial(
 
         def finished(recipe: Recipe, network: Network, cuts: Plan, began: float) -> TrialResult:
             network = network.to("cpu").to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
-            measurements = measure(network, task.data.validation, curve=task.curve)
-            if timed:
-                measurements["latency_ms"] = latency_ms(network, shape)
+            measurements = measure(network, task.data.validation, ensemble_nlls=task.curve, timed=timed)
             seconds = time.monotonic() - began
             return TrialResult(recipe, network, measurements, before_cut, cuts.units, cuts.removed, seconds, resumed_at)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from search.attempts import Attempt, Attempts, Status
-from search.front import Axis
 from search.ledger import Ledger
 from search.lines import Repeat
 from search.messages import EpochDone, Failed, Finished
+from search.pareto import Axis
 from search.stopping import Halving
 from spaces import Recipe, Space
 

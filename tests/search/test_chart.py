@@ -17,8 +17,11 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from search.chart import front_html, front_png
-from search.front import Axis, Direction, Entry, Front
+from search.front import Entry, Front
+from search.page import front_html
+from search.pareto import Axis
+from search.png import front_png
+from trainers.metrics import Direction
 
 ACCURACY = Axis("accuracy", "max", "linear", worst=0.0, best=1.0)
 PARAMETERS = Axis("parameters", "min", "log", worst=100_000.0, best=1.0)

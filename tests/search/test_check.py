@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,6 +17,8 @@ from running import TINY, Said
 
 from search.check import _recipe, check
 from search.display import Silent
+from search.errors import ExportRefused
+from search.formats import DEFAULT
 from search.study import Study
 from search.study_file import StudyFile
 from spaces import BadInput
@@ -46,10 +49,13 @@ def test_a_dry_run_of_a_sound_study_says_so_and_leaves_nothing_behind(tmp_path: 
     assert {name for name in left if not name.startswith((".cache/matplotlib", ".config/matplotlib"))} == {"tiny.yaml"}
 
 
-def test_what_is_exported_is_what_was_measured() -> None:
-    found = check(StudyFile.from_mapping(yaml.safe_load(TINY)))
-    assert 0 <= found.largest_logit_difference <= 1e-4
-    assert all(seconds >= 0 for _, seconds in found.steps)
+def test_an_export_that_is_not_what_was_measured_is_refused() -> None:
+    file = StudyFile.from_mapping(yaml.safe_load(TINY))
+    steps = [what for what, _ in check(file).steps]
+    assert steps[-1].endswith("run by ONNX Runtime: the same")
+    a_little_else = replace(DEFAULT, run=lambda content, images: 1.001 * DEFAULT.run(content, images))
+    with pytest.raises(ExportRefused, match=r"must compute the measured network within .* but differs by"):
+        check(file, a_little_else)
 
 
 def tiny(**changed: object) -> StudyFile:

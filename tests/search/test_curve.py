@@ -90,7 +90,7 @@ def test_a_point_is_the_student_that_its_recipe_makes(place: int, epochs: int, s
     assert line.recipe.pruning.fine_tune_epochs == epochs
     assert run_trial(line.recipe, task, Knowledge(task)).measurements == line.measurements
     loaded = load_student(study.files.of(line))
-    assert measure(loaded, task.data.validation, curve=task.curve) == line.measurements
+    assert measure(loaded, task.data.validation, ensemble_nlls=task.curve) == line.measurements
 
 
 def test_the_front_is_of_trials_and_points_alike_and_says_which_is_which(

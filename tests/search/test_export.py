@@ -23,8 +23,10 @@ from running import Finished, Said
 from torch import nn
 
 from search.errors import ExportRefused
-from search.export import FORMATS, TOLERANCE, export, verify
+from search.export import TOLERANCE, export, verify
+from search.formats import FORMATS
 from search.front import Entry
+from search.selection import select
 from spaces import BadInput, Student
 from trainers import load_student
 from trainers.data import pixels
@@ -52,12 +54,11 @@ def test_a_batch_ensemble_is_one_graph_that_averages_its_members_probabilities(n
     whole = spectralize(build(student, (1, 8, 8), 10, generator=generator), keep=["classifier"])
     network = cut(whole, plan(whole, 0.4, floor=0.1, image_shape=(1, 8, 8)), image_shape=(1, 8, 8)).eval()
     images = torch.randint(256, (7, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    write, run = FORMATS[name]
-    content = write(network, pixels(images[:2]), {})
+    content = FORMATS[name].write(network, pixels(images[:2]), {})
     with torch.no_grad():
         expected = by_member(network.outputs(pixels(images)), student.members).softmax(2).mean(0)
     for count in (7, 1):  # any batch size
-        torch.testing.assert_close(run(content, images[:count]).softmax(1), expected[:count])
+        torch.testing.assert_close(FORMATS[name].run(content, images[:count]).softmax(1), expected[:count])
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def exported(finished: Finished, folder: Path, dux: Callable[..., Said]) -> Expo
 
 
 def session(path: Path) -> Any:
-    import onnxruntime  # here, after search.export has turned its telemetry off
+    import onnxruntime  # here, after an export has turned its telemetry off
 
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
@@ -415,7 +416,7 @@ def test_a_student_described_otherwise_or_a_pipe_in_its_place_is_refused_at_once
 
 
 def test_a_student_whose_hashes_were_never_recorded_is_refused(finished: Finished, tmp_path: Path) -> None:
-    entry = replace(finished.study.front().select({}), files={})
+    entry = replace(select(finished.study.front(), {}), files={})
     with pytest.raises(ExportRefused, match="must be known by their hashes, but an earlier Dux recorded none"):
         export(finished.study, entry, tmp_path / "out")
 
@@ -439,7 +440,7 @@ def test_a_file_that_computes_something_else_is_refused(scale: float) -> None:
 
 
 def test_export_is_one_call_in_python(finished: Finished, tmp_path: Path) -> None:
-    entry = finished.study.front().select({"parameters": ("max", 10_000.0)})
+    entry = select(finished.study.front(), {"parameters": ("max", 10_000.0)})
     with pytest.raises(BadInput, match="`--format` must be a known format"):
         export(finished.study, entry, tmp_path / "out", ["tflite"])
     with pytest.raises(ExportRefused, match="must have the measured accuracy"):

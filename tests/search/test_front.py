@@ -10,20 +10,15 @@ import pytest
 from numpy.typing import NDArray
 from rich.console import Console
 
-from search.front import (
-    Axis,
-    Direction,
-    Entry,
-    Front,
-    NoStudent,
-    hypervolume,
-    non_dominated,
-    parse_bound,
-    parse_quantity,
-    shortened,
-    show,
-)
+from search.front import Entry, Front
+from search.pareto import Axis, hypervolume, non_dominated
+from search.picture import pictured
+from search.plot import plot
+from search.quantities import parse_quantity, shortened, show
+from search.selection import NoStudent, parse_bound, select
+from search.tables import front_table
 from spaces.errors import BadInput
+from trainers.metrics import Direction
 
 ACCURACY = Axis("accuracy", "max", "linear", worst=0.0, best=1.0)
 PARAMETERS = Axis("parameters", "min", "log", worst=10_000.0, best=1.0)
@@ -206,8 +201,8 @@ def test_a_student_without_a_measurement_of_an_objective_is_no_member() -> None:
 def test_a_front_of_nothing_is_empty() -> None:
     nothing = front()
     assert (nothing.entries, nothing.members, nothing.hypervolume) == ((), (), 0.0)
-    assert nothing.plot() == "no student to draw yet"
-    assert nothing.table().row_count == 0
+    assert plot(nothing) == "no student to draw yet"
+    assert front_table(nothing).row_count == 0
 
 
 @pytest.mark.parametrize(
@@ -276,7 +271,7 @@ def test_the_table_has_a_row_a_member_and_takes_no_value_for_markup() -> None:
     marked = Entry(9, {"transfer": "[red]kd[/red]"}, {"accuracy": 1.0, "parameters": 12_345.0, "size_bytes": 52_000.0})
     printed = io.StringIO()
     console = Console(width=100, file=printed)
-    console.print(front(marked, SMALL, DOMINATED).table())
+    console.print(front_table(front(marked, SMALL, DOMINATED)))
     lines = [" ".join(line.split()) for line in printed.getvalue().splitlines()]
     assert lines[0].startswith("3 of 3 students on the front, hypervolume 0.")
     assert lines[2:4] == ["size", "student accuracy parameters bytes recipe"]
@@ -295,7 +290,7 @@ def test_a_student_of_a_curve_is_said_to_be_one() -> None:
     assert found.brief(point).endswith(" (from the curve of trial 29, after cut 3)")
     assert found.brief(raw).endswith(" (from the curve of trial 29, cut, not fine-tuned)")
     with pytest.raises(NoStudent, match=r"the nearest is student 60 \(from the curve of trial 29\) with"):
-        front(point).select({"accuracy": ("min", 0.99)})
+        select(front(point), {"accuracy": ("min", 0.99)})
 
 
 @pytest.mark.parametrize("names", [(), ("calibrated_nll", "macs", "latency_ms"), (*"abcde",)])
@@ -311,7 +306,7 @@ def test_a_table_takes_a_hundred_columns_and_leaves_nothing_out(names: tuple[str
     objectives: dict[str, Direction] = {**OBJECTIVES, **dict.fromkeys(names, "min")}
     axes = [ACCURACY, *(Axis(name, "min", "log", worst=1e9, best=1.0) for name in ("parameters", *names))]
     printed = io.StringIO()
-    Console(width=100, file=printed, soft_wrap=True).print(Front.of([one, two], objectives, axes).table())
+    Console(width=100, file=printed, soft_wrap=True).print(front_table(Front.of([one, two], objectives, axes)))
     lines = printed.getvalue().splitlines()
     assert max(map(len, lines)) <= 100
     assert "…" not in printed.getvalue()
@@ -324,19 +319,19 @@ def test_a_table_takes_a_hundred_columns_and_leaves_nothing_out(names: tuple[str
 
 
 def test_the_student_selected_is_the_best_within_the_bounds() -> None:
-    assert FIVE.select({}) == LARGE
-    assert FIVE.select({"parameters": ("max", 4999)}) == MIDDLE
-    assert FIVE.select({"parameters": ("max", 1000), "accuracy": ("min", 0.9)}) == MIDDLE  # ends included
-    assert FIVE.select({"parameters": ("max", 999)}) == SMALL
+    assert select(FIVE, {}) == LARGE
+    assert select(FIVE, {"parameters": ("max", 4999)}) == MIDDLE
+    assert select(FIVE, {"parameters": ("max", 1000), "accuracy": ("min", 0.9)}) == MIDDLE  # ends included
+    assert select(FIVE, {"parameters": ("max", 999)}) == SMALL
 
 
 def test_equally_accurate_students_are_told_apart_by_the_other_objectives_then_the_trial() -> None:
-    assert front(entry(0, 0.9, 50), entry(2, 0.9, 40), entry(1, 0.9, 40)).select({}).trial == 1
+    assert select(front(entry(0, 0.9, 50), entry(2, 0.9, 40), entry(1, 0.9, 40)), {}).trial == 1
 
 
 def test_a_bound_on_what_is_no_objective_can_select_a_dominated_student() -> None:
     slow, quick = entry(0, 0.9, 100, latency_ms=9.0), entry(1, 0.8, 200, latency_ms=1.0)
-    assert front(slow, quick).select({"latency_ms": ("max", 2.0)}) == quick
+    assert select(front(slow, quick), {"latency_ms": ("max", 2.0)}) == quick
 
 
 def test_the_selected_student_is_the_brute_force_one() -> None:
@@ -348,16 +343,16 @@ def test_the_selected_student_is_the_brute_force_one() -> None:
         bounds: dict[str, tuple[Direction, float]] = {"accuracy": ("min", least), "parameters": ("max", most)}
         if not inside:
             with pytest.raises(NoStudent):
-                front(*students).select(bounds)
+                select(front(*students), bounds)
             continue
-        found = front(*students).select(bounds)
+        found = select(front(*students), bounds)
         assert found in front(*students).members
         assert found.value("accuracy") == max(e.value("accuracy") for e in inside)
 
 
 def test_no_student_within_the_bounds_names_the_nearest_in_one_line() -> None:
     with pytest.raises(NoStudent) as caught:
-        FIVE.select({"accuracy": ("min", 0.94), "parameters": ("max", 900)})
+        select(FIVE, {"accuracy": ("min", 0.94), "parameters": ("max", 900)})
     # Normalised violations: trial 3 misses 0.14, trial 1 0.04 + 0.011, trial 2 0.19.
     assert str(caught.value) == (
         "no student satisfies accuracy >= 0.94 and parameters <= 900; "
@@ -369,30 +364,30 @@ def test_the_nearest_is_never_a_student_that_lacks_the_measurement_where_another
     with pytest.raises(
         NoStudent, match=r"latency_ms <= 1; the nearest is trial 2 with latency_ms 50 and accuracy 0\.1"
     ):
-        front(entry(1, 0.9, 10), entry(2, 0.1, 9000, latency_ms=50.0)).select({"latency_ms": ("max", 1)})
+        select(front(entry(1, 0.9, 10), entry(2, 0.1, 9000, latency_ms=50.0)), {"latency_ms": ("max", 1)})
 
 
 def test_a_diverged_student_is_never_selected() -> None:
     with pytest.raises(NoStudent, match="the nearest is trial 3"):
-        FIVE.select({"parameters": ("max", 50)})
+        select(FIVE, {"parameters": ("max", 50)})
 
 
 def test_without_a_measured_student_none_is_selected() -> None:
     for nothing in (front(), front(DIVERGED)):
         with pytest.raises(NoStudent, match="none was measured yet"):
-            nothing.select({"accuracy": ("min", 0.5)})
+            select(nothing, {"accuracy": ("min", 0.5)})
 
 
 def test_a_bound_on_an_unknown_measurement_lists_the_known() -> None:
     with pytest.raises(BadInput, match="must name a measurement, but got 'weight'; known are accuracy, parameters"):
-        FIVE.select({"weight": ("max", 1)})
+        select(FIVE, {"weight": ("max", 1)})
 
 
 # plot
 
 
 def test_the_plot_marks_members_and_others_and_keeps_its_size() -> None:
-    lines = FIVE.plot(60, 12).splitlines()
+    lines = plot(FIVE, 60, 12).splitlines()
     assert len(lines) == 12
     assert max(map(len, lines)) <= 60
     assert lines[0] == "accuracy   ● front   · dominated"
@@ -406,7 +401,7 @@ def test_the_plot_marks_members_and_others_and_keeps_its_size() -> None:
 
 def test_the_plot_does_not_let_one_failure_squash_the_rest() -> None:
     students = [entry(t, 0.9 + t / 1000, 100 + t) for t in range(20)]
-    lines = front(*students, entry(20, 0.1, 150)).plot(60, 12).splitlines()
+    lines = plot(front(*students, entry(20, 0.1, 150)), 60, 12).splitlines()
     assert lines[0] == "accuracy   ● front   · dominated   ↓ off the picture"
     assert "↓" in lines[-4]
     assert lines[-4].startswith("  0.9 ┤")
@@ -414,21 +409,21 @@ def test_the_plot_does_not_let_one_failure_squash_the_rest() -> None:
 
 def test_a_member_is_never_off_the_picture() -> None:
     students = [entry(t, 0.9 + t / 1000, 100 + t) for t in range(20)]
-    assert front(*students, entry(20, 0.1, 50)).pictured().far == []
+    assert pictured(front(*students, entry(20, 0.1, 50))).far == []
 
 
 @pytest.mark.parametrize("entries", [[SMALL], [SMALL, entry(9, 0.8, 100)], [entry(0, 0.0, 0.0), SMALL]])
 def test_points_that_are_one_or_have_no_logarithm_can_be_plotted(entries: list[Entry]) -> None:
-    assert front(*entries).plot(40, 8).count("●") == 2  # the legend's and the student's
+    assert plot(front(*entries), 40, 8).count("●") == 2  # the legend's and the student's
 
 
 def test_one_objective_is_drawn_over_parameters_or_else_over_trials() -> None:
     alone = Front.of([SMALL, LARGE, MIDDLE], {"accuracy": "max"}, [ACCURACY])
     assert alone.members == (LARGE,)
-    assert alone.pictured().x.name == "parameters"
-    assert alone.pictured().x.scale == "log"
-    assert Front.of(FIVE.entries, {"parameters": "min"}, [PARAMETERS]).pictured().x.name == "trial"
-    assert alone.plot().splitlines()[-1].strip() == "parameters (log)"
+    assert pictured(alone).x.name == "parameters"
+    assert pictured(alone).x.scale == "log"
+    assert pictured(Front.of(FIVE.entries, {"parameters": "min"}, [PARAMETERS])).x.name == "trial"
+    assert plot(alone).splitlines()[-1].strip() == "parameters (log)"
 
 
 def test_three_objectives_make_a_front_of_all_three() -> None:

@@ -30,9 +30,12 @@ from processes import TASK, Command
 from running import Finished, Said, Stand, but_waiting, wait_for
 from test_tracking import contents, keep, models, run_trial, start, steps, tracking
 
+from search.events import FrontChanged, FrontMembers, StudyFinished, TrialReported, TrialStarted
+from search.mlflow_runs import find_runs
 from search.progress import Terminal
+from search.spool import Refused
 from search.study import Study
-from search.tracking import Refused, Tracker, find_runs
+from search.tracking import Tracker
 
 # MLflow maps its tables with an option that SQLAlchemy 2.1 calls deprecated.
 pytestmark = [pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"), pytest.mark.timeout(900)]
@@ -204,11 +207,12 @@ def run_study_on(tracker: Tracker, folder: Path) -> None:
     start(tracker)
     for trial in range(3):
         run_trial(tracker, folder, trial)
-        tracker.front_changed(trial + 1, 0.25 * trial, trial + 1)
-        tracker.front_members({trial, 0})
+        tracker.tell(FrontChanged(trial + 1, 0.25 * trial, trial + 1))
+        tracker.tell(FrontMembers([trial, 0]))
     for trial in (0, 2):
         keep(tracker, folder, trial)
-    tracker.study_finished("FINISHED", [folder / "trials" / "0" / "recipe.json"], [{"trial": 0, "accuracy": 0.75}])
+    artifacts = [folder / "trials" / "0" / "recipe.json"]
+    tracker.tell(StudyFinished("FINISHED", artifacts, [{"trial": 0, "accuracy": 0.75}]))
 
 
 def test_whatever_mlflow_did_not_say_is_an_outage_and_is_tried_again(tmp_path: Path, stand: Stand) -> None:
@@ -244,7 +248,7 @@ def test_whatever_mlflow_did_not_say_is_an_outage_and_is_tried_again(tmp_path: P
         assert tracker.flush(60.0) == 0, tracker.last_error
         for step, fault in enumerate(FAULTS):
             proxy.rule = once(fault, "runs/log-batch")
-            tracker.trial_reported(0, 4 + step, {"epoch.accuracy": step})
+            tracker.tell(TrialReported(0, 4 + step, {"epoch.accuracy": step}))
             assert tracker.flush(60.0) == 0, (fault, tracker.last_error)
         proxy.rule = lambda method, path: "pass"
     assert len(hit) == 1 + sum(map(len, asked.values())) + len(FAULTS)
@@ -407,7 +411,7 @@ def test_what_mlflow_refuses_is_told_at_the_end_and_by_status(
 ) -> None:
     shutil.copy(stand.empty, again.home / "mlflow.db")
     with tracking(again.folder, again.files.tracking_uri, "tiny") as tracker:
-        tracker.trial_started(0, {"student.width": "another"})  # MLflow lets no parameter change
+        tracker.tell(TrialStarted(0, {"student.width": "another"}))  # MLflow lets no parameter change
         assert tracker.flush(60.0) == 0, tracker.last_error
     code, _, err = dux("resume", "tiny", "--home", again.home)
     assert (code, err.count("\n")) == (0, 1)

@@ -23,14 +23,18 @@ from processes import TASK, Command, Ended, run
 from running import HERE, Said, but_waiting, wait_for
 from test_chart import own_part
 
-from search.chart import front_html, front_png
 from search.cli import app
-from search.front import Axis, Entry, Front, show
+from search.front import Entry, Front
 from search.ledger import Ledger
 from search.lines import CurvePoint, Line, Repeat, Trial
+from search.page import front_html
+from search.pareto import Axis
+from search.png import front_png
+from search.quantities import show
 from search.seeds import Spread, is_within_noise, margin, spread
 from search.study import Study
 from search.study_file import StudyFile
+from search.tables import front_table
 from spaces import Space
 from trainers import Knowledge, Task, run_trial
 from trainers.files import sealed
@@ -111,7 +115,7 @@ def test_without_repeats_nothing_changes() -> None:
     plain = front(member(0, 100, 0.8), member(1, 200, 0.9))
     assert (plain.noisy, plain.doubtful, plain.seed_columns(plain.members[0])) == ([], {}, {})
     assert "seeds" not in json.dumps(plain.to_json("study"))
-    assert [column.header for column in plain.table().columns] == ["student", "accuracy", "parameters", "recipe"]
+    assert [column.header for column in front_table(plain).columns] == ["student", "accuracy", "parameters", "recipe"]
     assert "seeds" not in own_part(front_html(plain, "study", None))
 
 
@@ -127,7 +131,7 @@ def test_json_table_and_page_have_mean_deviation_seeds_and_mark() -> None:
         "lead_within_noise_over": [0],
     }
     assert said[0]["lead_within_noise_over"] == []
-    headers = [column.header for column in NOISE.table().columns]
+    headers = [column.header for column in front_table(NOISE).columns]
     objectives = ["accuracy", "parameters", "accuracy over seeds"]
     assert headers == ["student", *objectives, "seeds", "lead within noise over", "recipe"]
     assert NOISE.seed_cells(LARGER) == {

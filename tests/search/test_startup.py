@@ -111,6 +111,14 @@ def test_a_mistake_in_a_study_file_is_told_before_torch_is_there(command: str, m
     assert found <= {*LEDGER}
 
 
+def test_reading_a_study_file_imports_neither_torch_nor_what_draws_or_tells() -> None:
+    program = f"import sys, search.study_file\nprint(*({{*{(*HEAVY, 'moocore', 'rich', 'scipy')}}} & {{*sys.modules}}))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.split() == []
+
+
 @pytest.mark.parametrize("command", ["resume", "export", "ui", "front"])
 def test_a_study_that_is_not_there_is_told_before_torch_is_there(command: str, tmp_path: Path) -> None:
     code, found = imported(command, "nobody", "--home", tmp_path)

@@ -14,14 +14,35 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
 from running import Stand
 
-from search.tracking import Spool, Tracker, filler, find_runs, key
+from search.events import (
+    CurveMeasured,
+    DataDescribed,
+    Event,
+    FrontChanged,
+    FrontMembers,
+    Record,
+    StudentKept,
+    StudyFinished,
+    StudyStarted,
+    TeacherMeasured,
+    TrialFinished,
+    TrialReported,
+    TrialStarted,
+    decode,
+    encode,
+    filler,
+)
+from search.mirror import key
+from search.mlflow_runs import find_runs
+from search.spool import Spool, history_of
+from search.tracking import Tracker
 from spaces import BadInput, Choice, Float, Space
 
 # MLflow maps its tables with an option that SQLAlchemy 2.1 calls deprecated.
@@ -77,9 +98,10 @@ TEACHER = {"accuracy": 0.97, "parameters": 1e5}
 
 
 def start(tracker: Tracker) -> None:
-    tracker.study_started({"search.trials": "3"}, {"dux.commit": "abc"}, OBJECTIVES, SPACE)
-    tracker.data_described(DATA)
-    tracker.teacher_measured(TEACHER, {"family": "resnet", "depth": 20})
+    tracker.tell(StudyStarted.of({"search.trials": "3"}, {"dux.commit": "abc"}, OBJECTIVES, SPACE))
+    tracker.tell(DataDescribed(DATA))
+    metrics = {f"teacher.{name}": value for name, value in TEACHER.items()}
+    tracker.tell(TeacherMeasured(metrics, {"family": "resnet", "depth": 20}))
 
 
 def keep(tracker: Tracker, folder: Path, trial: int) -> None:
@@ -87,7 +109,7 @@ def keep(tracker: Tracker, folder: Path, trial: int) -> None:
     events = [json.loads(line) for line in (folder / "spool.jsonl").read_text().splitlines()]
     (end,) = (event for event in events if event["event"] == "trial_finished" and event["trial"] == trial)
     recipe = {"student.width": 0.5, "transfer": "kd", "kd.temperature": 4.0}
-    tracker.student_kept(trial, recipe, {**end["metrics"], "nll": math.nan}, end["step"], end["time"])
+    tracker.tell(StudentKept(trial, recipe, {**end["metrics"], "nll": math.nan}, end["step"], end["time"]))
 
 
 def run_trial(tracker: Tracker, folder: Path, trial: int) -> None:
@@ -99,12 +121,12 @@ def run_trial(tracker: Tracker, folder: Path, trial: int) -> None:
     files = folder / "trials" / str(trial)
     files.mkdir(parents=True, exist_ok=True)
     (files / "recipe.json").write_text(json.dumps(recipe))
-    tracker.trial_started(trial, recipe)
+    tracker.tell(TrialStarted.of(trial, recipe, SPACE))
     for step in range(1, 4):
-        tracker.trial_reported(trial, step, {"accuracy": 0.5 + step / 10, "nll": [math.nan, math.inf, 0.5][step - 1]})
-    tracker.trial_finished(
-        trial, "FINISHED", {"accuracy": 0.75, "parameters": 1000 * trial}, {"dux.why": "done"}, files
-    )
+        metrics = {"accuracy": 0.5 + step / 10, "nll": [math.nan, math.inf, 0.5][step - 1]}
+        tracker.tell(TrialReported(trial, step, metrics))
+    metrics = {"accuracy": 0.75, "parameters": 1000 * trial}
+    tracker.tell(TrialFinished(trial, "FINISHED", 3, metrics, {"dux.why": "done"}, files))
 
 
 def run_study(folder: Path, uri: str, study: str) -> None:
@@ -113,12 +135,13 @@ def run_study(folder: Path, uri: str, study: str) -> None:
         start(tracker)
         for trial in range(3):
             run_trial(tracker, folder, trial)
-            tracker.front_changed(trial + 1, 0.25 * trial, trial + 1)
-            tracker.front_members({trial, 0})
+            tracker.tell(FrontChanged(trial + 1, 0.25 * trial, trial + 1))
+            tracker.tell(FrontMembers([trial, 0]))
         page.write_text("<p>front</p>")
         for trial in (0, 2):
             keep(tracker, folder, trial)
-        tracker.study_finished("FINISHED", [page], [{"trial": 0, "accuracy": 0.75}, {"trial": 2, "parameters": 2000}])
+        rows = [{"trial": 0, "accuracy": 0.75}, {"trial": 2, "parameters": 2000}]
+        tracker.tell(StudyFinished("FINISHED", [page], rows))
         assert tracker.flush(60.0) == 0, tracker.last_error
         assert tracker.last_error is None
 
@@ -235,8 +258,8 @@ def test_the_names_of_the_classes_are_in_the_study_run(tmp_path: Path, uri: str,
     many = [f"a class with a long name, number {label}" for label in range(1000)]
     for number, names in enumerate((["bee", "größe"], many)):
         with tracking(tmp_path / str(number), uri, f"{study}-{number}") as tracker:
-            tracker.study_started({}, {}, OBJECTIVES, SPACE)
-            tracker.data_described(DATA, names, images)
+            tracker.tell(StudyStarted.of({}, {}, OBJECTIVES, SPACE))
+            tracker.tell(DataDescribed(DATA, names, images))
             assert tracker.flush(60.0) == 0, tracker.last_error
         run = contents(uri, f"{study}-{number}")[""]
         assert run["tags"].get("dux.class_names") == ('["bee", "größe"]' if number == 0 else None)  # too long for a tag
@@ -280,13 +303,13 @@ def test_a_server_killed_in_mid_stream_gets_everything_once(tmp_path: Path, stan
     costs_ms = []
     with tracking(tmp_path, stand.url, study) as tracker:
         start(tracker)
-        tracker.trial_started(0, {"student.width": 0.5, "transfer": "none", "seed": 0})
+        tracker.tell(TrialStarted.of(0, {"student.width": 0.5, "transfer": "none", "seed": 0}, SPACE))
         for step in range(60):
             if step == 20:
                 tracker.flush(0.3)  # some events are there, some on their way
                 stand.kill()
             before = time.perf_counter()
-            tracker.trial_reported(0, step, {"accuracy": step / 100})
+            tracker.tell(TrialReported(0, step, {"accuracy": step / 100}))
             costs_ms.append(1000 * (time.perf_counter() - before))
         run_trial(tracker, tmp_path, 1)
         assert tracker.flush(1.0) > 40
@@ -320,9 +343,10 @@ def test_a_kill_while_mlflow_makes_its_tables_leaves_no_half_made_store(tmp_path
     store = tmp_path / "mlflow.db"
     program = (
         "import sys, pathlib\n"
+        "from search.events import TeacherMeasured\n"
         "from search.tracking import Tracker\n"
         f"tracker = Tracker(pathlib.Path({str(tmp_path)!r}), {study!r}, 'sqlite:///{store}')\n"
-        "tracker.teacher_measured({'accuracy': 0.5}, {})\n"
+        "tracker.tell(TeacherMeasured({'teacher.accuracy': 0.5}, {}))\n"
         "tracker.flush(300.0)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[2])
@@ -343,14 +367,14 @@ def test_a_kill_while_mlflow_makes_its_tables_leaves_no_half_made_store(tmp_path
 def test_after_a_power_cut_that_took_lines_which_were_sent_all_are_sent_again(tmp_path: Path) -> None:
     for trial in range(9):
         spool = Spool(tmp_path)
-        spool.append({"event": "trial_started", "trial": trial})
+        spool.append(Record(trial, TrialStarted(trial, {})))
         spool.close()
     spool.save_sent("store", spool.end)
     os.truncate(tmp_path / "spool.jsonl", spool.end // 2)
     for _ in range(9):  # it grows beyond what was sent before, and nobody sends
         spool = Spool(tmp_path)
         assert spool.load_sent("store") == 0
-        spool.append({"event": "trial_started", "trial": 0})
+        spool.append(Record(9, TrialStarted(0, {})))
         spool.close()
 
 
@@ -361,8 +385,8 @@ def test_a_resumed_study_opens_its_run_again(tmp_path: Path, stand: Stand, study
         assert tracker.flush(60.0) == 0
         assert contents(stand.store, study)[""]["status"] == "RUNNING"
         run_trial(tracker, tmp_path, 3)
-        tracker.front_members({3})
-        tracker.study_finished("KILLED", [])
+        tracker.tell(FrontMembers([3]))
+        tracker.tell(StudyFinished("KILLED"))
         assert tracker.flush(60.0) == 0
     found = contents(stand.store, study)
     assert found[""]["status"] == "KILLED"
@@ -394,11 +418,11 @@ def test_a_study_deleted_in_the_ui_comes_back_when_it_goes_on(tmp_path: Path, st
 def test_an_event_that_mlflow_refuses_does_not_hold_up_the_others(tmp_path: Path, uri: str, study: str) -> None:
     with tracking(tmp_path, uri, study) as tracker:
         run_trial(tracker, tmp_path, 0)
-        tracker.trial_started(0, {"student.width": 0.125})  # MLflow lets no parameter change
-        tracker.trial_finished(1, "FAILED", {"accuracy": 0.5}, {}, tmp_path / "nowhere")
+        tracker.tell(TrialStarted(0, {"student.width": 0.125}))  # MLflow lets no parameter change
+        tracker.tell(TrialFinished(1, "FAILED", 0, {"accuracy": 0.5}, {}, tmp_path / "nowhere"))
         assert tracker.flush(60.0) == 0
         assert "nowhere is no longer there" in str(tracker.last_error)
-        tracker.trial_reported(0, 9, {"accuracy": 0.9})
+        tracker.tell(TrialReported(0, 9, {"accuracy": 0.9}))
         assert tracker.flush(60.0) == 0
     refused = [json.loads(line) for line in (tmp_path / "spool.refused.jsonl").read_text().splitlines()]
     assert [json.loads(item["line"])["event"] for item in refused] == ["trial_started", "trial_finished"]
@@ -425,7 +449,7 @@ def test_no_password_is_kept_or_shown(tmp_path: Path, stand: Stand, study: str) 
         errors = [str(tracker.last_error)]
     with tracking(tmp_path / "up", stand.url.replace("://", "://user:S3cret%2Fword@"), study) as tracker:
         run_trial(tracker, tmp_path, 0)
-        tracker.trial_started(0, {"student.width": 0.125})
+        tracker.tell(TrialStarted(0, {"student.width": 0.125}))
         assert tracker.flush(60.0) == 0, tracker.last_error
         errors.append(str(tracker.last_error))
     assert "127.0.0.1" in errors[0]
@@ -454,11 +478,11 @@ def test_runs_are_found_with_and_without_the_note_of_them(tmp_path: Path, stand:
 
 def test_no_event_raises_whatever_it_is_given(tmp_path: Path) -> None:
     tracker = Tracker(tmp_path, "odd", NOBODY)
-    tracker.trial_reported(0, 0, {("not", "text"): 1.0})  # type: ignore[dict-item]
+    tracker.tell(TrialReported(0, 0, {("not", "text"): 1.0}))  # type: ignore[dict-item]
     assert "trial_reported of study odd is lost" in str(tracker.last_error)
     assert tracker.close(0.0) == 0
     assert tracker.close(0.0) == 0
-    tracker.trial_reported(0, 1, {"accuracy": 0.5})
+    tracker.tell(TrialReported(0, 1, {"accuracy": 0.5}))
     assert "closed file" in str(tracker.last_error)
 
 
@@ -470,6 +494,54 @@ def test_a_store_of_another_kind_is_refused(tmp_path: Path, uri: str) -> None:
     with pytest.raises(BadInput, match=r"tracking URI must be sqlite:////absolute/path.db or .* but got ") as caught:
         Tracker(tmp_path, "digits", uri)
     assert "word" not in str(caught.value)
+
+
+EVENTS: list[Event] = [
+    StudyStarted({"search.trials": "3"}, {"dux.trials": "3"}, OBJECTIVES, ["student.width"]),
+    DataDescribed(DATA, ["bee", "größe"], {"colour": "RGB"}),
+    TeacherMeasured({"teacher.accuracy": 0.97}, {"depth": 20}),
+    TrialStarted(4, {"student.width": 0.5}, {"dux.role": "repeat"}),
+    TrialReported(4, 1, {"epoch.accuracy": 0.5}),
+    TrialFinished(4, "FINISHED", 1, {"accuracy": 0.75}, {"dux.why": "done"}, "/trials/4"),
+    CurveMeasured(4, [{"trial": 7, "accuracy": 0.5}]),
+    FrontChanged(1, 0.25, 1),
+    FrontMembers([4, 7]),
+    StudentKept(4, {"student.width": 0.5}, {"accuracy": 0.75}, 1, 1_700_000_000_000),
+    StudyFinished("FINISHED", ["/front.html"], [{"trial": 4}]),
+]
+
+
+def test_every_event_is_read_as_it_was_written(tmp_path: Path) -> None:
+    assert {type(event) for event in EVENTS} == {*get_args(Event)}
+    spool = Spool(tmp_path)
+    records = [Record(number, event) for number, event in enumerate(EVENTS)]
+    for record in records:
+        spool.append(record)
+    spool.close()
+    assert [decode(line) for line in (tmp_path / "spool.jsonl").read_bytes().splitlines()] == records
+    history = history_of(tmp_path)
+    assert (history.started, history.curves, history.numbers_given) == ({4}, {4}, 8)
+    assert (history.ends, history.first_start) == ({4: (5, EVENTS[5])}, EVENTS[0])
+    assert (history.has_data, history.has_teacher, history.is_finished) == (True, True, True)
+
+
+OLD = b"""{"event": "study_started", "time": 1, "parameters": {}, "tags": {}, "objectives": {}, "drawn": []}
+{"event": "data_described", "time": 2, "data": []}
+{"event": "trial_started", "time": 3, "trial": 0, "parameters": {"student.width": 0.5}}
+{"event": "trial_finished", "time": 4, "trial": 0, "status": "KILLED", "step": 3, "metrics": {}, "tags": {}}
+"""
+"""Lines as they were before they had a version, class names or tags."""
+
+
+def test_a_spool_without_versions_is_read_and_one_of_a_later_dux_is_refused_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "spool.jsonl").write_bytes(OLD)
+    history = history_of(tmp_path)
+    assert (history.started, [*history.ends], history.has_data) == ({0}, [0], True)
+    (tmp_path / "spool.jsonl").write_bytes(
+        OLD + encode(Record(5, FrontMembers([0]))).replace(b'"version": 1', b'"version": 2')
+    )
+    with pytest.raises(BadInput, match=r"a version that this Dux knows, but .*spool\.jsonl has some of a later one"):
+        Tracker(tmp_path, "later", NOBODY)
 
 
 def test_a_filler_is_of_its_parameters_kind() -> None:

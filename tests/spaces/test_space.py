@@ -295,3 +295,11 @@ def test_a_recipe_to_try_first_is_what_is_asked_for() -> None:
         GRID.partial({"training.epochs": 4})
     with pytest.raises(BadInput, match=r"`factor.rate` must stand with `transfer: factor`, but stands with kd"):
         GRID.partial({"transfer": "kd", "factor.rate": 0.5})
+
+
+@pytest.mark.parametrize("name", ["\n", "a\rb", "\x1b[31mred", "\x00", "\u2028"])
+def test_a_message_is_one_line_that_does_nothing_to_a_terminal_whatever_names_hold(name: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        Space({"transfer": Choice(("none", name)), "factor.rate": Choice((0.5, 1.0))})
+    assert str(refused.value).isprintable()
+    assert name.encode("unicode_escape").decode() in str(refused.value)

@@ -3,7 +3,6 @@
 import math
 import time
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -17,18 +16,16 @@ from trainers.families import DeepEnsemble, build
 from trainers.loop import Diverged
 from trainers.measure import (
     EVALUATION_BATCH,
-    calibration,
+    all_quality,
     cost,
-    deep_ensemble_equivalent,
-    ensemble_curve,
-    fitted_temperature,
-    latency_ms,
+    ensemble_nlls,
     measure,
     predictions,
     quality,
-    uncertainty,
+    timings,
 )
-from trainers.metrics import ends
+from trainers.metrics import Direction, deep_ensemble_equivalent
+from trainers.predictions import Predictions, fitted_temperature
 from trainers.store import weights_bytes
 
 
@@ -92,7 +89,7 @@ def test_every_image_of_a_split_is_predicted_in_its_place_whatever_the_batch() -
 
 
 def test_every_measurement_is_taken_and_described(task: Task) -> None:
-    found = measure(task.teacher, task.data.validation, curve=task.curve)
+    found = measure(task.teacher, task.data.validation, ensemble_nlls=task.curve)
     assert [*found, "latency_ms"] == list(METRICS)  # which is measured where it is asked for
     assert found == task.teacher_measurements
     assert found["deep_ensemble_equivalent"] == 1.0  # a single network is as good as itself
@@ -110,7 +107,7 @@ def test_latency_is_the_time_of_one_image_in_milliseconds() -> None:
             return super().forward(images.flatten(1))
 
     network = Slow(4, 3).train()
-    assert 3.0 <= latency_ms(network, (1, 2, 2)) < 300.0
+    assert 3.0 <= timings(network, (1, 2, 2))["latency_ms"] < 300.0
     assert network.training
 
 
@@ -124,10 +121,10 @@ def test_outputs_that_are_no_numbers_are_not_measured(value: float) -> None:
 
 @pytest.mark.parametrize("direction", ["min", "max"])
 @pytest.mark.parametrize("name", METRICS)
-def test_the_worst_and_the_best_are_on_the_right_sides(name: str, direction: Literal["min", "max"]) -> None:
+def test_the_worst_and_the_best_are_on_the_right_sides(name: str, direction: Direction) -> None:
     teacher = {"accuracy": 0.9, "nll": 0.3, "parameters": 5000.0, "macs": 1e5, "size_bytes": 20000.0, "latency_ms": 0.7}
     wanted = METRICS[name].direction or direction
-    low, high = ends(name, wanted, teacher, 10)
+    low, high = METRICS[name].ends(wanted, teacher, 10)
     assert (low < high) if wanted == "max" else (low > high)
     assert METRICS[name].scale == "linear" or high > 0
 
@@ -135,10 +132,9 @@ def test_the_worst_and_the_best_are_on_the_right_sides(name: str, direction: Lit
 def test_guessing_has_the_worst_likelihood_and_brier_score() -> None:
     guessed: Tensor = torch.zeros(20, 10)
     labels = torch.arange(20) % 10
-    found = {**quality(guessed, labels), **calibration(guessed, labels)}
-    for name in ("nll", "brier"):
-        assert ends(name, "min", {}, 10)[0] == pytest.approx(found[name])
-    assert ends("entropy", "min", {}, 10)[0] == pytest.approx(uncertainty(guessed[None], labels)["entropy"])
+    measured = quality(guessed, labels, ("nll", "brier", "entropy"))
+    for name, value in measured.items():
+        assert METRICS[name].ends("min", {}, 10)[0] == pytest.approx(value)
 
 
 def members(count: int, images: int = 60, classes: int = 4) -> tuple[Tensor, Tensor]:
@@ -158,7 +154,7 @@ def probabilities(logits: Tensor) -> np.ndarray:
 def test_brier_score_and_calibration_error_are_numpys() -> None:
     logits, labels = members(1)[0][0], members(1)[1]
     p, y = probabilities(logits), labels.numpy()
-    found = calibration(logits, labels)
+    found = quality(logits, labels, ("brier", "ece"))
     assert found["brier"] == pytest.approx(((p - np.eye(4)[y]) ** 2).sum(1).mean())
     confidence, right = p.max(1), p.argmax(1) == y
     gap = 0.0
@@ -176,11 +172,12 @@ def test_the_fitted_temperature_beats_every_other_on_a_grid() -> None:
     assert tau > 1.5  # they were made too sure
     grid = [quality(logits / t, labels)["nll"] for t in np.geomspace(0.05, 20, 200)]
     assert quality(logits / tau, labels)["nll"] <= min(grid) + 1e-6
-    found = uncertainty(logits[None], labels)
+    found = all_quality(Predictions(logits[None], labels))
     assert found["calibrated_nll"] == pytest.approx(quality(logits.double() / tau, labels)["nll"])
     assert found["calibrated_ece"] < found["ece"]
     assert found["calibrated_brier"] < found["brier"]
-    assert uncertainty(logits[None], labels, temperature=1.0)["calibrated_ece"] == pytest.approx(found["ece"])
+    as_it_is = all_quality(Predictions(logits[None], labels, temperature=1.0))
+    assert as_it_is["calibrated_ece"] == pytest.approx(found["ece"])
 
 
 def test_outputs_that_are_always_right_keep_a_finite_temperature() -> None:
@@ -192,12 +189,13 @@ def test_diversity_and_entropy_are_numpys_over_the_mean_probabilities() -> None:
     logits, labels = members(3)
     p = probabilities(logits)
     pairs = [(p[j] * np.log(p[j] / p[i])).sum(1).mean() for i in range(3) for j in range(3) if i != j]
-    found = uncertainty(logits, labels)
+    found = all_quality(Predictions(logits, labels))
     assert found["diversity"] == pytest.approx(np.mean(pairs))
     mean = p.mean(0)
     assert found["entropy"] == pytest.approx(-(mean * np.log(mean)).sum(1).mean())
     assert found["brier"] == pytest.approx(((mean - np.eye(4)[labels.numpy()]) ** 2).sum(1).mean())
-    assert uncertainty(logits[:1].repeat(3, 1, 1), labels)["diversity"] == pytest.approx(0.0, abs=1e-12)
+    same = all_quality(Predictions(logits[:1].repeat(3, 1, 1), labels))
+    assert same["diversity"] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_members_average_their_probabilities(task: Task) -> None:
@@ -209,21 +207,21 @@ def test_members_average_their_probabilities(task: Task) -> None:
 
 
 def test_an_ensemble_is_worth_as_many_members_as_reach_its_likelihood() -> None:
-    curve = (0.5, 0.4, 0.35)
+    teacher = (0.5, 0.4, 0.35)
     expected = {0.6: 0.0, 0.5: 1.0, 0.45: 1.5, 0.4: 2.0, 0.36: 2.8, 0.35: 3.0, 0.1: 3.0}
-    assert {nll: deep_ensemble_equivalent(nll, curve) for nll in expected} == pytest.approx(expected)
+    assert {nll: deep_ensemble_equivalent(nll, teacher) for nll in expected} == pytest.approx(expected)
     assert deep_ensemble_equivalent(0.4, (0.5, 0.4, 0.4)) == 2.0  # a member more that gains nothing
 
 
-def test_the_curve_of_an_ensemble_falls_from_its_members_mean_to_the_whole() -> None:
+def test_the_likelihood_of_an_ensemble_falls_from_its_members_mean_to_the_whole() -> None:
     logits, labels = members(4)
-    curve = ensemble_curve(logits, labels)
-    ones = [uncertainty(member[None], labels)["calibrated_nll"] for member in logits]
-    assert len(curve) == 4
-    assert curve[0] == pytest.approx(np.mean(ones))
-    assert curve[3] == pytest.approx(uncertainty(logits, labels)["calibrated_nll"])
-    assert list(curve) == sorted(curve, reverse=True)
-    assert curve[3] < curve[0]
+    nlls = ensemble_nlls(logits, labels)
+    ones = [quality(member, labels, ["calibrated_nll"])["calibrated_nll"] for member in logits]
+    assert len(nlls) == 4
+    assert nlls[0] == pytest.approx(np.mean(ones))
+    assert nlls[3] == pytest.approx(all_quality(Predictions(logits, labels))["calibrated_nll"])
+    assert list(nlls) == sorted(nlls, reverse=True)
+    assert nlls[3] < nlls[0]
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -13,6 +13,7 @@ import torch
 from spaces import BadInput, Recipe
 from trainers import Task, TaskSpec, TeacherSpec
 from trainers.families import DeepEnsemble
+from trainers.files import write_hashed
 from trainers.measure import measure
 from trainers.store import weights_bytes
 
@@ -35,7 +36,7 @@ def test_the_teacher_is_trained_once_kept_and_loaded_as_it_was(tmp_path: Path) -
     assert (
         one.teacher_measurements
         == other.teacher_measurements
-        == measure(one.teacher, one.data.validation, curve=one.curve)
+        == measure(one.teacher, one.data.validation, ensemble_nlls=one.curve)
     )
     assert not one.teacher.training
     assert not any(p.requires_grad for p in one.teacher.parameters())
@@ -89,6 +90,26 @@ def test_a_teacher_whose_training_was_interrupted_is_trained_anew(tmp_path: Path
     assert again.teacher_measurements == task.teacher_measurements
 
 
+def test_a_teacher_that_lacks_a_measurement_is_measured_again_and_not_trained(tmp_path: Path) -> None:
+    def interrupt(epoch: int, loss: float) -> None:
+        raise KeyboardInterrupt
+
+    task = Task.load(spec(), tmp_path)
+    file = tmp_path / "teachers" / task.key / "teacher.json"
+    whole = file.read_bytes()
+    record = json.loads(whole)
+    del record["measurements"]["entropy"]
+    record["measurements"]["brier"] = 0.5  # what was recorded stays: another machine may round it differently
+    write_hashed(file, json.dumps(record, indent=1))
+    expected = {**task.teacher_measurements, "brier": 0.5}
+    for _ in range(2):
+        again = Task.load(spec(), tmp_path, on_epoch=interrupt)
+        assert again.teacher_measurements == json.loads(file.read_bytes())["measurements"] == expected
+    file.unlink()  # as a kill leaves it that comes while the record is written anew
+    assert Task.load(spec(), tmp_path, on_epoch=interrupt).teacher_measurements == task.teacher_measurements
+    assert file.read_bytes() == whole
+
+
 def test_an_ensemble_is_of_networks_that_differ_the_first_of_which_is_the_single_teacher(
     tmp_path: Path,
 ) -> None:
@@ -98,7 +119,7 @@ def test_an_ensemble_is_of_networks_that_differ_the_first_of_which_is_the_single
     assert len({weights_bytes(network) for network in networks}) == len(networks) == 3
     assert weights_bytes(networks[0]) == weights_bytes(alone.teacher)
     found = ensemble.teacher_measurements
-    assert found == measure(ensemble.teacher, ensemble.data.validation, curve=ensemble.curve)
+    assert found == measure(ensemble.teacher, ensemble.data.validation, ensemble_nlls=ensemble.curve)
     assert found["parameters"] == 3 * alone.teacher_measurements["parameters"]
     assert found["diversity"] > 0.0
     assert found["deep_ensemble_equivalent"] == len(ensemble.curve) == 3

@@ -16,6 +16,7 @@ from trainers import catalogue
 from trainers.families import Features, Network, build, capture
 from trainers.seeding import seeded
 from trainers.transfer import METHODS, Method, Needs, Shapes, Taps, TeacherSignals, method_of
+from trainers.transfer.__main__ import generated
 from trainers.transfer.feature import FeatureMethod
 from trainers.transfer.kd import soft_label_loss
 
@@ -323,7 +324,7 @@ def test_a_method_is_found_under_its_name_with_its_defaults(method_type: type[Me
 
 
 def test_the_catalogue_is_what_the_methods_say() -> None:
-    assert catalogue.FILE.read_text(encoding="utf-8") == catalogue.generated(), "run `python -m trainers.catalogue`"
+    assert catalogue.FILE.read_text(encoding="utf-8") == generated(), "run `python -m trainers.transfer`"
 
 
 @each_method

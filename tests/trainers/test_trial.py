@@ -139,7 +139,7 @@ def test_what_was_measured_is_what_is_saved(recipe: Recipe, task: Task, tmp_path
     result = run_trial(recipe, task, Knowledge(task))
     save_student(tmp_path, result.files(task))
     loaded = load_student(tmp_path)
-    assert measure(loaded, task.data.validation, curve=task.curve) == result.measurements
+    assert measure(loaded, task.data.validation, ensemble_nlls=task.curve) == result.measurements
     assert weights_bytes(loaded) == weights_bytes(result.network)
     assert (tmp_path / "student.safetensors").stat().st_size == result.measurements["size_bytes"]
     assert Recipe.from_json((tmp_path / "recipe.json").read_text()) == recipe
@@ -408,5 +408,5 @@ def test_a_trials_files_hold_its_curve_and_every_student_on_it_is_read_back(task
     for place, point in enumerate(result.curve):
         folder = tmp_path / curve_folder(place)
         assert Recipe.from_json((folder / "recipe.json").read_text()) == point.recipe
-        found = measure(load_student(folder), task.data.validation, curve=task.curve)
+        found = measure(load_student(folder), task.data.validation, ensemble_nlls=task.curve)
         assert found == point.measurements == json.loads((folder / "result.json").read_text())["measurements"]

@@ -1,6 +1,6 @@
 """The catalogue of transfer methods. A new one adds its file, its line here, and its test.
 
-`python -m trainers.catalogue` writes down what it says of itself.
+`python -m trainers.transfer` writes down what it says of itself.
 """
 
 from collections.abc import Mapping

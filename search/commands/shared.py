@@ -1,0 +1,79 @@
+"""What the commands share: options, where they print, and how they end."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from search.output import WIDTH
+from search.signals import INTERRUPTED, is_told
+
+out = Console(soft_wrap=True) if sys.stdout.isatty() else Console(soft_wrap=True, width=WIDTH)
+
+
+def completed_names(context: typer.Context, incomplete: str) -> list[str]:
+    """The studies whose names a shell may complete a word to."""
+    from search.home import default_home
+
+    home = context.params.get("home")
+    studies = ((home.expanduser() if home else default_home()) / "studies").glob("*/study.json")
+    return sorted(name for name in (path.parent.name for path in studies) if name.startswith(incomplete))
+
+
+Home = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="DUX_HOME", help="Folder of studies, teachers and local stores [default: ~/.dux]", show_default=False
+    ),
+]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The study's name.", autocompletion=completed_names)]
+Address = Annotated[
+    str | None, typer.Option(help="Of a running Ray cluster; without it, this machine computes.", show_default=False)
+]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show what Ray and MLflow say.")]
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON, and nothing else.")]
+
+
+def home_folder(home: Path | None) -> Path:
+    """The home that `--home` names, or the default one."""
+    from search.home import default_home
+
+    return default_home() if home is None else home.expanduser().absolute()
+
+
+def say(message: str) -> None:
+    """Put a line on standard error."""
+    print("dux: " + " ".join(message.split()), file=sys.stderr)
+
+
+def say_once(message: str) -> Callable[[], None]:
+    """Puts a line on standard error when it is first called."""
+    said: list[str] = []
+
+    def say_it() -> None:
+        if not said:
+            said.append(message)
+            print(f"dux: {message}", file=sys.stderr, flush=True)
+
+    return say_it
+
+
+def fail(code: int, message: str) -> NoReturn:
+    """End the command in a line on standard error, by an exit code."""
+    if code == INTERRUPTED:
+        is_told()
+    say(message)
+    sys.exit(code)
+
+
+def make_table(*columns: str) -> Table:
+    """An empty table whose cells are never cut."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

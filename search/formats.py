@@ -1,0 +1,133 @@
+"""The formats of exported students: a row each, with how it is written and run, and what is said of it.
+
+Importing this needs no torch, so that the command line can name the formats at once.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format of a file that holds a network."""
+
+    name: str
+    """By which it is asked for; the ending of its files."""
+    title: str
+    runtime: str
+    """What runs the file."""
+    write: Callable[[nn.Module, torch.Tensor, Mapping[str, str]], bytes]
+    """The file of a network, an example (B, C, H, W) with B > 1, and metadata, which become the file's own; it takes
+    batches of any size."""
+    run: Callable[[bytes, torch.Tensor], torch.Tensor]
+    """Logits (N, classes) that the runtime computes of images (N, C, H, W) uint8, on the CPU."""
+    metadata: str
+    """Where a program finds them."""
+    packages: tuple[str, ...] = ()
+    """Whose versions matter beside torch's."""
+
+
+def _write_onnx(network: nn.Module, example: torch.Tensor, metadata: Mapping[str, str]) -> bytes:
+    import torch
+
+    _without_telemetry()
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter warns of its own dependencies
+            program = torch.onnx.export(
+                network,
+                (example,),
+                dynamo=True,
+                external_data=False,
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
+    finally:
+        logger.setLevel(level)
+    assert program is not None
+    model = program.model_proto
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
+    return bytes(model.SerializeToString())
+
+
+def _run_onnx(content: bytes, images: torch.Tensor) -> torch.Tensor:
+    import numpy as np
+    import torch
+
+    from trainers.data import pixels
+    from trainers.measure import EVALUATION_BATCH
+
+    _without_telemetry()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    parts = [
+        session.run(["logits"], {"images": pixels(part).numpy()})[0] for part in torch.split(images, EVALUATION_BATCH)
+    ]
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def _without_telemetry() -> None:
+    """Before ONNX Runtime is imported: it then leaves a device id in the user's home and tells its maker what it is
+    used for."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
+def _write_pt2(network: nn.Module, example: torch.Tensor, metadata: Mapping[str, str]) -> bytes:
+    import torch
+
+    program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    archive = io.BytesIO()
+    torch.export.save(program, archive, extra_files=dict(metadata))
+    return archive.getvalue()
+
+
+def _run_pt2(content: bytes, images: torch.Tensor) -> torch.Tensor:
+    """By the archive alone, without our classes."""
+    import torch
+
+    from trainers.data import pixels
+    from trainers.measure import EVALUATION_BATCH
+
+    module = torch.export.load(io.BytesIO(content)).module()
+    with torch.no_grad():
+        return torch.cat([module(pixels(part)) for part in torch.split(images, EVALUATION_BATCH)])
+
+
+_ROWS = (
+    Format(
+        "onnx",
+        "ONNX",
+        "ONNX Runtime",
+        _write_onnx,
+        _run_onnx,
+        "`session.get_modelmeta().custom_metadata_map`",
+        ("onnx", "onnxruntime"),
+    ),
+    Format("pt2", "torch.export", "PyTorch", _write_pt2, _run_pt2, "extra files of `torch.export.load`"),
+)
+
+FORMATS: Mapping[str, Format] = MappingProxyType({row.name: row for row in _ROWS})
+
+DEFAULT = _ROWS[0]
+"""What `dux export` writes if nothing else is asked for, and what `dux check` tries."""

@@ -1,0 +1,146 @@
+"""What every picture of a front shows, whatever draws it: which axes, which students, their marks and labels."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from search.front import Entry, Front
+from search.pareto import Axis, non_dominated
+from search.seeds import Spread
+from trainers.metrics import METRICS
+
+INK, FAINT, GRID = "#1f2933", "#616e7c", "#e4e7eb"
+_UNITS = {"_bytes": "bytes", "_ms": "ms", "_s": "s"}
+_LEGEND = "faint: not on the front"
+
+
+class Look(NamedTuple):
+    """The mark of a transfer method's students."""
+
+    colour: str
+    symbol: str  # of plotly
+    marker: str  # of matplotlib
+
+
+# The first six are Okabe and Ito's, told apart by colour-blind readers too; a ninth method looks like the first.
+_LOOKS = [
+    Look("#0072b2", "circle", "o"),
+    Look("#d55e00", "square", "s"),
+    Look("#009e73", "diamond", "D"),
+    Look("#cc79a7", "triangle-up", "^"),
+    Look("#e69f00", "triangle-down", "v"),
+    Look("#56b4e9", "pentagon", "p"),
+    Look("#7f6000", "hexagon", "h"),
+    Look("#666666", "cross", "P"),
+]
+
+
+class Picture(NamedTuple):
+    """The front in two dimensions; `dux front` and the charts draw the same one."""
+
+    x: Axis
+    y: Axis
+    entries: list[Entry]
+    """The students that have a place on both axes."""
+    far: list[Entry]
+    """Those of them so much worse on y that they would squash the rest: 3 quartile distances below the lower quartile,
+    as Tukey's "far out". The frame leaves them out and the picture says so; none of the front is among them."""
+
+
+def pictured(front: Front) -> Picture:
+    """What a picture in two dimensions shows.
+
+    y is the first objective and x the second; with one objective x is the parameters, or else the trial.
+    """
+    first, *others = front.objectives
+    if not others:
+        others = ["parameters" if first != "parameters" and "parameters" in front.known() else "trial"]
+    x, y = front.axis(others[0]), front.axis(first)
+    entries = [entry for entry in front.entries if x.shows(entry.value(x.name)) and y.shows(entry.value(y.name))]
+    place = y.position([entry.value(y.name) for entry in entries])
+    lower, upper = np.percentile(place, [25, 75]) if entries else (0.0, 0.0)
+    fence = lower - 3 * (upper - lower) if upper > lower else -math.inf
+    far = [e for e, where in zip(entries, place, strict=True) if where < fence and e not in front.members]
+    return Picture(x, y, entries, far)
+
+
+def coordinates(picture: Picture, entries: Sequence[Entry]) -> tuple[list[float], list[float]]:
+    """Of students, on x and on y."""
+    return [entry.value(picture.x.name) for entry in entries], [entry.value(picture.y.name) for entry in entries]
+
+
+def groups(front: Front, picture: Picture) -> Iterator[tuple[str, Look, bool, list[Entry]]]:
+    """By transfer method, its dominated students and then those on the front (False, True): either may be empty."""
+    for i, method in enumerate(sorted({_method(entry) for entry in picture.entries})):
+        for on_front in (False, True):
+            group = [e for e in picture.entries if _method(e) == method and (e in front.members) == on_front]
+            yield method, _LOOKS[i % len(_LOOKS)], on_front, group
+
+
+def stairs(front: Front, picture: Picture) -> list[Entry]:
+    """The corners of the front of the two objectives that are drawn, by x; none where there is one objective.
+
+    With more than two objectives some students on the front lie below it: they are there for what is not drawn.
+    """
+    if len(front.objectives) == 1:
+        return []
+    points = np.column_stack(coordinates(picture, picture.entries))
+    corners = non_dominated(points, [picture.x.direction, picture.y.direction])
+    return sorted((picture.entries[i] for i in corners), key=lambda entry: entry.value(picture.x.name))
+
+
+def spreads(front: Front, picture: Picture) -> tuple[str, list[Spread], list[Spread]]:
+    """A label ("" where nothing was repeated), and on x and y the means and deviations of what was, on the front."""
+    repeated = [entry for entry in front.members if entry.repeats and entry in picture.entries]
+    counts = sorted({1 + len(entry.repeats) for entry in repeated})
+    few_to_many = "–".join(str(count) for count in dict.fromkeys((*counts[:1], *counts[-1:])))
+    over_x, over_y = ([entry.spread(axis.name) for entry in repeated] for axis in (picture.x, picture.y))
+    return f"mean ± deviation of {few_to_many} seeds" if repeated else "", over_x, over_y
+
+
+def teacher_place(picture: Picture, teacher: Mapping[str, float] | None) -> tuple[float, float] | None:
+    """Of the teacher's mark, on x and on y; None where it was not measured on both."""
+    x, y = ((teacher or {}).get(axis.name, math.nan) for axis in (picture.x, picture.y))
+    return (x, y) if picture.x.shows(x) and picture.y.shows(y) else None
+
+
+def frame(picture: Picture, teacher: tuple[float, float] | None) -> tuple[float, float] | None:
+    """The ends of y where students lie beyond them, else None (the library's choice, which shows all)."""
+    if not picture.far:
+        return None
+    shown = [entry.value(picture.y.name) for entry in picture.entries if entry not in picture.far]
+    shown += [teacher[1]] if teacher else []
+    low, high = min(shown), max(shown)
+    if picture.y.scale == "log":
+        return low / (high / low) ** 0.08, high * (high / low) ** 0.08
+    return low - 0.08 * (high - low), high + 0.08 * (high - low)
+
+
+def decades(axis: Axis, low: float, high: float) -> bool:
+    """Whether the axis is logarithmic, and long enough for ticks at 1, 2 and 5 of every decade."""
+    return axis.scale == "log" and high > 8 * low
+
+
+def axis_label(axis: Axis) -> str:
+    """What stands beside an axis."""
+    label = (METRICS[axis.name].label if axis.name in METRICS else "") or axis.name
+    for end, unit in _UNITS.items():
+        if label.endswith(end):
+            label = f"{label.removesuffix(end)} ({unit})"
+    return f"{label}, log scale" if axis.scale == "log" else label
+
+
+def legend_title(front: Front) -> str:
+    """What the marks mean, in a line or two."""
+    return _LEGEND + ("\nhollow: lead within noise over another" if front.doubtful else "")
+
+
+def caption(front: Front, picture: Picture) -> str:
+    """The front in a line, and what the picture leaves out."""
+    return front.summary() + (f" ({len(picture.far)} far worse, off the picture)" if picture.far else "")
+
+
+def _method(entry: Entry) -> str:
+    return str(entry.recipe.get("transfer", "student"))

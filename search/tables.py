@@ -1,0 +1,48 @@
+"""The front as a table for the terminal."""
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from search.front import Front
+from search.output import WIDTH
+from search.quantities import shortened, show
+
+_WITH_THE_OBJECTIVES = ("accuracy", "nll", "parameters", "macs", "size_bytes")
+"""Measurements that the terminal has room for beside the objectives."""
+
+
+def front_table(front: Front) -> Table:
+    """The front for the terminal: student, objectives, what repeats say or else a few more numbers, the recipe.
+
+    The recipe has a third of WIDTH at least: other numbers than objectives stay away where they would take it.
+    Where repeats take too much of it, the objectives that they are about are shown over the seeds alone.
+    """
+    students = front.members
+    cells = [front.seed_cells(entry) for entry in students]
+    columns = {"student": [str(entry.trial) for entry in students]}
+    columns |= {name: [show(entry.value(name)) for entry in students] for name in front.objectives}
+    columns |= {name: [each[name] for each in cells] for name in (cells[0] if cells else ())}
+    if sum(map(_width, columns.items())) > 3 * WIDTH // 4:
+        columns = {name: each for name, each in columns.items() if f"{name} over seeds" not in columns}
+    for name in () if front.is_repeated else _WITH_THE_OBJECTIVES:
+        if name in front.known() and name not in front.objectives:
+            more = columns | {name: [shortened(entry.value(name)) for entry in students]}
+            if sum(map(_width, more.items())) <= 2 * WIDTH // 3:
+                columns = more
+    table = Table(title=front.summary(), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in columns:
+        width = _width((name, columns[name])) - 2
+        table.add_column(name.replace("_", " "), justify="right", overflow="fold", width=width)
+    table.add_column("recipe", overflow="fold")
+    for place, entry in enumerate(students):
+        table.add_row(*(Text(rows[place]) for rows in columns.values()), Text(front.brief(entry)))
+    return table
+
+
+def _width(column: tuple[str, Sequence[str]]) -> int:
+    """How many characters a column of a table takes, its margin included."""
+    name, cells = column
+    return 2 + max(map(len, (*name.replace("_", " ").split(), *cells)))
