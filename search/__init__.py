@@ -16,6 +16,7 @@ _FOUND_IN = {
     "Interrupted": "errors",
     "Entry": "front",
     "Front": "front",
+    "Study": "study",
     "StudyFile": "study_file",
 }
 

@@ -44,8 +44,8 @@ def why_died(error: str, words: str, kernel_killed: bool | None) -> str:
 
 def _where(words: str) -> str:
     """The line of Python that a crash's stack begins with."""
-    found = re.search(r'^  File ".*?([^/"]+/[^/"]+)", line (\d+) in', words, re.MULTILINE)
-    return f", called at {found[1]}:{found[2]}" if found else ""
+    place = re.search(r'^  File ".*?([^/"]+/[^/"]+)", line (\d+) in', words, re.MULTILINE)
+    return f", called at {place[1]}:{place[2]}" if place else ""
 
 
 def last_words(logs: Path, pid: int) -> str:

@@ -59,25 +59,25 @@ def children_end_with_us() -> Iterator[None]:
 
 def _marked(mark: bytes) -> set[int]:
     """The processes that have the mark in their environment, as far as this user may look."""
-    found = set()
+    marked = set()
     if Path("/proc/self/environ").exists():
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 if mark in (folder / "environ").read_bytes():  # empty for one that has ended
-                    found.add(int(folder.name))
-        return found
+                    marked.add(int(folder.name))
+        return marked
     listed = subprocess.run(["/bin/ps", "-axEww", "-o", "pid=,command="], capture_output=True, check=False).stdout
     for line in listed.splitlines():
         if mark in line:
-            found.add(int(line.split()[0]))
-    return found
+            marked.add(int(line.split()[0]))
+    return marked
 
 
 def _end(mark: bytes) -> None:
     """Kill all that bear the mark, and those that they were just starting."""
     deadline = time.monotonic() + _PATIENCE_S
-    while (found := _marked(mark)) and time.monotonic() < deadline:
-        for pid in found:
+    while (marked := _marked(mark)) and time.monotonic() < deadline:
+        for pid in marked:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.1)

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -109,3 +110,9 @@ def test_importing_trainers_loads_neither_ray_nor_mlflow_nor_optuna_and_prints_n
         timeout=300,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_every_name_that_a_package_offers_can_be_had() -> None:
+    for package in ("search", "spaces", "trainers"):
+        module = import_module(package)
+        assert all(getattr(module, name) is not None for name in module.__all__)

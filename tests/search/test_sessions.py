@@ -363,7 +363,7 @@ def test_a_study_that_finds_no_room_ends_in_one_line_and_goes_on_when_there_is_s
         r"`dux resume full --home [^\n]+` goes on when it does\n",
         command.err,
     ), command.err
-    again = start("resume", "full", "--home", str(home))
+    again = start("resume", "full", "--home", str(home), program=HERE)
     wait_for(lambda: not again.running, "the end of the study")
     assert again.process.returncode == 0, again.err
     study = Study.open("full", home)
