@@ -64,7 +64,8 @@ class Attempt:
     root: int
     """The first trial that had the recipe, whose checkpoint it may go on from; its own number where it is the first."""
     recipe: Recipe
-    is_repeat: bool
+    repeat: Repeat | None
+    """Which one it is, where it repeats a trial with another seed."""
     status: Status = Status.ASKED
     began: float = math.inf
     """When a worker had it, by `time.monotonic`."""
@@ -100,9 +101,12 @@ class Watcher(Protocol):
     def trial_ended(self, trial: int) -> None:
         """The ledger has the trial's outcome."""
 
+    def left(self) -> int:
+        """How many of the trials asked for have not ended; asked after `trial_ended`."""
+
     def repeats(self) -> list[Repeat]:
         """What is to be carried out once the trials asked for have ended: which trial is to be repeated, and which
-        repeat of it that is. Neither those that ended nor those under way; asked anew after every end."""
+        repeat of it that is. None that has ended; asked after `trial_ended`."""
 
     def tick(self) -> None:
         """Some time has passed."""
@@ -113,9 +117,8 @@ class Attempts:
 
     Args:
         ledger: where recipes come from and outcomes go.
-        watcher: told of what happens.
+        watcher: told of what happens; knows what is left.
         halving: stops trials early; knows those that went before. None lets every trial come to its end.
-        trials: in all, those the ledger has already included.
         retries: how often a recipe is tried again whose worker died or took too long, or for want of memory.
         trial_timeout: seconds that an attempt may take; None for any.
     """
@@ -126,36 +129,38 @@ class Attempts:
         watcher: Watcher,
         halving: Halving | None,
         *,
-        trials: int,
         retries: int,
         trial_timeout: float | None,
     ) -> None:
         self.watcher = watcher
         self._ledger, self._halving = ledger, halving
-        self._trials, self._retries = trials, retries
+        self._retries = retries
         self._timeout = math.inf if trial_timeout is None else trial_timeout
         self._open: list[Attempt] = []
         self._count()
 
     def _count(self) -> None:
-        self._left = self._trials - self._ledger.done()
-        self._repeats = self.watcher.repeats() if self._left <= 0 else []
+        self._left = self.watcher.left()
+        # the watcher hears of one when a worker has it, which may be long after it was asked for
+        asked = {attempt.repeat for attempt in self._open}
+        self._repeats = [repeat for repeat in self.watcher.repeats() if repeat not in asked] if not self._left else []
 
     @property
     def over(self) -> bool:
         """Whether nothing is left, and nothing is under way whose end could leave something."""
-        return self._left <= 0 and not self._repeats and not self._open
+        return not self._left and not self._repeats and not self._open
 
     def next(self) -> Attempt | None:
         """What is to be carried out now; None where nothing is left, or all that is left is under way."""
         if self._repeats:
-            number, recipe = self._ledger.ask_again(self._repeats.pop(0))
-            attempt = Attempt(number, self._ledger.root(number), recipe, is_repeat=True)
+            repeat = self._repeats.pop(0)
+            number, recipe = self._ledger.ask_again(repeat)
+            attempt = Attempt(number, self._ledger.root(number), recipe, repeat)
         elif len(self._open) >= self._left:
             return None
         else:
             number, recipe = self._ledger.ask()
-            attempt = Attempt(number, self._ledger.root(number), recipe, is_repeat=False)
+            attempt = Attempt(number, self._ledger.root(number), recipe, None)
         self._open.append(attempt)
         return attempt
 
@@ -172,7 +177,7 @@ class Attempts:
         last epoch is compared with, but not stopped; repeats, and what is overdue, are neither.
         """
         epoch, measured = message.step, {**message.metrics, **message.cost}
-        compared = attempt.status is Status.RUNNING and not attempt.is_repeat
+        compared = attempt.status is Status.RUNNING and attempt.repeat is None
         if compared and self._halving is not None and self._halving.is_rung(epoch):
             self._ledger.rung(attempt.trial, epoch, measured)
             self._halving.add(attempt.trial, epoch, measured)

@@ -211,7 +211,6 @@ class Session:
             self._ledger,
             self,
             self._halving(),
-            trials=file.trials,
             retries=search.retries,
             trial_timeout=search.trial_timeout,
         )
@@ -256,6 +255,10 @@ class Session:
     def ready(self) -> None:
         """The first trial is about to begin."""
         self.gauge.begin()
+
+    def left(self) -> int:
+        """How many of the trials asked for have not ended."""
+        return self._standing.left
 
     def repeats(self) -> list[Repeat]:
         """What the workers are to do when all trials are done."""

@@ -10,11 +10,13 @@ from search.attempts import Attempt, Attempts, Status
 from search.ledger import Ledger
 from search.lines import Repeat
 from search.messages import EpochDone, Failed, Finished
-from search.pareto import Axis
+from search.pareto import Axis, Direction
+from search.standing import Standing
 from search.stopping import Halving
 from spaces import Recipe, Space
 
 SPACE = Space.from_mapping({"student.width": {"low": 0.125, "high": 1.0}})
+OBJECTIVES: dict[str, Direction] = {"accuracy": "max", "parameters": "min"}
 AXES = (Axis("accuracy", "max", "linear", 0.0, 1.0), Axis("parameters", "min", "log", 1e5, 1.0))
 ENDS = {
     Status.COMPLETE: "complete",
@@ -27,27 +29,32 @@ ENDS = {
 
 
 class Heard:
-    """A watcher that writes down what it is told."""
+    """A watcher that writes down what it is told, and knows how the study stands from that."""
 
-    def __init__(self) -> None:
+    def __init__(self, ledger: Ledger, standing: Standing) -> None:
+        self.ledger, self.standing = ledger, standing
         self.told: list[tuple[str, int]] = []
-        self.due: list[Repeat] = []
 
     def ready(self) -> None:
         raise AssertionError
 
     def trial_started(self, trial: int, recipe: Recipe) -> None:
         self.told.append(("started", trial))
+        self.standing.add(self.ledger.line(trial))
 
     def trial_reported(self, trial: int, step: int, steps: int, metrics: dict[str, float]) -> None:
         self.told.append(("reported", trial))
 
     def trial_ended(self, trial: int) -> None:
         self.told.append(("ended", trial))
-        self.due = [repeat for repeat in self.due if repeat.of != trial]
+        for line in self.ledger.ended(trial):
+            self.standing.add(line)
+
+    def left(self) -> int:
+        return self.standing.left
 
     def repeats(self) -> list[Repeat]:
-        return list(self.due)
+        return self.standing.repeats_left
 
     def tick(self) -> None:
         raise AssertionError
@@ -57,16 +64,20 @@ class Stage:
     """Attempts over a ledger of their own."""
 
     def __init__(
-        self, folder: Path, trials: int = 2, retries: int = 1, trial_timeout: float | None = None, halve: bool = False
+        self,
+        folder: Path,
+        trials: int = 2,
+        retries: int = 1,
+        trial_timeout: float | None = None,
+        halve: bool = False,
+        seeds: int = 1,
     ) -> None:
-        self.ledger = Ledger(
-            f"sqlite:///{folder / 'ledger.db'}", "a", {"accuracy": "max", "parameters": "min"}, "random", 0, SPACE
-        )
-        self.watcher = Heard()
+        self.ledger = Ledger(f"sqlite:///{folder / 'ledger.db'}", "a", OBJECTIVES, "random", 0, SPACE)
+        standing = Standing(OBJECTIVES, {}, trials, seeds, folder)
+        standing.measure_by(AXES)
+        self.watcher = Heard(self.ledger, standing)
         halving = Halving(AXES, 1, 2) if halve else None
-        self.attempts = Attempts(
-            self.ledger, self.watcher, halving, trials=trials, retries=retries, trial_timeout=trial_timeout
-        )
+        self.attempts = Attempts(self.ledger, self.watcher, halving, retries=retries, trial_timeout=trial_timeout)
 
     def begin(self) -> Attempt:
         """The next one, at work."""
@@ -205,16 +216,13 @@ def test_a_trial_that_failed_is_compared_with_nobody(tmp_path: Path) -> None:
 
 
 def test_repeats_follow_the_trials_and_are_neither_compared_nor_counted(tmp_path: Path) -> None:
-    stage = Stage(tmp_path, trials=1, halve=True)
+    stage = Stage(tmp_path, trials=1, halve=True, seeds=2)
     trial = stage.begin()
     assert stage.attempts.reported(trial, epoch(1, 0.9))
-    stage.watcher.due = [Repeat(trial.trial, 1)]
-    stage.watcher.trial_ended = lambda trial: None  # type: ignore[method-assign]
     stage.attempts.ended(trial, finished())
     assert not stage.attempts.over
     repeat = stage.begin()
-    stage.watcher.due = []
-    assert repeat.is_repeat
+    assert repeat.repeat == Repeat(trial.trial, 1)
     assert repeat.recipe == trial.recipe.model_copy(update={"seed": repeat.recipe.seed})
     assert stage.attempts.next() is None
     assert not stage.attempts.over
@@ -222,6 +230,19 @@ def test_repeats_follow_the_trials_and_are_neither_compared_nor_counted(tmp_path
     stage.attempts.ended(repeat, finished())
     assert stage.attempts.over
     assert stage.ledger.done() == 1
+
+
+def test_a_repeat_whose_worker_is_yet_to_start_is_not_asked_for_again_when_another_ends(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, trials=1, seeds=4)
+    trial = stage.begin()
+    stage.attempts.ended(trial, finished())
+    first, waits = stage.begin(), stage.attempts.next()
+    assert waits is not None
+    stage.attempts.ended(first, finished())
+    last = stage.attempts.next()
+    assert last is not None
+    assert stage.attempts.next() is None
+    assert [attempt.repeat for attempt in (first, waits, last)] == [Repeat(trial.trial, nth) for nth in (1, 2, 3)]
 
 
 def test_no_status_follows_but_those_that_are_drawn() -> None:
@@ -234,7 +255,7 @@ def test_no_status_follows_but_those_that_are_drawn() -> None:
     drawn |= {(Status.RUNNING, Status.OVERDUE), (Status.RUNNING, Status.STOPPING), (Status.LEFT, Status.LEFT)}
     drawn |= {(Status.STOPPING, after) for after in (Status.STOPPED, Status.FAILED, Status.RETRIED, Status.LEFT)}
     for before, after in itertools.product(Status, Status):
-        attempt = Attempt(0, 0, recipe, False, before)
+        attempt = Attempt(0, 0, recipe, None, before)
         if (before, after) in drawn:
             attempt.move_to(after)
             assert attempt.status is after
