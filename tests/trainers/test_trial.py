@@ -19,6 +19,7 @@ from trainers.families import build
 from trainers.files import curve_folder
 from trainers.loop import Diverged
 from trainers.measure import measure
+from trainers.spectral import plan, spectralize, units_that_stay
 from trainers.store import weights_bytes
 from trainers.transfer import StageFailed
 
@@ -412,3 +413,12 @@ def test_a_trials_files_hold_its_curve_and_every_student_on_it_is_read_back(task
         assert Recipe.from_json((folder / "recipe.json").read_text()) == point.recipe
         found = measure(load_student(folder), task.data.validation, ensemble_nlls=task.curve)
         assert found == point.measurements == json.loads((folder / "result.json").read_text())["measurements"]
+
+
+@pytest.mark.parametrize(("floor", "units", "stay"), [(0.07, 100, 7), (0.071, 100, 8), (0.0, 5, 1), (0.29, 100, 29)])
+def test_the_floor_is_rounded_by_one_rule(floor: float, units: int, stay: int) -> None:
+    """0.07 * 100 is 7.000000000000001 in binary, and still 7."""
+    assert units_that_stay(floor, units) == stay
+    network = spectralize(nn.Sequential(nn.Linear(4, units), nn.ReLU(), nn.Linear(units, 2)))
+    cuts = plan(network, 0.999, floor=floor, image_shape=(4,))
+    assert [group.units - len(group.removed) for group in cuts.cuts if group.units == units] == [stay]
