@@ -24,8 +24,8 @@ from typing import Any
 from common import ROOT, Line, against, arguments, hardware, load_task, loaded_task, mean, read, run_all, spread
 from matplotlib.figure import Figure
 
-from search.ledger import Ledger
-from search.pareto import Axis, hypervolume
+from search.fronts.pareto import Axis, hypervolume
+from search.ledger.ledger import Ledger
 from search.stopping import Halving
 from search.study_file import StudyFile
 from spaces import Recipe

@@ -33,8 +33,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from processes import TASK, Command, alive, descendants, run
 
-from search.lines import CurvePoint
-from search.lines import Line as Trial
+from search.ledger.lines import CurvePoint
+from search.ledger.lines import Line as Trial
 from search.study import Study
 from trainers import load_student
 from trainers.checkpoint import described

@@ -30,8 +30,8 @@ from common import ROOT, Line, arguments, commit, hardware, read
 from ray import cloudpickle, tune
 
 from search import Study, tuning
-from search.backend import Job as StudyJob
-from search.messages import EpochDone, Finished, to_tune
+from search.backends.backend import Job as StudyJob
+from search.backends.messages import EpochDone, Finished, to_tune
 from search.study_file import StudyFile
 from spaces import Recipe
 from trainers.files import digest, sealed
@@ -99,7 +99,7 @@ class Idle:
         self.sleep = sleep
 
     def __call__(self, config: Mapping[str, Any], job: StudyJob) -> None:
-        """As `search.tuning` has it, without the work."""
+        """As `search.backends.tuning` has it, without the work."""
         recipe = Recipe.from_json(config["recipe"])
         random = np.random.default_rng([config["trial"], len(config["recipe"])])
         size = float(random.uniform(3.0, 5.0))

@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 
 from common import ROOT, Line, against, arguments, hardware, load_task, loaded_task, read, run_all
 
-from search.ledger import Ledger
-from search.pareto import Axis, hypervolume
+from search.fronts.pareto import Axis, hypervolume
+from search.ledger.ledger import Ledger
 from search.study_file import StudyFile
 from spaces import Choice, Space
 from trainers import run_trial

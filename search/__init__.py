@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from search.errors import AllFailed, Interrupted
-    from search.front import Entry, Front
+    from search.fronts.front import Entry, Front
     from search.study import Study
     from search.study_file import StudyFile
 
@@ -14,8 +14,8 @@ __all__ = ["AllFailed", "Entry", "Front", "Interrupted", "Study", "StudyFile"]
 _FOUND_IN = {
     "AllFailed": "errors",
     "Interrupted": "errors",
-    "Entry": "front",
-    "Front": "front",
+    "Entry": "fronts.front",
+    "Front": "fronts.front",
     "Study": "study",
     "StudyFile": "study_file",
 }

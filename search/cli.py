@@ -10,7 +10,7 @@ import typer
 
 from search.commands import look, work
 from search.commands.shared import fail, say, say_once
-from search.locks import told_of_locks
+from search.ledger.locks import told_of_locks
 from search.output import NobodyReads, NotWritten, standard_streams
 from search.signals import INTERRUPTED, if_interrupted
 from spaces.errors import BadInput

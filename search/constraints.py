@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, model_validator
 
-from search.quantities import parse_quantity
+from search.fronts.quantities import parse_quantity
 from spaces import BadInput
 from spaces.errors import number_hint
 from spaces.recipe import Part

@@ -17,7 +17,7 @@ import torch
 
 from search.errors import ExportRefused
 from search.formats import DEFAULT, FORMATS
-from search.front import Entry
+from search.fronts.front import Entry
 from search.signals import signals_wait
 from search.study import Study
 from spaces import BadInput

@@ -12,11 +12,11 @@ from typing import Any
 from filelock import FileLock
 
 from search.errors import ExportRefused, LedgerGone, RecordGone
-from search.front import Entry
+from search.fronts.front import Entry
 from search.home import default_home, ledger_url, shown_database
-from search.lines import Line
+from search.ledger.lines import Line
+from search.ledger.storage import in_ledger, read_lines
 from search.secrets import sqlite_url, without_secrets
-from search.storage import in_ledger, read_lines
 from search.study_file import StudyFile, check_name, is_name
 from spaces import BadInput
 from spaces.errors import known, shown

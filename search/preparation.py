@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from search.backend import Job
+from search.backends.backend import Job
 from search.folder import StudyFolder
 from search.provenance import data_of
 from search.signals import raise_if_pressed

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from search.display import Progress
-from search.quantities import show
-from search.selection import select
+from search.fronts.quantities import show
+from search.fronts.selection import select
 from spaces.errors import in_one_line
 
 

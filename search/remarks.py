@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from search.constraints import Limits, broken, violations
-from search.lines import Line, grouped
-from search.quantities import show
+from search.fronts.quantities import show
+from search.ledger.lines import Line, grouped
 from trainers.metrics import TIMED
 
 _FEW = 3

@@ -16,11 +16,11 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from search.home import check_writable, ledger_url, shown_database
-from search.mlflow_runs import take_out
+from search.ledger.storage import delete as forget
+from search.ledger.storage import in_ledger
 from search.secrets import sqlite_url, without_secrets
-from search.storage import delete as forget
-from search.storage import in_ledger
 from search.study_file import check_name
+from search.tracking.mlflow_runs import take_out
 from spaces.errors import BadInput, known, shown
 from trainers.files import read_whole
 

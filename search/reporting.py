@@ -7,7 +7,14 @@ from pathlib import Path
 
 from search.constraints import broken
 from search.display import Display
-from search.events import (
+from search.folder import StudyFolder
+from search.fronts.front import Front
+from search.ledger.lines import CurvePoint, Line
+from search.provenance import flattened, versions
+from search.secrets import without_secrets
+from search.standing import Standing
+from search.study_file import StudyFile
+from search.tracking.events import (
     CurveMeasured,
     DataDescribed,
     FrontChanged,
@@ -20,15 +27,8 @@ from search.events import (
     TrialReported,
     TrialStarted,
 )
-from search.folder import StudyFolder
-from search.front import Front
-from search.lines import CurvePoint, Line
-from search.mlflow_runs import ANSWER_S, find_runs
-from search.provenance import flattened, versions
-from search.secrets import without_secrets
-from search.standing import Standing
-from search.study_file import StudyFile
-from search.tracking import Tracker
+from search.tracking.mlflow_runs import ANSWER_S, find_runs
+from search.tracking.tracker import Tracker
 
 FLUSH_S = 45.0
 """How long a study waits for MLflow at its end, in all; what is not sent by then goes out with `dux resume`."""

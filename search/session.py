@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from filelock import Timeout
 
-from search.attempts import Attempts
-from search.backend import Backend, BackendDidNotStart, BackendDied, BackendName
+from search.backends.attempts import Attempts
+from search.backends.backend import Backend, BackendDidNotStart, BackendDied, BackendName
 from search.display import Display, Gauge
 from search.errors import AllFailed, Interrupted, LedgerLost, NotStarted
-from search.front import Front
+from search.fronts.front import Front
 from search.home import make_writable, shown_database
-from search.lines import Repeat, grouped
-from search.locks import told_of_locks
+from search.ledger.lines import Repeat, grouped
+from search.ledger.locks import told_of_locks
+from search.ledger.storage import delete, in_ledger, lost_database, why_lost
 from search.machine import check_machine
 from search.remarks import remarks
 from search.reporting import Reporter
 from search.secrets import redacted
 from search.signals import ctrl_c_is_kept, end
-from search.spool import Refused
 from search.standing import Standing
 from search.stopping import Halving
-from search.storage import delete, in_ledger, lost_database, why_lost
+from search.tracking.spool import Refused
 from spaces import BadInput, Recipe
 from trainers.files import write_whole
 
@@ -49,7 +49,7 @@ def carry_out(
         in_ledger(files.storage, study.name)  # a database that does not answer is told before anything is written
     with ExitStack() as stack:
         if address is not None:  # joined first: an address where nothing answers is told before anything is written
-            from search.cluster import cluster
+            from search.backends.cluster import cluster
 
             joined = cluster(address, cpus=0, gpus=0.0, store_bytes=0, verbose=verbose, on_death=_ends_at_once(study))
             stack.enter_context(joined)
@@ -224,10 +224,10 @@ class Session:
     def _backend(self, address: str | None, name: BackendName) -> Backend:
         # imported here: Ray takes seconds, which `dux front` and bad input need not wait for
         if name == "local":
-            from search.local import LocalBackend
+            from search.backends.local import LocalBackend
 
             return LocalBackend()
-        from search.tuning import RayBackend
+        from search.backends.tuning import RayBackend
 
         search = self._study.file.search
         return RayBackend(
@@ -300,7 +300,7 @@ class Session:
 
     def _finish(self, complete: bool) -> None:
         """Put the front beside the study and into MLflow."""
-        from search.front_files import write_front
+        from search.fronts.files import write_front
 
         self.gauge.now("writing the front")
         self._reporter.catch_up(self._standing.lines)

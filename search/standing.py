@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from search.constraints import Limits, broken
-from search.front import Entry, Front
-from search.lines import CurvePoint, Line, Outcome, Repeat, Trial
-from search.pareto import Axis
+from search.fronts.front import Entry, Front
+from search.fronts.pareto import Axis
+from search.ledger.lines import CurvePoint, Line, Outcome, Repeat, Trial
 from trainers.metrics import Direction
 
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from search.spool import Refused
 from search.standing import Standing
+from search.tracking.spool import Refused
 
 State = Literal["running", "interrupted", "finished"]
 

@@ -18,7 +18,7 @@ import moocore
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from search.pareto import Axis
+from search.fronts.pareto import Axis
 
 
 def should_continue(values: ArrayLike, axes: Sequence[Axis], reduction: int) -> bool:

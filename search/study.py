@@ -7,21 +7,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from search.backend import BackendName
+from search.backends.backend import BackendName
 from search.display import Display, Silent
 from search.errors import LedgerGone
 from search.folder import StudyFolder
-from search.front import Front
+from search.fronts.front import Front
+from search.fronts.pareto import Axis
 from search.home import default_home
-from search.ledger import Ledger
-from search.lines import Line
-from search.mlflow_runs import ANSWER_S, find_runs
-from search.pareto import Axis
+from search.ledger.ledger import Ledger
+from search.ledger.lines import Line
 from search.remarks import remarks
-from search.spool import Refused
 from search.standing import Standing
 from search.status import State, Status
 from search.study_file import StudyFile
+from search.tracking.mlflow_runs import ANSWER_S, find_runs
+from search.tracking.spool import Refused
 from spaces import BadInput
 
 
@@ -81,7 +81,7 @@ class Study:
             address: of a running Ray cluster; None computes on this machine. Where the cluster's head is silent for
                 20 s, Ray's calls hang, and the process ends with a line and code 130; `resume` goes on.
             backend: who carries trials out: "ray", in worker processes; or "local", in this process, one after the
-                other (search/local.py says what else differs). The numbers are the same.
+                other (search/backends/local.py says what else differs). The numbers are the same.
             display: who shows progress.
             verbose: whether Ray's and MLflow's messages are shown.
 

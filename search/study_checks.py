@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from search.constraints import Limits
-from search.samplers import MOST_ON_A_GRID
+from search.ledger.samplers import MOST_ON_A_GRID
 from spaces import BadInput, Float, Scalar, Space, Student
 from spaces.errors import known
 from spaces.space import MOST_FRACTIONS

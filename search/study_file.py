@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, InstanceOf, PlainSerializer, ValidationError
 
 from search.constraints import Limits
+from search.ledger.samplers import make_sampler
 from search.machine import usable_cpus
-from search.samplers import make_sampler
 from search.study_checks import check_constraints, check_members, check_objectives, check_sizes, check_space
 from search.study_yaml import brief, read_yaml
 from spaces import BadInput, Recipe, Scalar, Space, Student
@@ -61,7 +61,7 @@ class SearchSpec(Part):
     concurrent: int | None = Field(default=None, ge=1, le=10_000)
     """Trials at a time; left out, as many as the CPUs allow that this process may use."""
     sampler: str = "tpe"
-    """A name in `search.samplers.SAMPLERS`, or `package.module:Class` of an Optuna sampler."""
+    """A name in `search.ledger.samplers.SAMPLERS`, or `package.module:Class` of an Optuna sampler."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     seeds: int = Field(default=1, ge=1, le=100)
     """Above 1, the trials that the front's students come from are repeated at the end with other seeds, so that each

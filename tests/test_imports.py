@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("spaces", "trainers", "search")
 
@@ -45,14 +47,16 @@ def test_only_search_names_ray_optuna_and_mlflow() -> None:
         assert importers("spaces", library) | importers("trainers", library) == set()
 
 
-def test_optuna_is_named_where_the_ledger_is_alone() -> None:
-    room = ("ledger", "journal", "lines", "proposals", "rebuilding", "samplers", "storage")
-    assert importers("search", "optuna") == {f"search/{name}.py" for name in room}
+@pytest.mark.parametrize(("library", "room"), [("optuna", "ledger"), ("mlflow", "tracking"), ("ray", "backends")])
+def test_a_library_is_named_in_one_room_alone(library: str, room: str) -> None:
+    naming = importers("search", library)
+    assert naming
+    assert {name for name in naming if not name.startswith(f"search/{room}/")} == set()
 
 
-def test_mlflow_is_named_where_studies_are_mirrored_to_it_alone() -> None:
-    room = ("mirror", "mlflow_answers", "mlflow_runs", "mlflow_view")
-    assert importers("search", "mlflow") == {f"search/{name}.py" for name in room}
+def test_ray_is_not_needed_where_this_process_carries_trials_out() -> None:
+    without = {"local", "attempts", "backend", "messages", "worker", "deaths"}
+    assert not importers("search", "ray") & {f"search/backends/{name}.py" for name in without}
 
 
 def own_imports(tree: ast.AST) -> Iterator[str]:

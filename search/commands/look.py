@@ -14,7 +14,7 @@ from search.signals import ctrl_c_is_kept, raise_if_pressed, say_if_interrupted,
 from spaces.errors import BadInput
 
 if TYPE_CHECKING:  # each command imports what it needs, so that none waits for what others need
-    from search.front import Front
+    from search.fronts.front import Front
     from search.status import Status
     from search.study import Study
 
@@ -28,7 +28,7 @@ def status(
 ) -> None:
     """What runs, what is done, what failed and why."""
     from search.home import ledger_url, shown_database
-    from search.storage import in_ledger
+    from search.ledger.storage import in_ledger
     from search.study import Study
 
     where = home_folder(home)
@@ -59,7 +59,7 @@ def status(
 
 def _stand_of(name: str, home: Path) -> "Status | str":
     """How a study stands, or why that cannot be said."""
-    from search.storage import NoAnswer
+    from search.ledger.storage import NoAnswer
     from search.study import Study
 
     try:
@@ -89,7 +89,7 @@ def _print_all(stands: "Mapping[str, Status | str]") -> None:
 
 
 def _print_status(study: "Study", stand: "Status") -> None:
-    from search.lines import grouped
+    from search.ledger.lines import grouped
 
     standing = stand.standing
     repeats, front = standing.repeats, standing.front
@@ -148,12 +148,12 @@ def front(
     if as_json:
         print(json.dumps(students.to_json(name), indent=1))
     if html is not None:
-        from search.page import front_html
+        from search.fronts.page import front_html
         from trainers.files import write_whole
 
         write_whole(html, front_html(students, name, None, teacher))
     if png is not None:
-        from search.png import front_png
+        from search.fronts.png import front_png
 
         front_png(students, name, png, teacher)
     if as_json:
@@ -167,8 +167,8 @@ def front(
 
 def print_front(students: "Front") -> None:
     """A front as people see it."""
-    from search.plot import plot
-    from search.tables import front_table
+    from search.fronts.plot import plot
+    from search.fronts.tables import front_table
 
     out.print(Text(plot(students, width=min(WIDTH, out.width))))
     out.print()
@@ -235,10 +235,10 @@ def ui(
 ) -> None:
     """Serve MLflow's user interface for the studies' store, until Ctrl-C."""
     from search.home import check_writable
-    from search.mlflow_runs import find_runs
-    from search.mlflow_view import database, make_store, quiet_mlflow, serve, view_path
     from search.secrets import HIDDEN, without_secrets
     from search.study import Study
+    from search.tracking.mlflow_runs import find_runs
+    from search.tracking.mlflow_view import database, make_store, quiet_mlflow, serve, view_path
 
     where = home_folder(home)
     studies = [Study.open(name, where)] if name is not None else _sound_ones(where)

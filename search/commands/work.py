@@ -16,7 +16,7 @@ from search.signals import BEGIN_ANEW, INTERRUPTED, say_if_interrupted, signals_
 from spaces.errors import BadInput
 
 if TYPE_CHECKING:  # each command imports what it needs, so that none waits for what others need
-    from search.front import Front
+    from search.fronts.front import Front
     from search.study import Study
 
 
@@ -138,8 +138,8 @@ def export(
 ) -> None:
     """Write the best student within bounds, proved to be the one that was measured."""
     from search.errors import ExportRefused
-    from search.quantities import show
-    from search.selection import NoStudent, parse_bounds, select
+    from search.fronts.quantities import show
+    from search.fronts.selection import NoStudent, parse_bounds, select
     from search.study import Study
 
     bounds = parse_bounds(minimum or [], maximum or [])

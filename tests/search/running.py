@@ -15,10 +15,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from processes import TASK, Ended
 
-from search.lines import Line
-from search.mlflow_view import Server, serve
+from search.ledger.lines import Line
 from search.study import Study
 from search.study_file import StudyFile
+from search.tracking.mlflow_view import Server, serve
 
 HERE = (str(Path(__file__).parent / "here.py"),)
 """What Python runs for the `dux` command whose studies need no Ray."""

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from search.attempts import Attempt, Attempts, Status
-from search.ledger import Ledger
-from search.lines import Repeat
-from search.messages import EpochDone, Failed, Finished
-from search.pareto import Axis, Direction
+from search.backends.attempts import Attempt, Attempts, Status
+from search.backends.messages import EpochDone, Failed, Finished
+from search.fronts.pareto import Axis, Direction
+from search.ledger.ledger import Ledger
+from search.ledger.lines import Repeat
 from search.standing import Standing
 from search.stopping import Halving
 from spaces import Recipe, Space

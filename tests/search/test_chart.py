@@ -17,10 +17,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from search.front import Entry, Front
-from search.page import front_html
-from search.pareto import Axis
-from search.png import front_png
+from search.fronts.front import Entry, Front
+from search.fronts.page import front_html
+from search.fronts.pareto import Axis
+from search.fronts.png import front_png
 from trainers.metrics import Direction
 
 ACCURACY = Axis("accuracy", "max", "linear", worst=0.0, best=1.0)

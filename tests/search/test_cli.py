@@ -20,8 +20,8 @@ from rich.console import Console
 from running import TINY, Finished, Said, wait_for
 
 from search.display import Progress
-from search.lines import Line, Outcome
-from search.pareto import Axis
+from search.fronts.pareto import Axis
+from search.ledger.lines import Line, Outcome
 from search.progress import Terminal, drawn, duration
 from search.standing import Standing
 from search.study_file import StudyFile

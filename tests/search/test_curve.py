@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from processes import TASK, run
 from running import HERE, Said, but_waiting
 
-from search.lines import CurvePoint
+from search.ledger.lines import CurvePoint
 from search.study import Study
 from trainers import Knowledge, Task, load_student, run_trial
 from trainers.measure import measure

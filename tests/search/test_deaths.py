@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from search.deaths import last_words, why_died
+from search.backends.deaths import last_words, why_died
 
 DIED = (
     "The actor died unexpectedly before finishing this task.\n\tclass_name: A\n\tpid: 9539\n\tip: 127.0.0.1\n"

@@ -25,8 +25,8 @@ from torch import nn
 from search.errors import ExportRefused
 from search.export import TOLERANCE, export, verify
 from search.formats import FORMATS
-from search.front import Entry
-from search.selection import select
+from search.fronts.front import Entry
+from search.fronts.selection import select
 from spaces import BadInput, Student
 from trainers import load_student
 from trainers.data import pixels

@@ -10,13 +10,13 @@ import pytest
 from numpy.typing import NDArray
 from rich.console import Console
 
-from search.front import Entry, Front
-from search.pareto import Axis, hypervolume, non_dominated
-from search.picture import pictured
-from search.plot import plot
-from search.quantities import parse_quantity, shortened, show
-from search.selection import NoStudent, parse_bound, select
-from search.tables import front_table
+from search.fronts.front import Entry, Front
+from search.fronts.pareto import Axis, hypervolume, non_dominated
+from search.fronts.picture import pictured
+from search.fronts.plot import plot
+from search.fronts.quantities import parse_quantity, shortened, show
+from search.fronts.selection import NoStudent, parse_bound, select
+from search.fronts.tables import front_table
 from spaces.errors import BadInput
 from trainers.metrics import Direction
 

@@ -15,9 +15,9 @@ from processes import environment
 from running import Finished, Said
 
 from search.home import check_ray_folders, make_writable
-from search.mlflow_view import serve
 from search.secrets import sqlite_url
 from search.study import Study
+from search.tracking.mlflow_view import serve
 from spaces import BadInput
 
 

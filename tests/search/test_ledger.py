@@ -10,10 +10,10 @@ import optuna
 import pytest
 
 from search.constraints import Limits
-from search.ledger import Ledger
-from search.lines import CurvePoint, Line, Trial, grouped
-from search.samplers import SAMPLERS
-from search.storage import delete, in_ledger
+from search.ledger.ledger import Ledger
+from search.ledger.lines import CurvePoint, Line, Trial, grouped
+from search.ledger.samplers import SAMPLERS
+from search.ledger.storage import delete, in_ledger
 from spaces import BadInput, Recipe, Space
 
 SAMPLER = """

@@ -10,7 +10,7 @@ from processes import TASK, environment
 from running import TINY, Finished, result, search_here
 
 from search.errors import Interrupted
-from search.lines import Line, Repeat
+from search.ledger.lines import Line, Repeat
 from search.study import Study
 from search.study_file import StudyFile
 from spaces import BadInput

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from running import Said
 
-from search.ledger import Ledger
-from search.locks import TRY_S, PatientConnection, told_of_locks
+from search.ledger.ledger import Ledger
+from search.ledger.locks import TRY_S, PatientConnection, told_of_locks
 from search.signals import ctrl_c_is_kept
 from search.study import Study
 from search.study_file import StudyFile

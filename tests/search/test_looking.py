@@ -11,7 +11,7 @@ import pytest
 from processes import environment
 from running import Finished, Said
 
-from search.mlflow_view import serve
+from search.tracking.mlflow_view import serve
 
 # MLflow maps its tables with an option that SQLAlchemy 2.1 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")

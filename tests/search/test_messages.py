@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from search.messages import EpochDone, Failed, Finished, Message, from_tune, to_tune
+from search.backends.messages import EpochDone, Failed, Finished, Message, from_tune, to_tune
 
 MESSAGES = (
     EpochDone(3, 12, {"loss": 0.1, "accuracy": 1 / 3, "nll": math.inf}, {"parameters": 1180.0}),

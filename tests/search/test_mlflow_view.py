@@ -17,12 +17,12 @@ from processes import Command, alive, descendants
 from running import wait_for
 from selenium.webdriver.common.by import By
 
-from search.events import FrontMembers, StudyFinished, StudyStarted, TrialFinished, TrialReported, TrialStarted
-from search.mlflow_runs import find_runs
-from search.mlflow_view import Server, database, serve, view_path, view_state
 from search.study import Study
 from search.study_file import StudyFile
-from search.tracking import Tracker
+from search.tracking.events import FrontMembers, StudyFinished, StudyStarted, TrialFinished, TrialReported, TrialStarted
+from search.tracking.mlflow_runs import find_runs
+from search.tracking.mlflow_view import Server, database, serve, view_path, view_state
+from search.tracking.tracker import Tracker
 from spaces import BadInput, Space
 
 # MLflow maps its tables with an option that SQLAlchemy 2.1 calls deprecated.

@@ -30,12 +30,12 @@ from processes import TASK, Command
 from running import Finished, Said, Stand, but_waiting, wait_for
 from test_tracking import contents, keep, models, run_trial, start, steps, tracking
 
-from search.events import FrontChanged, FrontMembers, StudyFinished, TrialReported, TrialStarted
-from search.mlflow_runs import find_runs
 from search.progress import Terminal
-from search.spool import Refused
 from search.study import Study
-from search.tracking import Tracker
+from search.tracking.events import FrontChanged, FrontMembers, StudyFinished, TrialReported, TrialStarted
+from search.tracking.mlflow_runs import find_runs
+from search.tracking.spool import Refused
+from search.tracking.tracker import Tracker
 
 # MLflow maps its tables with an option that SQLAlchemy 2.1 calls deprecated.
 pytestmark = [pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"), pytest.mark.timeout(900)]

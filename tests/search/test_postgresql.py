@@ -14,8 +14,8 @@ import pytest
 from processes import TASK, Command
 from running import HERE, Said, wait_for
 
-from search.ledger import Ledger
-from search.storage import delete, in_ledger, read_lines
+from search.ledger.ledger import Ledger
+from search.ledger.storage import delete, in_ledger, read_lines
 from spaces import Space
 
 SPACE = Space.from_mapping(

@@ -11,7 +11,7 @@ import pytest
 from running import Finished, Said
 
 from search.constraints import Limits
-from search.lines import CurvePoint, Line, Trial
+from search.ledger.lines import CurvePoint, Line, Trial
 from search.remarks import remarks
 from search.study_file import StudyFile
 from spaces import Recipe

@@ -10,7 +10,7 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from running import Finished, Said
 
-from search.storage import in_ledger
+from search.ledger.storage import in_ledger
 from search.study import Study
 
 # MLflow maps its tables with an option that SQLAlchemy 2.1 calls deprecated.

@@ -24,17 +24,17 @@ from running import HERE, Said, but_waiting, wait_for
 from test_chart import own_part
 
 from search.cli import app
-from search.front import Entry, Front
-from search.ledger import Ledger
-from search.lines import CurvePoint, Line, Repeat, Trial
-from search.page import front_html
-from search.pareto import Axis
-from search.png import front_png
-from search.quantities import show
+from search.fronts.front import Entry, Front
+from search.fronts.page import front_html
+from search.fronts.pareto import Axis
+from search.fronts.png import front_png
+from search.fronts.quantities import show
+from search.fronts.tables import front_table
+from search.ledger.ledger import Ledger
+from search.ledger.lines import CurvePoint, Line, Repeat, Trial
 from search.seeds import Spread, is_within_noise, margin, spread
 from search.study import Study
 from search.study_file import StudyFile
-from search.tables import front_table
 from spaces import Space
 from trainers import Knowledge, Task, run_trial
 from trainers.files import sealed

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from processes import TASK, Command, Ended, descendants, run
 from running import HERE, Said, but_waiting, ended, result, runs, trial_runs, wait_for
 
-from search.lines import Line
+from search.ledger.lines import Line
 from search.study import Study
 
 # MLflow maps its tables with an option that SQLAlchemy 2.1 calls deprecated.

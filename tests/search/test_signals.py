@@ -86,7 +86,7 @@ def test_what_others_make_of_signals_is_undone() -> None:
 
 CUT_SHORT = """
 import os, signal, sys, threading, time
-from search.cluster import cluster
+from search.backends.cluster import cluster
 import ray
 from search.signals import ctrl_c_is_kept
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from search.constraints import Limits
-from search.lines import CurvePoint, Kind, Line, Outcome, Repeat, Trial, attributes_of, kind_of
-from search.pareto import Axis
+from search.fronts.pareto import Axis
+from search.ledger.lines import CurvePoint, Kind, Line, Outcome, Repeat, Trial, attributes_of, kind_of
 from search.standing import Standing
 from spaces import Recipe
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from search.pareto import Axis
+from search.fronts.pareto import Axis
 from search.stopping import Halving, should_continue
 
 ACCURACY = Axis("accuracy", "max", "linear", 0.0, 1.0)

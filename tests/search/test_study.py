@@ -20,8 +20,8 @@ from PIL import Image
 from processes import TASK
 from running import Finished, Said, result, runs, trial_runs
 
+from search.ledger.storage import in_ledger
 from search.preparation import drop_changed_checkpoints
-from search.storage import in_ledger
 from search.study import Study
 from search.study_file import StudyFile
 from trainers import Knowledge, Task, load_student, run_trial, save_student

@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
 from running import Stand
 
-from search.events import (
+from search.tracking.events import (
     CurveMeasured,
     DataDescribed,
     Event,
@@ -39,10 +39,10 @@ from search.events import (
     encode,
     filler,
 )
-from search.mirror import key
-from search.mlflow_runs import find_runs
-from search.spool import Spool, history_of
-from search.tracking import Tracker
+from search.tracking.mirror import key
+from search.tracking.mlflow_runs import find_runs
+from search.tracking.spool import Spool, history_of
+from search.tracking.tracker import Tracker
 from spaces import BadInput, Choice, Float, Space
 
 # MLflow maps its tables with an option that SQLAlchemy 2.1 calls deprecated.
@@ -343,8 +343,8 @@ def test_a_kill_while_mlflow_makes_its_tables_leaves_no_half_made_store(tmp_path
     store = tmp_path / "mlflow.db"
     program = (
         "import sys, pathlib\n"
-        "from search.events import TeacherMeasured\n"
-        "from search.tracking import Tracker\n"
+        "from search.tracking.events import TeacherMeasured\n"
+        "from search.tracking.tracker import Tracker\n"
         f"tracker = Tracker(pathlib.Path({str(tmp_path)!r}), {study!r}, 'sqlite:///{store}')\n"
         "tracker.tell(TeacherMeasured({'teacher.accuracy': 0.5}, {}))\n"
         "tracker.flush(300.0)\n"
@@ -558,5 +558,5 @@ def test_keys_are_what_mlflow_takes() -> None:
 
 
 def test_importing_the_tracker_does_not_import_mlflow() -> None:
-    code = "import sys, search.tracking; sys.exit('mlflow' in sys.modules)"
+    code = "import sys, search.tracking.tracker; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

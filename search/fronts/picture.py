@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from search.front import Entry, Front
-from search.pareto import Axis, non_dominated
+from search.fronts.front import Entry, Front
+from search.fronts.pareto import Axis, non_dominated
 from search.seeds import Spread
 from trainers.metrics import METRICS
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from search.front import Entry, Front
-from search.pareto import Axis
-from search.picture import (
+from search.fronts.front import Entry, Front
+from search.fronts.pareto import Axis
+from search.fronts.picture import (
     FAINT,
     GRID,
     INK,
@@ -27,7 +27,7 @@ from search.picture import (
     stairs,
     teacher_place,
 )
-from search.quantities import show
+from search.fronts.quantities import show
 
 # Named one by one: plotly's own choice includes a button that sends the chart to its makers' server.
 _BUTTONS = [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "autoScale2d", "resetScale2d", "toImage"]]

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from search.front import Entry, Front
-from search.quantities import in_full, parse_quantity, shortened
+from search.fronts.front import Entry, Front
+from search.fronts.quantities import in_full, parse_quantity, shortened
 from spaces.errors import BadInput
 from trainers.metrics import Direction
 

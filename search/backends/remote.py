@@ -6,14 +6,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from search.private_ray import is_ours, logs_here  # first: it makes settings that Ray reads when it is imported
+from search.backends.private_ray import (  # first: it makes settings that Ray reads when it is imported
+    is_ours,
+    logs_here,
+)
 
 # isort: split
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from search.deaths import last_words
-from search.worker import Disk, OwnDisk, content_of
+from search.backends.deaths import last_words
+from search.backends.worker import Disk, OwnDisk, content_of
 from trainers import save_student
 from trainers.files import write_whole
 

@@ -9,15 +9,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from search.attempts import Attempt, Attempts, Status
-from search.backend import Job
-from search.messages import EpochDone
+from search.backends.attempts import Attempt, Attempts, Status
+from search.backends.backend import Job
+from search.backends.messages import EpochDone
+from search.backends.worker import OwnDisk, Worker
 from search.signals import raise_if_pressed
-from search.worker import OwnDisk, Worker
 
 
 class LocalBackend:
-    """As `search.backend.Backend`."""
+    """As `search.backends.backend.Backend`."""
 
     def run(self, job: Job, arrays: Mapping[str, np.ndarray], attempts: Attempts) -> None:
         """As in `Backend`; Ctrl-C is a KeyboardInterrupt."""

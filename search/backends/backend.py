@@ -1,4 +1,4 @@
-"""Who carries out a study's trials: Ray Tune (search/tuning.py), or this very process (search/local.py)."""
+"""Who carries out a study's trials: Ray Tune (`tuning.py` beside this file), or this very process (`local.py`)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from trainers.task_spec import TaskSpec
 if TYPE_CHECKING:  # a look at a study need not wait for them
     import numpy as np
 
-    from search.attempts import Attempts
+    from search.backends.attempts import Attempts
 
 BackendName = Literal["ray", "local"]
 

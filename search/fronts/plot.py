@@ -2,10 +2,10 @@
 
 import math
 
-from search.front import Front
-from search.pareto import Axis
-from search.picture import pictured
-from search.quantities import shortened
+from search.fronts.front import Front
+from search.fronts.pareto import Axis
+from search.fronts.picture import pictured
+from search.fronts.quantities import shortened
 
 
 def plot(front: Front, width: int = 72, height: int = 18) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from search.events import (
+from search.tracking.events import (
     CurveMeasured,
     DataDescribed,
     Record,

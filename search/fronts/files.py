@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from search.front import Front
-from search.page import front_html
-from search.png import front_png
+from search.fronts.front import Front
+from search.fronts.page import front_html
+from search.fronts.png import front_png
 from trainers.files import write_whole
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from search.ledger import Ledger
-from search.lines import Repeat
+from search.backends.messages import EpochDone, Failed, Finished, Message
+from search.ledger.ledger import Ledger
+from search.ledger.lines import Repeat
 from search.machine import oom_kills
-from search.messages import EpochDone, Failed, Finished, Message
 from search.stopping import Halving
 from spaces import Recipe
 

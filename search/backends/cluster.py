@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from search.private_ray import (  # first: it makes settings that Ray reads when it is imported
+from search.backends.private_ray import (  # first: it makes settings that Ray reads when it is imported
     is_ours,
     knock,
     known_from_its_start,
@@ -30,7 +30,7 @@ from search.private_ray import (  # first: it makes settings that Ray reads when
 import numpy as np
 import ray
 
-from search.backend import BackendDidNotStart, BackendDied
+from search.backends.backend import BackendDidNotStart, BackendDied
 from search.guard import children_end_with_us
 from search.secrets import redacted
 from search.signals import handlers_stay, signals_wait

@@ -11,9 +11,9 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from search.constraints import Limits, violations
-from search.lines import FROM, CurvePoint, Line, Trial, kind_of
-from search.rebuilding import drawn
-from search.samplers import AT_RANDOM, MODELS, at_random, make_sampler
+from search.ledger.lines import FROM, CurvePoint, Line, Trial, kind_of
+from search.ledger.rebuilding import drawn
+from search.ledger.samplers import AT_RANDOM, MODELS, at_random, make_sampler
 from spaces import Choice, Space
 
 
@@ -25,7 +25,7 @@ class Proposals:
         space: what recipes are drawn from.
         objectives: names of measurements.
         constraints: measurement -> its limits.
-        sampler: as `search.samplers.make_sampler` takes it.
+        sampler: as `search.ledger.samplers.make_sampler` takes it.
         seed: of the sampler.
         curve: as the ledger's.
     """

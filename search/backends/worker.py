@@ -11,8 +11,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from search.backend import Job
-from search.messages import EpochDone, Failed, Finished
+from search.backends.backend import Job
+from search.backends.messages import EpochDone, Failed, Finished
 from spaces import Recipe
 from trainers import Checkpoint, Knowledge, Report, Task, run_trial, save_student
 from trainers.files import Damaged, read_whole, write_whole

@@ -12,8 +12,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from search.constraints import Limits, violations
-from search.journal import Journal
-from search.lines import (
+from search.ledger.journal import Journal
+from search.ledger.lines import (
     LOST,
     RUNG,
     CurvePoint,
@@ -26,10 +26,10 @@ from search.lines import (
     result_attributes,
     trial_of_point,
 )
-from search.proposals import Proposals
-from search.rebuilding import missing_trials
+from search.ledger.proposals import Proposals
+from search.ledger.rebuilding import missing_trials
+from search.ledger.storage import open_storage
 from search.seeds import repeat_seed
-from search.storage import open_storage
 from spaces import BadInput, Recipe, Space
 
 

@@ -4,8 +4,8 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
-from search.events import Unsendable
-from search.spool import in_short
+from search.tracking.events import Unsendable
+from search.tracking.spool import in_short
 
 _FINAL_CODES = {"BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"}
 """Of MLflow's own errors, in its words: that the request is at fault. `only_mlflow_answers` lets no other errors by."""

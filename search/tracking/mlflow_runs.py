@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from search.events import Unsendable
-from search.mlflow_answers import hear_only_mlflow, is_before_3
-from search.mlflow_view import artifacts_of, database, make_store, quiet_mlflow, remove_stray_folder
 from search.secrets import redacted
-from search.spool import UNREADABLE, in_short
+from search.tracking.events import Unsendable
+from search.tracking.mlflow_answers import hear_only_mlflow, is_before_3
+from search.tracking.mlflow_view import artifacts_of, database, make_store, quiet_mlflow, remove_stray_folder
+from search.tracking.spool import UNREADABLE, in_short
 from trainers.files import read_whole
 
 ANSWER_S = 15.0

@@ -10,7 +10,7 @@ import optuna
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 from search.constraints import Limits, violations
-from search.lines import LOST, Repeat, attributes_of, result_attributes
+from search.ledger.lines import LOST, Repeat, attributes_of, result_attributes
 from search.seeds import repeat_seed
 from spaces import BadInput, Recipe, Space
 from trainers.files import Damaged, read_whole, unsealed

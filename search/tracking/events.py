@@ -1,6 +1,6 @@
 """What happens in a study, as MLflow is to know it: a class an event, and the one codec of the spool's lines.
 
-A new event is a class here and its handler in `search/mirror.py`.
+A new event is a class here and its handler in `search/tracking/mirror.py`.
 """
 
 import json

@@ -21,13 +21,13 @@ import threading
 import time
 from pathlib import Path
 
-from search.events import Event, Record, Unsendable, name_of
-from search.mirror import Mirror
-from search.mlflow_answers import is_final
-from search.mlflow_runs import connect
-from search.mlflow_view import artifacts_of, database, quiet_mlflow
 from search.secrets import redacted, without_secrets
-from search.spool import Spool, history_of, in_short
+from search.tracking.events import Event, Record, Unsendable, name_of
+from search.tracking.mirror import Mirror
+from search.tracking.mlflow_answers import is_final
+from search.tracking.mlflow_runs import connect
+from search.tracking.mlflow_view import artifacts_of, database, quiet_mlflow
+from search.tracking.spool import Spool, history_of, in_short
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 15.0  # between tries while MLflow does not answer
 

@@ -6,9 +6,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from search.front import Front
+from search.fronts.front import Front
+from search.fronts.quantities import shortened, show
 from search.output import WIDTH
-from search.quantities import shortened, show
 
 _WITH_THE_OBJECTIVES = ("accuracy", "nll", "parameters", "macs", "size_bytes")
 """Measurements that the terminal has room for beside the objectives."""

@@ -10,8 +10,8 @@ from urllib.parse import quote
 import optuna
 import sqlalchemy
 
-from search.lines import Line, is_own, line_of
-from search.locks import TRY_S, PatientConnection
+from search.ledger.lines import Line, is_own, line_of
+from search.ledger.locks import TRY_S, PatientConnection
 from search.secrets import redacted, without_secrets
 from spaces import BadInput
 

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
 
-from search.front import Front
-from search.picture import (
+from search.fronts.front import Front
+from search.fronts.picture import (
     FAINT,
     GRID,
     INK,
@@ -28,7 +28,7 @@ from search.picture import (
     stairs,
     teacher_place,
 )
-from search.quantities import shortened
+from search.fronts.quantities import shortened
 from trainers.files import write_whole
 
 

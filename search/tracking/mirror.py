@@ -12,7 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from search.events import (
+from search.secrets import redacted
+from search.tracking.events import (
     CurveMeasured,
     DataDescribed,
     Event,
@@ -28,11 +29,10 @@ from search.events import (
     Unsendable,
     decode,
 )
-from search.mlflow_answers import is_final
-from search.mlflow_runs import MODEL_TAG, Runs, models_of, runs_of
-from search.mlflow_view import PARETO_TAG, VIEW_TAG, log10_name, view_state
-from search.secrets import redacted
-from search.spool import replace_json
+from search.tracking.mlflow_answers import is_final
+from search.tracking.mlflow_runs import MODEL_TAG, Runs, models_of, runs_of
+from search.tracking.mlflow_view import PARETO_TAG, VIEW_TAG, log10_name, view_state
+from search.tracking.spool import replace_json
 from trainers.files import json_text
 
 _LONGEST_TAG = 5000  # characters, of an older MLflow; a newer one takes 8,000

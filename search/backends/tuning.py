@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from search.private_ray import is_ours, ray_dies, ray_is_dead  # first: Ray reads settings when it is imported
+from search.backends.private_ray import is_ours, ray_dies, ray_is_dead  # first: Ray reads settings when it is imported
 
 # isort: split
 import numpy as np
@@ -14,18 +14,18 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from search.attempts import Attempt, Attempts
-from search.backend import BackendDied, Job
-from search.cluster import OnDeath, cluster, why_dead
-from search.deaths import why_died
-from search.messages import EpochDone, from_tune, to_tune
-from search.remote import disk_of, last_words_of, this_node
-from search.worker import Worker
+from search.backends.attempts import Attempt, Attempts
+from search.backends.backend import BackendDied, Job
+from search.backends.cluster import OnDeath, cluster, why_dead
+from search.backends.deaths import why_died
+from search.backends.messages import EpochDone, from_tune, to_tune
+from search.backends.remote import disk_of, last_words_of, this_node
+from search.backends.worker import Worker
 from spaces import Recipe
 
 
 class RayBackend:
-    """As `search.backend.Backend`.
+    """As `search.backends.backend.Backend`.
 
     Args:
         address: of a running Ray cluster; None starts one on this machine.

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from search.pareto import Axis, hypervolume, non_dominated
-from search.quantities import show
+from search.fronts.pareto import Axis, hypervolume, non_dominated
+from search.fronts.quantities import show
 from search.seeds import Spread, is_within_noise, spread
 from spaces.errors import BadInput
 from trainers.metrics import Direction, Scale

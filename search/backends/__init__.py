@@ -1,0 +1,1 @@
+"""Who carries trials out: Ray Tune, or the same process. The only room that knows Ray."""

@@ -1,0 +1,1 @@
+"""The front: found, chosen from, shown."""

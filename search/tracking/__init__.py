@@ -1,0 +1,1 @@
+"""What happens in a study, mirrored to MLflow. The only room that knows MLflow."""
