@@ -1,6 +1,5 @@
 """A study that was carried out by the real command, looked at from all sides; and studies that may not go on."""
 
-import ast
 import json
 import math
 import re
@@ -8,8 +7,10 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import optuna
@@ -27,8 +28,10 @@ from search.study_file import StudyFile
 from trainers import Knowledge, Task, load_student, run_trial, save_student
 from trainers.checkpoint import Kept
 from trainers.data import pixels
+from trainers.data.dataset import Split
 from trainers.files import hashes, listing, sealed, write_whole
 from trainers.loop import State
+from trainers.measure import measure
 from trainers.task import key_of
 
 ROOT = Path(__file__).parents[2]
@@ -179,20 +182,26 @@ def test_the_same_recipe_gives_the_same_student_without_ray(finished: Finished) 
         assert again.before_cut == result(study, line.trial)["before_cut"]
 
 
-def test_only_export_reads_the_test_split(finished: Finished) -> None:
-    naming = {
-        path.relative_to(ROOT).as_posix()
-        for package in ("search", "trainers")
-        for path in (ROOT / package).rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Attribute) and node.attr == "test"
-    }
-    assert {name for name in naming if not name.startswith("trainers/data/")} == {"search/export.py"}
-    sent = Task.load(finished.study.file.task, finished.study.home).arrays()  # what workers get
-    assert {name: len(array) for name, array in sent.items() if "test" in name} == {
+class Unread:
+    """A test split that nobody may look at."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise AssertionError(f"the test split was read ({name})")
+
+
+def test_no_trial_reads_the_test_split(finished: Finished) -> None:
+    study = finished.study
+    task = Task.load(study.file.task, study.home)
+    assert {name: len(array) for name, array in task.arrays().items() if "test" in name} == {  # what workers get
         "data/test.images": 0,
         "data/test.labels": 0,
     }
+    task = replace(task, data=replace(task.data, test=cast("Split", Unread())))
+    line = next(line for line in study.lines() if line.recipe is not None and line.recipe.transfer != "none")
+    assert line.recipe is not None
+    assert run_trial(line.recipe, task, Knowledge(task)).measurements == line.measurements
+    with pytest.raises(AssertionError, match="the test split was read"):
+        measure(task.teacher, task.data.test)
 
 
 def test_resuming_a_finished_study_does_nothing_and_says_so(finished: Finished, dux: Callable[..., Said]) -> None:
