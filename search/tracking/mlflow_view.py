@@ -57,6 +57,17 @@ def log10_name(measurement: str) -> str | None:
     return f"log10_{measurement}" if measurement in METRICS and METRICS[measurement].scale == "log" else None
 
 
+_SECTION = {
+    "name": "Front",
+    "display": True,
+    "columns": 2,
+    "cardHeight": 480,
+    "isReordered": False,
+    "deleted": False,
+    "isGenerated": False,
+}
+
+
 def view_state(objectives: Mapping[str, str], parameters: Sequence[str]) -> str:
     """The value of `VIEW_TAG`: which charts show a study's front, and how its table is ordered.
 
@@ -94,18 +105,7 @@ def view_state(objectives: Mapping[str, str], parameters: Sequence[str]) -> str:
     return json.dumps(
         {
             "compareRunCharts": charts,
-            "compareRunSections": [
-                {
-                    "uuid": section,
-                    "name": "Front",
-                    "display": True,
-                    "columns": 2,
-                    "cardHeight": 480,
-                    "isReordered": False,
-                    "deleted": False,
-                    "isGenerated": False,
-                }
-            ],
+            "compareRunSections": [{"uuid": section, **_SECTION}],
             "runsHiddenMode": "SHOW_ALL",
             "hideEmptyCharts": False,
             "searchFilter": "tags.`dux.role` = 'trial'",
