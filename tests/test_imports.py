@@ -1,4 +1,4 @@
-"""Imports go one way, search -> trainers -> spaces, and the trackers and tuners stay where they are needed."""
+"""Imports go one way, search -> trainers -> spaces, libraries stay in their rooms, and files and functions are short."""
 
 import ast
 import subprocess
@@ -97,6 +97,18 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         if name in reached:
             cycles.append(name)
     assert cycles == []
+
+
+def test_no_file_of_search_has_more_than_350_lines_and_no_function_more_than_60() -> None:
+    long = []
+    for path in files("search"):
+        text = path.read_text(encoding="utf-8")
+        if (lines := text.count("\n")) > 350:
+            long.append((path.name, lines))
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and (lines := (node.end_lineno or 0) - node.lineno + 1) > 60:
+                long.append((f"{path.name}: {node.name}", lines))
+    assert long == []
 
 
 def test_importing_trainers_loads_neither_ray_nor_mlflow_nor_optuna_and_prints_nothing() -> None:
