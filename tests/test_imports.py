@@ -1,4 +1,4 @@
-"""Imports go one way, search -> trainers -> spaces, libraries stay in their rooms, and files and functions are short."""
+"""Imports go one way, search -> trainers -> spaces; libraries stay in their rooms; files and functions are short."""
 
 import ast
 import subprocess
