@@ -326,7 +326,7 @@ def test_optuna_knows_by_how_much_a_limit_is_overstepped_and_leaves_the_trial_ou
         trial, _ = ledger.ask()
         ledger.complete(trial, {"accuracy": parameters / 4000, "parameters": parameters, "nll": 0.3}, 1.0)
     trial, _ = ledger.ask()  # killed between the record and the telling
-    optuna.Trial(ledger._study, ledger._id(trial)).set_user_attr(
+    optuna.Trial(ledger._study, ledger._trial_id(trial)).set_user_attr(
         "measurements", '{"accuracy": 1.0, "parameters": 10.0, "nll": 5.0}'
     )
     assert constrained().reconcile() == 0
@@ -523,8 +523,8 @@ def test_a_study_learns_from_another_whose_trials_are_not_its_own(storage: str, 
     ledger = later()
     assert not ledger.proposals.has_learned
     assert ledger.proposals.learn_from("earlier", earlier.lines()) == len(inside)
-    assert later().has_learned
-    assert later().learn_from("earlier", earlier.lines()) == len(inside)  # nothing twice
+    assert later().proposals.has_learned
+    assert later().proposals.learn_from("earlier", earlier.lines()) == len(inside)  # nothing twice
     study = optuna.load_study(study_name="later", storage=storage)
     assert [trial.values for trial in study.trials] == [
         [line.measurements["accuracy"], line.measurements["parameters"]] for line in inside

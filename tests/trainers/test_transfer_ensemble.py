@@ -216,7 +216,7 @@ def test_a_trial_is_the_same_again_and_its_files_are_the_student(
     assert weights_bytes(again.network) == weights_bytes(result.network)
     save_student(tmp_path, result.files(ensemble))
     loaded = load_student(tmp_path)
-    assert measure(loaded, ensemble.data.validation, curve=ensemble.curve) == result.measurements
+    assert measure(loaded, ensemble.data.validation, ensemble_nlls=ensemble.curve) == result.measurements
 
 
 def test_perturbations_make_students_that_differ(ensemble: Task) -> None:
