@@ -7,10 +7,9 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import optuna
@@ -28,7 +27,6 @@ from search.study_file import StudyFile
 from trainers import Knowledge, Task, load_student, run_trial, save_student
 from trainers.checkpoint import Kept
 from trainers.data import pixels
-from trainers.data.dataset import Split
 from trainers.files import hashes, listing, sealed, write_whole
 from trainers.loop import State
 from trainers.measure import measure
@@ -196,7 +194,7 @@ def test_no_trial_reads_the_test_split(finished: Finished) -> None:
         "data/test.images": 0,
         "data/test.labels": 0,
     }
-    task = replace(task, data=replace(task.data, test=cast("Split", Unread())))
+    object.__setattr__(task.data, "test", Unread())  # past the check that reads all splits once, when data are made
     line = next(line for line in study.lines() if line.recipe is not None and line.recipe.transfer != "none")
     assert line.recipe is not None
     assert run_trial(line.recipe, task, Knowledge(task)).measurements == line.measurements
