@@ -75,7 +75,7 @@ class History:
 
 
 def history_of(folder: Path) -> History:
-    """What the spool in a study's folder tells; lines that are damaged tell nothing.
+    """What the spool in a study's folder tells; a damaged line, or a last one without its end, tells nothing.
 
     Raises:
         BadInput: a later version of Dux wrote one.
@@ -83,6 +83,8 @@ def history_of(folder: Path) -> History:
     history, path = History(), folder / "spool.jsonl"
     with suppress(FileNotFoundError), path.open("rb") as file:
         for line in file:
+            if not line.endswith(b"\n"):
+                break  # torn by a kill: `Spool` drops it
             if is_of_later_version(line):
                 raise BadInput(
                     f"the events of a study must be of a version that this Dux knows, but {path} has some of a later "

@@ -544,6 +544,18 @@ def test_a_spool_without_versions_is_read_and_one_of_a_later_dux_is_refused_in_a
         Tracker(tmp_path, "later", NOBODY)
 
 
+def test_a_last_line_that_lacks_its_end_alone_is_dropped_and_not_known(tmp_path: Path) -> None:
+    """A kill can tear a write anywhere: what the spool drops, nobody may take for told."""
+    with tracking(tmp_path, NOBODY, "torn") as tracker:
+        tracker.tell(TrialStarted(0, {}))
+        tracker.tell(TrialFinished(0, "FINISHED", 3))
+    os.truncate(tmp_path / "spool.jsonl", (tmp_path / "spool.jsonl").stat().st_size - 1)
+    with tracking(tmp_path, NOBODY, "torn") as tracker:
+        assert (tracker.history.started, tracker.history.ends) == ({0}, {})
+        tracker.tell(TrialFinished(0, "FINISHED", 3))
+    assert (history_of(tmp_path).started, [*history_of(tmp_path).ends]) == ({0}, [0])
+
+
 def test_a_filler_is_of_its_parameters_kind() -> None:
     assert filler(Float(0.0, 1.0)) == filler(Choice((1, 0.5))) == NO_NUMBER
     assert filler(Choice(("mean", "sum"))) == filler(Choice((True, False))) == filler(Choice(("none", 1))) == NO_TEXT
