@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shlex
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ from search.secrets import sqlite_url, without_secrets
 from search.study_file import StudyFile, check_name, is_name
 from spaces import BadInput
 from spaces.errors import known, shown
-from trainers.files import Damaged, check_hashes, check_kind, curve_folder, listing, read_whole, unsealed
+from trainers.files import Damaged, check_hashes, check_kind, curve_folder, listing, read_whole, unsealed, write_whole
 
 _FILES = (
     *("study.json", "task.json", "data.json", "ledger.txt", "ledger.jsonl"),
@@ -98,6 +99,24 @@ class StudyFolder:
             f"the files of {self.name!r} must be as they were written, but in {self.path} {why}; "
             f"put it back, or {self.command('delete')} removes the study"
         )
+
+    def write_down(self, file: StudyFile, carried_on: bool) -> bytes | None:
+        """What the study is, where that is not there yet, all or nothing; returns what a changed file held before.
+
+        `carried_on`: whether its file was changed since it was begun.
+        """
+        new = not self.exists
+        before = read_whole(self.path / "study.json") if carried_on else None
+        try:
+            if new:
+                write_whole(self.path / "ledger.txt", shown_database())
+            if new or carried_on:
+                write_whole(self.path / "study.json", file.to_json())
+        except OSError:
+            if new:
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise
+        return before
 
     def command(self, verb: str) -> str:
         """What to type to do `verb` with this study, for messages; names the home where it is not the usual one."""

@@ -13,7 +13,7 @@ from search.backends.backend import Backend, BackendDidNotStart, BackendDied, Ba
 from search.display import Display, Gauge
 from search.errors import AllFailed, Interrupted, LedgerLost, NotStarted
 from search.fronts.front import Front
-from search.home import make_writable, shown_database
+from search.home import make_writable
 from search.ledger.lines import Repeat, grouped
 from search.ledger.locks import told_of_locks
 from search.ledger.storage import delete, in_ledger, lost_database, why_lost
@@ -64,16 +64,14 @@ def carry_out(
             ) from None
         files.check_name_is_free()
         new = not files.exists
-        _write_down(study, new, carried_on)
+        before = files.write_down(study.file, carried_on)
         stack.enter_context(ctrl_c_is_kept())
         try:
             session = Session(study, display, verbose)
             stack.enter_context(told_of_locks(session.gauge.locked))
             return session.run(address, backend)
         except BadInput:
-            if new and not study.lines():  # nothing was tried: the name stays free for the corrected file
-                delete(files.storage, study.name)
-                shutil.rmtree(files.path)
+            _take_back(study, new, before)
             raise
         except Exception as error:
             if (lost := lost_database(error)) is None:
@@ -87,18 +85,13 @@ def carry_out(
             raise Interrupted(f"stopped; {files.command('resume')} goes on") from None
 
 
-def _write_down(study: "Study", new: bool, carried_on: bool) -> None:
-    """What the study is, where that is not in its folder yet; all or nothing."""
-    files = study.files
-    try:
-        if new:
-            write_whole(files.path / "ledger.txt", shown_database())
-        if new or carried_on:
-            write_whole(files.path / "study.json", study.file.to_json())
-    except OSError:
-        if new:
-            shutil.rmtree(files.path, ignore_errors=True)
-        raise
+def _take_back(study: "Study", new: bool, before: bytes | None) -> None:
+    """A study that is refused is as it was: a new one's name stays free, if nothing was tried, for a corrected file."""
+    if before is not None:
+        write_whole(study.files.path / "study.json", before)
+    elif new and not study.lines():
+        delete(study.files.storage, study.name)
+        shutil.rmtree(study.files.path)
 
 
 def _ends_at_once(study: "Study") -> Any:

@@ -117,3 +117,14 @@ def test_a_finished_study_is_carried_on_no_further_than_it_is(home: Path, dux: C
     code, _, err = dux("resume", "tiny", "--home", home, "--trials", "3")
     assert (code, err) == (2, "dux: `--trials` must be at least the 6 that are done, but got 3; leave it out\n")
     assert json.loads((home / "studies" / "tiny" / "study.json").read_text())["search"]["trials"] == 6
+
+
+def test_a_study_that_is_refused_when_it_is_carried_on_is_as_it_was(home: Path, dux: Callable[..., Said]) -> None:
+    folder = home / "studies" / "tiny"
+    before = (folder / "study.json").read_bytes()
+    with (folder / "spool.jsonl").open("a") as spool:
+        spool.write(json.dumps({"event": "front_members", "version": 2, "time": 1, "trials": []}) + "\n")
+    code, _, err = dux("resume", "tiny", "--home", home, "--trials", "9")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "has some of a later one" in err
+    assert (folder / "study.json").read_bytes() == before

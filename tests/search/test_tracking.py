@@ -39,7 +39,7 @@ from search.tracking.events import (
     encode,
     filler,
 )
-from search.tracking.mirror import key
+from search.tracking.mirror import Mirror, key
 from search.tracking.mlflow_runs import find_runs
 from search.tracking.spool import Spool, history_of
 from search.tracking.tracker import Tracker
@@ -509,6 +509,11 @@ EVENTS: list[Event] = [
     StudentKept(4, {"student.width": 0.5}, {"accuracy": 0.75}, 1, 1_700_000_000_000),
     StudyFinished("FINISHED", ["/front.html"], [{"trial": 4}]),
 ]
+
+
+def test_every_event_has_a_handler() -> None:
+    """One without would be tried again for ever, as in an outage."""
+    assert {*get_args(Event)} <= vars(Mirror)["_carry_out"].dispatcher.registry.keys()
 
 
 def test_every_event_is_read_as_it_was_written(tmp_path: Path) -> None:
