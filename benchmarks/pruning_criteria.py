@@ -1,4 +1,4 @@
-"""What to cut: the spectral relevance against other criteria, at equal parameters; writes docs/pruning_criteria.md.
+"""What to cut: the spectral importance against other criteria, at equal parameters; writes docs/pruning_criteria.md.
 
     python benchmarks/pruning_criteria.py             # about 40 minutes on two cores; goes on where it was interrupted
     python benchmarks/pruning_criteria.py --quick     # minutes: is everything sound? writes no document
@@ -35,7 +35,7 @@ from trainers.files import digest, write_whole
 from trainers.loop import Batch, Schedule, fit
 from trainers.measure import predictions, quality
 from trainers.seeding import seeded
-from trainers.spectral import cut, fold, plan, rescale, spectral_penalty, spectralize
+from trainers.spectral import cut, fold, plan, rescale, spectral_penalty, spectralize, trace
 from trainers.store import weights_bytes
 from trainers.trainer import SEEN
 
@@ -216,7 +216,7 @@ def carry_out(job: Job) -> Line:
         renormalize(network, data.train)
         before = correct(network, split)
         if job.fitted:
-            rescale(network, image_shape=data.image_shape)
+            rescale(network, trace(network, data.image_shape))
 
         def loss(batch: Batch) -> Tensor:
             return F.cross_entropy(network(batch.images), batch.labels)
@@ -238,18 +238,19 @@ def carry_out(job: Job) -> Line:
     }
 
 
-Relevance = Mapping[str, Tensor] | None
+Importance = Mapping[str, Tensor] | None
 """Of the units of layers by name; None: the project's own."""
 
 
-def cut_to(student: Network, relevance: Relevance, removed: float, images: Tensor | None) -> Network:
+def cut_to(student: Network, importance: Importance, removed: float, images: Tensor | None) -> Network:
     """The student, fitted on `images`, with as few units cut as leave at most `1 - removed` of its parameters."""
     setting, shape = loaded().setting, loaded().data.image_shape
-    units = plan(student, 0.0, floor=setting.floor, image_shape=shape, relevance=relevance).units
+    traced = trace(student, shape)
+    units = plan(traced, 0.0, floor=setting.floor, importance=importance).units
 
     def smaller(count: int, images: Tensor | None = None) -> Network:
-        planned = plan(student, count / units, floor=setting.floor, image_shape=shape, relevance=relevance)
-        return cut(student, planned, image_shape=shape, images=images)
+        planned = plan(traced, count / units, floor=setting.floor, importance=importance)
+        return cut(student, planned, images=images)
 
     low, high, allowed = 0, units - 1, (1 - removed) * parameters(fold(student))
     while low < high:  # more units cut are never more parameters
@@ -286,11 +287,11 @@ def correct(network: nn.Module, split: Split) -> float:
     return 100 * quality(predictions(network, split), split.labels)["accuracy"]
 
 
-Importance = Callable[[Any], Tensor]
+GroupImportance = Callable[[Any], Tensor]
 """Torch-Pruning's: of a group of coupled channels, (units of its root,)."""
 
 
-def by_group(network: Network, importance: Importance) -> dict[str, Tensor]:
+def by_group(network: Network, importance: GroupImportance) -> dict[str, Tensor]:
     """The importance of each group of an ordinary network, under the name of the group's root."""
     example = torch.zeros(2, *loaded().data.image_shape)
     graph = tp.DependencyGraph().build_dependency(network, example_inputs=example, verbose=False)
@@ -300,13 +301,13 @@ def by_group(network: Network, importance: Importance) -> dict[str, Tensor]:
     return {names[group[0].dep.target.module]: importance(group) for group in groups}
 
 
-def ours(student: Network, seed: int) -> Relevance:
-    """The spectral relevance."""
+def ours(student: Network, seed: int) -> Importance:
+    """The spectral importance."""
     return None
 
 
-def spectral_importance(network: Network, *, lengths: bool, columns: bool) -> Importance:
-    """Other readings of the spectral relevance, each relative to the group's mean.
+def spectral_importance(network: Network, *, lengths: bool, columns: bool) -> GroupImportance:
+    """Other readings of the spectral importance, each relative to the group's mean.
 
     Args:
         network: folded.
@@ -341,27 +342,27 @@ def spectral_importance(network: Network, *, lengths: bool, columns: bool) -> Im
     return importance
 
 
-def reading(*, lengths: bool, columns: bool) -> Callable[[Network, int], Relevance]:
+def reading(*, lengths: bool, columns: bool) -> Callable[[Network, int], Importance]:
     """A criterion of it."""
 
-    def criterion(student: Network, seed: int) -> Relevance:
+    def criterion(student: Network, seed: int) -> Importance:
         network = fold(student)
         return by_group(network, spectral_importance(network, lengths=lengths, columns=columns))
 
     return criterion
 
 
-def magnitude(student: Network, seed: int) -> Relevance:
+def magnitude(student: Network, seed: int) -> Importance:
     """L2 norms of all weights that a unit has to do with (H. Li et al., ICLR 2017; G. Fang et al., CVPR 2023)."""
     return by_group(fold(student), tp.importance.GroupMagnitudeImportance())
 
 
-def norm_scale(student: Network, seed: int) -> Relevance:
+def norm_scale(student: Network, seed: int) -> Importance:
     """|gamma| of batch norms (Z. Liu et al., Learning efficient convolutional networks ..., ICCV 2017)."""
     return by_group(fold(student), tp.importance.BNScaleImportance())
 
 
-def taylor(student: Network, seed: int) -> Relevance:
+def taylor(student: Network, seed: int) -> Importance:
     """First-order effect on the loss (P. Molchanov et al., CVPR 2019), averaged over batches of training images."""
     here, network = loaded(), fold(student).eval()
     train = here.data.train
@@ -380,13 +381,13 @@ def taylor(student: Network, seed: int) -> Relevance:
     return totals
 
 
-def chance(student: Network, seed: int) -> Relevance:
+def chance(student: Network, seed: int) -> Importance:
     """Drawn."""
     with seeded(torch.Generator().manual_seed(seed)):
         return by_group(fold(student), tp.importance.RandomImportance())
 
 
-CRITERIA: Mapping[str, Callable[[Network, int], Relevance]] = {
+CRITERIA: Mapping[str, Callable[[Network, int], Importance]] = {
     OURS: ours,
     "by the mean": reading(lengths=True, columns=False),
     "gain": reading(lengths=False, columns=False),
@@ -560,7 +561,7 @@ def document(tables: Sequence[tuple[Setting, Mapping[str, Line]]]) -> str:
 
 def main() -> None:
     """The command."""
-    given = arguments("What to cut: the spectral relevance against other criteria.")
+    given = arguments("What to cut: the spectral importance against other criteria.")
     settings = [TRIED, REPORTED]
     if given.quick:
         tiny = {"images": 200, "epochs": 1, "fine_tune_epochs": 1, "removed": (0.6,), "width": 0.25}

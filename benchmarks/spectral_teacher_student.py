@@ -8,7 +8,7 @@ L. Giambagli, L. Buffoni, L. Chicchi, D. Fanelli: How a student becomes a teache
 the settings of the authors' code: x ~ N(0, I_10); a teacher 10 -> 20 -> 20 -> 1 of ReLU units without biases, its last
 layer ones, Glorot-uniform and fixed; a student 10 -> h -> 20 -> 1, whose first layer is spectral, whose second is dense
 and unregularised, whose last is ones. (The teacher's second width is missing from the authors' configuration: 20 is
-ours.) Units are ranked and silenced by the project's own layers and relevances; nothing is retrained.
+ours.) Units are ranked and silenced by the project's own layers and importances; nothing is retrained.
 """
 
 import json
@@ -28,7 +28,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from trainers.computing import computing
 from trainers.files import digest
 from trainers.seeding import seeded
-from trainers.spectral import SpectralLinear, relevances, spectral_penalty
+from trainers.spectral import SpectralLinear, importances, spectral_penalty, trace
 
 DOCUMENT = ROOT / "docs" / "spectral_teacher_student.md"
 FIGURE = DOCUMENT.with_suffix(".png")
@@ -36,7 +36,7 @@ INPUTS = 10
 SECOND = 20
 """Units of the second layer, of teacher and student alike."""
 COUNTED = 0.05
-"""A unit counts towards the effective size from this share of the largest relevance on."""
+"""A unit counts towards the effective size from this share of the largest importance on."""
 STACKED = 1000
 """Units, of all students of a job together, beyond which training them side by side gains nothing."""
 ADAM_EPSILON = 1e-7
@@ -193,14 +193,14 @@ def trained(job: Job) -> tuple[list[Shallow], Tensor, Tensor]:
     return [objective.student for objective in objectives], x[:, job.train :], y[:, job.train :]
 
 
-def curve(student: Shallow, relevance: Tensor, x: Tensor, y: Tensor) -> list[float]:
+def curve(student: Shallow, importance: Tensor, x: Tensor, y: Tensor) -> list[float]:
     """Mean squared error with the n most relevant units alone, at index n = 0 .. width."""
     first = student.first
     assert isinstance(first, SpectralLinear)
     found = []
     with torch.no_grad():
         kept = first.eigenvalues_out.clone()
-        for unit in [*relevance.argsort().tolist(), None]:
+        for unit in [*importance.argsort().tolist(), None]:
             found.append(float((student(x) - y).square().mean()))
             if unit is not None:
                 first.eigenvalues_out[unit] = 0.0
@@ -215,11 +215,11 @@ def carry_out(job: Job) -> Line:
         students, x, y = trained(job)
         runs = []
         for number, student in enumerate(students):
-            (relevance,) = relevances(student, image_shape=(INPUTS,)).values()
+            (importance,) = importances(trace(student, (INPUTS,))).values()
             runs.append(
                 {
-                    "errors": curve(student, relevance, x[number], y[number]),
-                    "relevances": sorted(relevance.tolist(), reverse=True),
+                    "errors": curve(student, importance, x[number], y[number]),
+                    "importances": sorted(importance.tolist(), reverse=True),
                     "variance": float(y[number].var()),
                 }
             )
@@ -228,7 +228,7 @@ def carry_out(job: Job) -> Line:
 
 def effective(run: Line) -> int:
     """Units at or above COUNTED of the largest."""
-    return sum(relevance >= COUNTED for relevance in run["relevances"])
+    return sum(importance >= COUNTED for importance in run["importances"])
 
 
 def smallest(run: Line) -> int:
@@ -312,7 +312,7 @@ def document(setting: Setting, results: dict[str, Line]) -> str:
             f"- Adam, {setting.epochs:,} epochs; 0.01 sum phi² + 0.0005 sum lambda² of the first layer added to the "
             f"loss but where the row says so. Group lasso: {LASSO:.4f} sum ||w_i|| instead, which is what the two "
             "penalties come to.",
-            "- A unit's relevance is |lambda_i| ||phi_i||. Effective size: units of at least 5 % of the largest. "
+            "- A unit's importance is |lambda_i| ||phi_i||. Effective size: units of at least 5 % of the largest. "
             "Smallest set: the fewest of the most relevant units with at most twice the error of all; the others' "
             "eigenvalues are 0, nothing is retrained.",
             "- n: seeds, each with its own data, order and first weights. Sizes: median (smallest to largest); others: "
@@ -367,12 +367,12 @@ def draw(setting: Setting, results: dict[str, Line]) -> None:
             left.plot(kept, errors, label=f"width {arm.width}, n = {len(runs)}")
         if arm.width == 100 and arm.teacher == 20 and "other" not in name:
             middle.plot(kept, errors, label=name)
-            right.plot([mean(run["relevances"][n] for run in runs) for n in range(arm.width)], label=name)
+            right.plot([mean(run["importances"][n] for run in runs) for n in range(arm.width)], label=name)
     for axes in (left, middle):
         axes.set(xlabel="units kept, the most relevant", ylabel="error / variance", yscale="log")
     left.set_title("spectral students of a teacher of 20")
     middle.set_title("width 100, however trained")
-    right.set(xlabel="unit", ylabel="relevance, share of the largest", title="spectrum at width 100")
+    right.set(xlabel="unit", ylabel="importance, share of the largest", title="spectrum at width 100")
     right.axhline(COUNTED, color="grey", linestyle=":")
     for axes in (left, middle, right):
         axes.axvline(20, color="grey", linestyle=":")

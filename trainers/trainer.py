@@ -17,7 +17,7 @@ from trainers.knowledge import Knowledge
 from trainers.loop import Batch, Schedule, State, batches, fit
 from trainers.measure import predictions, quality
 from trainers.planning import taps
-from trainers.spectral import Plan, cut, plan, reestimate, rescale, spectral_penalty, spectralize
+from trainers.spectral import Plan, Traced, cut, plan, recalibrate, rescale, spectral_penalty, spectralize, trace
 from trainers.task import Task
 from trainers.transfer import Method, Shapes, TeacherSignals, method_of
 
@@ -198,9 +198,13 @@ class Trainer:
                 start = kept.state if kept is not None and place == first else None
                 self._fit(name, student, method, objective, schedule, log, start, partial(log.save, name))
 
-    def fine_tune(self, network: Network, epochs: int, log: Log) -> Network:
-        """Train a cut network with the same method, built anew for it; returns it."""
-        rescale(network, image_shape=self._shape)
+    def trace(self, network: Network) -> Traced:
+        """A network with spectral layers and the dependencies between its channels."""
+        return trace(network, self._shape)
+
+    def fine_tune(self, network: Network, traced: Traced, epochs: int, log: Log) -> Network:
+        """Train a network, cut from a traced one, with the same method, built anew for it; returns it."""
+        rescale(network, traced)
         network = network.to(memory_format=torch.channels_last)
         method = self.method_for(network)
         rate = self._recipe.pruning.fine_tune_learning_rate
@@ -249,25 +253,24 @@ class Trainer:
         )
 
     def cut(
-        self, network: Network, fraction: float, earlier: Plan | None, generator: torch.Generator
+        self, network: Network, traced: Traced, fraction: float, earlier: Plan | None, generator: torch.Generator
     ) -> tuple[Network, Plan]:
-        """The network without its lowest units, its weights fitted and its batch norms estimated anew; and the plan.
+        """The network without its least important units, weights fitted and batch norms recalibrated; and the plan.
 
         Args:
             network: trained, with spectral layers.
+            traced: this network.
             fraction: share of the units that there were at first.
             earlier: the plan of the cut before, if there was one.
             generator: chooses the images that the cut network is fitted to.
         """
-        p, shape = self._recipe.pruning, self._shape
-        cuts = plan(
-            network, fraction, floor=p.floor, image_shape=shape, scope=p.scope, round_to=p.round_to, earlier=earlier
-        )
+        p = self._recipe.pruning
+        cuts = plan(traced, fraction, floor=p.floor, scope=p.scope, round_to=p.round_to, earlier=earlier)
         if not cuts.removed:
-            return cut(network, cuts, image_shape=shape), cuts
+            return cut(network, cuts), cuts
         size, data = self._recipe.training.batch_size, self._task.data
         seen = batches(data.train, size, self._task.spec.policy, generator, torch.device(self._device))
         images = [batch.images for batch in islice(seen, math.ceil(SEEN / size))]
-        smaller = cut(network, cuts, image_shape=shape, images=torch.cat(images) if p.reconstruct else None)
-        reestimate(smaller, images)
+        smaller = cut(network, cuts, images=torch.cat(images) if p.reconstruct else None)
+        recalibrate(smaller, images)
         return smaller, cuts

@@ -129,7 +129,8 @@ def run_trial(
         student = trainer.build()
         method = trainer.method_for(student)
         steps = trainer.epochs + sum(epochs for _, epochs in rounds)
-        log = Log(report, steps, expected_cost(student, pruning, shape), began)
+        traced = trainer.trace(student)
+        log = Log(report, steps, expected_cost(traced, pruning), began)
         kept = log.resume(checkpoint, digest(recipe.flat(), task.key, threads, device), [student, method])
         trainer.train(student, method, log, kept)
         # contiguous, as a loaded student is: another memory layout may round differently, and the numbers are exact
@@ -141,18 +142,19 @@ def run_trial(
             plain = pruning.model_copy(update={"fraction": fraction, "fine_tune_epochs": 0, "rounds": 1})
             if (point := recipe.model_copy(update={"pruning": plain})) != recipe:
                 asked = time.monotonic()
-                points.append(
-                    results.of(point, *trainer.cut(student, fraction, None, trainer.generator.clone_state()), asked)
-                )
+                chance = trainer.generator.clone_state()
+                points.append(results.of(point, *trainer.cut(student, traced, fraction, None, chance), asked))
 
-        network, cuts = trainer.cut(student, rounds[0].so_far.fraction, None, trainer.generator)
+        network, cuts = trainer.cut(student, traced, rounds[0].so_far.fraction, None, trainer.generator)
         for turn, (so_far, epochs) in enumerate(rounds, 1):
             if turn > 1:  # to be ranked by what it learned since the last cut
-                network, cuts = trainer.cut(trainer.spectral(network), so_far.fraction, cuts, trainer.generator)
+                student = trainer.spectral(network)
+                traced = trainer.trace(student)
+                network, cuts = trainer.cut(student, traced, so_far.fraction, cuts, trainer.generator)
             if turn == len(rounds):
                 log.costs = cost(network, shape)
             if epochs:
-                network = trainer.fine_tune(network, epochs, log)
+                network = trainer.fine_tune(network, traced, epochs, log)
             if curve and turn < len(rounds):
                 asked = time.monotonic()
                 point = recipe.model_copy(update={"pruning": so_far})

@@ -32,7 +32,7 @@ from trainers import load_student
 from trainers.data import pixels
 from trainers.data.dataset import Split
 from trainers.families import build, by_member
-from trainers.spectral import cut, plan, spectralize
+from trainers.spectral import cut, plan, spectralize, trace
 
 BOUNDS = ("--max", "parameters=10k")
 
@@ -52,7 +52,7 @@ class Exported:
 def test_a_batch_ensemble_is_one_graph_that_averages_its_members_probabilities(name: str, student: Student) -> None:
     generator = torch.Generator().manual_seed(0)
     whole = spectralize(build(student, (1, 8, 8), 10, generator=generator), keep=["classifier"])
-    network = cut(whole, plan(whole, 0.4, floor=0.1, image_shape=(1, 8, 8)), image_shape=(1, 8, 8)).eval()
+    network = cut(whole, plan(trace(whole, (1, 8, 8)), 0.4, floor=0.1)).eval()
     images = torch.randint(256, (7, 1, 8, 8), generator=generator, dtype=torch.uint8)
     content = FORMATS[name].write(network, pixels(images[:2]), {})
     with torch.no_grad():

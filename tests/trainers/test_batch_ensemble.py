@@ -13,7 +13,7 @@ from trainers.families import Network, build, by_member, capture
 from trainers.families.batch_ensemble import BatchEnsemble, share_all
 from trainers.loop import Batch, Schedule, fit
 from trainers.measure import cost, outputs
-from trainers.spectral import cut, plan, relevances, spectralize
+from trainers.spectral import cut, importances, plan, spectralize, trace
 
 GREY = (1, 8, 8)
 STUDENTS = {
@@ -191,14 +191,14 @@ def test_a_units_rank_is_the_mean_norm_of_the_members_own_weights() -> None:
         for member in range(3)
     ]
     expected = torch.stack(norms).mean(0)
-    found = relevances(network, image_shape=GREY)["hidden.0.0.layer"]
+    found = importances(trace(network, GREY))["hidden.0.0.layer"]
     torch.testing.assert_close(found, expected / expected.max())
 
 
 @each_family
 def test_a_cut_takes_the_fast_weights_of_the_channels_along(student: Student) -> None:
     network = spectralize(made(student), keep=["classifier"])
-    smaller = cut(network, plan(network, 0.6, floor=0.1, image_shape=GREY), image_shape=GREY)
+    smaller = cut(network, plan(trace(network, GREY), 0.6, floor=0.1))
     assert smaller.members == 3
     layers = [m for m in smaller.modules() if isinstance(m, BatchEnsemble)]
     assert any(

@@ -20,7 +20,7 @@ from spaces import Student
 from trainers.data.dataset import Split
 from trainers.families import build
 from trainers.loop import Schedule, fit
-from trainers.spectral import cut, plan, spectralize
+from trainers.spectral import cut, plan, spectralize, trace
 
 class Own(nn.Module):
     # strided layers of kernel size 1 that are no module of torch's, grouped, padded
@@ -44,7 +44,7 @@ def made(kind, width, side):
     if kind == "spectral":
         return spectralize(network, keep=["classifier"])
     if kind == "cut":
-        return cut(network, plan(network, 0.5, floor=0.1, image_shape=(1, side, side)), image_shape=(1, side, side))
+        return cut(network, plan(trace(network, (1, side, side)), 0.5, floor=0.1))
     return network
 
 def trained(kind, width, side, layout):

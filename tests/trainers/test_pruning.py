@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from spaces import Student
 from trainers.families import Network, build
-from trainers.spectral import Plan, cut, fold, mask, plan, relevances, rescale, spectralize
+from trainers.spectral import Plan, cut, fold, importances, mask, plan, rescale, spectralize, trace
 from trainers.spectral.layers import SpectralLinear, spectral_layers
 from trainers.store import weights_bytes
 from trainers.task import Task
@@ -38,7 +38,7 @@ def images(count: int, shape: tuple[int, int, int] = GREY) -> Tensor:
 
 
 def assert_masked_is_cut(network: Network, planned: Plan, shape: tuple[int, int, int] = GREY) -> None:
-    masked, smaller = (how(network, planned, image_shape=shape).eval() for how in (mask, cut))
+    masked, smaller = (how(network, planned).eval() for how in (mask, cut))
     with torch.no_grad():
         expected, found = masked(images(16, shape)), smaller(images(16, shape))
     # sums over fewer terms round differently; in units of the logits' size
@@ -66,14 +66,14 @@ def test_masked_and_cut_networks_agree_at_any_fraction(student: Student) -> None
     for seed, fraction in enumerate([0.0, 0.99, draw.random(), draw.random()]):
         network = spectral(student, seed=seed)
         floor = draw.choice([0.0, 0.1, 0.5])
-        assert_masked_is_cut(network, plan(network, fraction, floor=floor, image_shape=GREY))
+        assert_masked_is_cut(network, plan(trace(network, GREY), fraction, floor=floor))
 
 
 @pytest.mark.parametrize("family", ["resnet", "mlp"])
 def test_masked_and_cut_networks_agree_on_colour_images_that_are_not_square(family: str) -> None:
     shape = (3, 8, 12)
     network = spectral(Student(family=family, depth=8, width=0.125), shape)
-    assert_masked_is_cut(network, plan(network, 0.6, floor=0.1, image_shape=shape), shape)
+    assert_masked_is_cut(network, plan(trace(network, shape), 0.6, floor=0.1), shape)
 
 
 @pytest.mark.parametrize("student", [STUDENTS[0], STUDENTS[6]], ids=["resnet", "mlp"])
@@ -90,19 +90,19 @@ def test_masked_and_cut_networks_agree_after_training(student: Student, task: Ta
         F.cross_entropy(logits, task.data.train.labels[index]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     for fraction in (0.1, 0.5, 0.9, 0.99):
-        assert_masked_is_cut(network.eval(), plan(network, fraction, floor=0.05, image_shape=GREY))
+        assert_masked_is_cut(network.eval(), plan(trace(network, GREY), fraction, floor=0.05))
 
 
 def test_units_that_are_coupled_count_once() -> None:
     # by hand, resnet 8 of 16/32/64 channels: in each group the first convolution alone, and with the second all that is
     # added to it (the stem in group 1, the shortcuts in groups 2 and 3)
-    found = plan(spectral(Student(depth=8)), 0.0, floor=0.0, image_shape=GREY)
+    found = plan(trace(spectral(Student(depth=8)), GREY), 0.0, floor=0.0)
     assert sorted(c.units for c in found.cuts) == [16, 16, 32, 32, 64, 64]
     # resnet 14: one more first convolution a group
-    found = plan(spectral(Student(depth=14)), 0.0, floor=0.0, image_shape=GREY)
+    found = plan(trace(spectral(Student(depth=14)), GREY), 0.0, floor=0.0)
     assert sorted(c.units for c in found.cuts) == sorted([16, 32, 64] * 3)
     # an mlp: its hidden layers
-    found = plan(spectral(Student(family="mlp", depth=4, width=0.125)), 0.0, floor=0.0, image_shape=GREY)
+    found = plan(trace(spectral(Student(family="mlp", depth=4, width=0.125)), GREY), 0.0, floor=0.0)
     assert [c.units for c in found.cuts] == [32, 32, 32]
 
 
@@ -111,7 +111,7 @@ def test_units_that_are_coupled_count_once() -> None:
 def test_the_fraction_is_cut_unless_the_floor_forbids_it(student: Student, floor: float) -> None:
     network = spectral(student)
     for fraction in (0.0, 0.01, 0.1, 0.29, 0.3, 0.57, 0.7, 0.9, 0.99):
-        found = plan(network, fraction, floor=floor, image_shape=GREY)
+        found = plan(trace(network, GREY), fraction, floor=floor)
         stay = [max(1, math.ceil(Decimal(str(floor)) * c.units)) for c in found.cuts]
         asked = math.floor(Decimal(str(fraction)) * found.units)
         assert found.removed == min(asked, found.units - sum(stay))
@@ -122,37 +122,37 @@ def test_the_fraction_is_cut_unless_the_floor_forbids_it(student: Student, floor
 @pytest.mark.parametrize(("fraction", "units"), [(0.29, 29), (0.57, 57), (0.07, 7), (0.3, 30)])
 def test_a_fraction_that_floats_cannot_say_exactly_is_the_decimal_that_was_written(fraction: float, units: int) -> None:
     network = spectral(Student(family="mlp", depth=2, width=100 / 256))
-    assert plan(network, fraction, floor=0.0, image_shape=GREY).removed == units
-    assert plan(network, 0.99, floor=1 - units / 100, image_shape=GREY).removed == units
+    assert plan(trace(network, GREY), fraction, floor=0.0).removed == units
+    assert plan(trace(network, GREY), 0.99, floor=1 - units / 100).removed == units
 
 
 @pytest.mark.parametrize("student", STUDENTS, ids=lambda s: f"{s.family}{s.depth}x{s.width} of {s.members}")
 def test_every_layer_keeps_a_unit_at_the_largest_fraction(student: Student) -> None:
     network = spectral(student)
-    smaller = cut(network, plan(network, 1 - 1e-12, floor=0.0, image_shape=GREY), image_shape=GREY)
+    smaller = cut(network, plan(trace(network, GREY), 1 - 1e-12, floor=0.0))
     assert all(min(p.shape) >= 1 for p in smaller.parameters())
     assert torch.isfinite(smaller.eval()(images(2))).all()
 
 
 def test_the_least_relevant_units_of_all_layers_are_cut() -> None:
     network = spectral(Student(family="mlp", depth=3, width=4 / 256))
-    relevance = {"hidden.0.0": [0.9, 0.2, 1.0, 0.05], "hidden.1.0": [0.1, 1.0, 0.15, 0.5]}
+    importance = {"hidden.0.0": [0.9, 0.2, 1.0, 0.05], "hidden.1.0": [0.1, 1.0, 0.15, 0.5]}
     with torch.no_grad():
         for name, layer in spectral_layers(network):
             # the length of each unit's eigenvector differs, and so does its layer's scale: neither may count
             length = layer.eigenvectors.flatten(1).norm(dim=1)
             scale = 10.0 if name == "hidden.0.0" else 1e-3
-            layer.eigenvalues_out.copy_(-scale * torch.tensor(relevance[name]) / length)
-    found = relevances(network, image_shape=GREY)
-    for name, expected in relevance.items():
+            layer.eigenvalues_out.copy_(-scale * torch.tensor(importance[name]) / length)
+    found = importances(trace(network, GREY))
+    for name, expected in importance.items():
         torch.testing.assert_close(found[name], torch.tensor(expected))
-    planned = plan(network, 0.5, floor=0.0, image_shape=GREY)
+    planned = plan(trace(network, GREY), 0.5, floor=0.0)
     assert {c.root: c.removed for c in planned.cuts} == {"hidden.0.0": (1, 3), "hidden.1.0": (0, 2)}
-    planned = plan(network, 0.25, floor=0.75, image_shape=GREY)
+    planned = plan(trace(network, GREY), 0.25, floor=0.75)
     assert {c.root: c.removed for c in planned.cuts} == {"hidden.0.0": (3,), "hidden.1.0": (0,)}
 
 
-def test_coupled_layers_share_the_mean_of_their_relevances() -> None:
+def test_coupled_layers_share_the_mean_of_their_importances() -> None:
     network = spectral(Student(depth=8, width=0.25))
     coupled = [  # by hand: what is added to each other is one unit a channel
         ["stem.0", "groups.0.0.conv2"],
@@ -162,13 +162,13 @@ def test_coupled_layers_share_the_mean_of_their_relevances() -> None:
         ["groups.2.0.conv2", "groups.2.0.shortcut.0"],
         ["groups.2.0.conv1"],
     ]
-    found = relevances(network, image_shape=GREY)
+    found = importances(trace(network, GREY))
     shares = {name: values / values.mean() for name, values in found.items()}  # of their layer's mean
     score = {names[0]: torch.stack([shares[name] for name in names]).mean(0).tolist() for names in coupled}
     root = {name: names[0] for names in coupled for name in names}
     ranked = sorted((value, name, unit) for name, values in score.items() for unit, value in enumerate(values))
     for count in (3, 10, 20, 30):  # so few that every layer keeps a unit
-        planned = plan(network, count / 56, floor=0.0, image_shape=GREY)
+        planned = plan(trace(network, GREY), count / 56, floor=0.0)
         removed = {(root[c.root], unit) for c in planned.cuts for unit in c.removed}
         assert removed == {(name, unit) for _, name, unit in ranked[:count]}
 
@@ -189,8 +189,8 @@ def test_what_a_batch_norm_undoes_does_not_change_the_rank() -> None:
         norm.running_var.mul_(scale.square())
     # but for the norm's eps, 1e-5 of a variance of 0.5 and more
     torch.testing.assert_close(scaled(images(4)), network(images(4)), rtol=1e-3, atol=1e-3)
-    for name, relevance in relevances(network, image_shape=GREY).items():
-        torch.testing.assert_close(relevances(scaled, image_shape=GREY)[name], relevance, rtol=1e-4, atol=1e-4)
+    for name, importance in importances(trace(network, GREY)).items():
+        torch.testing.assert_close(importances(trace(scaled, GREY))[name], importance, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("members", [1, 3])
@@ -205,13 +205,13 @@ def test_rescaled_layers_have_the_size_that_they_begin_with_and_do_what_they_did
             layer.weight *= 0.1 + number  # which its statistics do not know of
         before = network(images(4))
         others = {key: p.clone() for key, p in network.named_parameters() if p.dim() == 1 or "head" in key}
-        rescale(network, image_shape=GREY)
+        rescale(network, trace(network, GREY))
         torch.testing.assert_close(network(images(4)), before, rtol=1e-4, atol=1e-4)
         assert all(torch.equal(network.get_parameter(key), value) for key, value in others.items())
     once = [layer.weight.detach().clone() for layer in convolutions]
     for weight in once:
         assert float(weight.norm()) == pytest.approx(math.sqrt(2 * len(weight)))
-    rescale(network, image_shape=GREY)
+    rescale(network, trace(network, GREY))
     for layer, weight in zip(convolutions, once, strict=True):
         torch.testing.assert_close(layer.weight.detach(), weight)
 
@@ -225,29 +225,29 @@ def test_cutting_dead_units_leaves_the_function_as_it_was() -> None:
             assert layer.bias is not None
             layer.eigenvalues_out[list(dead[name])] = 0.0
             layer.bias[list(dead[name])] = 0.0
-    planned = plan(network, 5 / 64, floor=0.1, image_shape=GREY)
+    planned = plan(trace(network, GREY), 5 / 64, floor=0.1)
     assert {c.root: c.removed for c in planned.cuts} == dead
-    torch.testing.assert_close(cut(network, planned, image_shape=GREY)(images(8)), network(images(8)))
+    torch.testing.assert_close(cut(network, planned)(images(8)), network(images(8)))
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_planning_masking_and_cutting_change_neither_the_network_nor_the_global_generator(training: bool) -> None:
     network = spectral(STUDENTS[0]).train(training)
     before, state = weights_bytes(network), torch.random.get_rng_state()
-    planned = plan(network, 0.5, floor=0.1, image_shape=GREY)
-    mask(network, planned, image_shape=GREY)
-    cut(network, planned, image_shape=GREY)
+    planned = plan(trace(network, GREY), 0.5, floor=0.1)
+    mask(network, planned)
+    cut(network, planned)
     assert weights_bytes(network) == before
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(module.training == training for module in network.modules())
     assert all(parameter.grad is None for parameter in network.parameters())
-    assert planned == plan(network, 0.5, floor=0.1, image_shape=GREY)
+    assert planned == plan(trace(network, GREY), 0.5, floor=0.1)
 
 
 def test_nothing_planned_is_nothing_cut() -> None:
     network = spectral(STUDENTS[0])
-    planned = plan(network, 0.0, floor=0.1, image_shape=GREY)
-    assert weights_bytes(cut(network, planned, image_shape=GREY)) == weights_bytes(fold(network))
+    planned = plan(trace(network, GREY), 0.0, floor=0.1)
+    assert weights_bytes(cut(network, planned)) == weights_bytes(fold(network))
 
 
 @pytest.mark.parametrize("student", [STUDENTS[0], STUDENTS[6]], ids=["resnet", "mlp5"])
@@ -256,9 +256,9 @@ def test_what_stays_is_rounded_up_to_a_multiple_and_the_best_of_what_would_have_
     student: Student, round_to: int
 ) -> None:
     network = spectral(student)
-    found = relevances(network, image_shape=GREY)
+    found = importances(trace(network, GREY))
     for fraction in (0.0, 0.2, 0.5, 0.8, 0.99):
-        exact, rounded = (plan(network, fraction, floor=0.1, image_shape=GREY, round_to=size) for size in (1, round_to))
+        exact, rounded = (plan(trace(network, GREY), fraction, floor=0.1, round_to=size) for size in (1, round_to))
         for one, other in zip(exact.cuts, rounded.cuts, strict=True):
             stays = one.units - len(one.removed)
             assert one.units - len(other.removed) == min(one.units, -(-stays // round_to) * round_to)
@@ -274,15 +274,14 @@ def test_what_stays_is_rounded_up_to_a_multiple_and_the_best_of_what_would_have_
 def test_a_later_cut_goes_on_to_shares_of_what_was_there_at_first(student: Student) -> None:
     network = spectral(student)
     for fraction, floor in ((0.5, 0.1), (0.97, 0.3)):
-        at_once = plan(network, fraction, floor=floor, image_shape=GREY)
-        first = plan(network, 0.3, floor=floor, image_shape=GREY)
-        smaller = spectralize(cut(network, first, image_shape=GREY), keep=[network.head])
-        second = plan(smaller, fraction, floor=floor, image_shape=GREY, earlier=first)
+        at_once = plan(trace(network, GREY), fraction, floor=floor)
+        first = plan(trace(network, GREY), 0.3, floor=floor)
+        smaller = spectralize(cut(network, first), keep=[network.head])
+        second = plan(trace(smaller, GREY), fraction, floor=floor, earlier=first)
         assert (second.units, second.removed) == (at_once.units, at_once.removed)
-        left = cut(smaller, second, image_shape=GREY)
+        left = cut(smaller, second)
         stays = [
-            c.units - len(c.removed)
-            for c in plan(spectralize(left, keep=["classifier"]), 0, floor=0, image_shape=GREY).cuts
+            c.units - len(c.removed) for c in plan(trace(spectralize(left, keep=["classifier"]), GREY), 0, floor=0).cuts
         ]
         assert all(count >= math.ceil(floor * c.units) for count, c in zip(stays, first.cuts, strict=True))
         assert sum(stays) == at_once.units - at_once.removed
@@ -291,29 +290,29 @@ def test_a_later_cut_goes_on_to_shares_of_what_was_there_at_first(student: Stude
 @pytest.mark.parametrize("fraction", [0.0, 0.29, 0.5, 0.9])
 def test_within_layers_every_group_loses_the_same_share_of_its_own_lowest_units(fraction: float) -> None:
     network = spectral(Student(depth=14, width=0.5))
-    planned = plan(network, fraction, floor=0.0, image_shape=GREY, scope="layer")
+    planned = plan(trace(network, GREY), fraction, floor=0.0, scope="layer")
     for step in planned.cuts:
         assert len(step.removed) == min(step.units - 1, math.floor(Decimal(str(fraction)) * step.units))
     assert_masked_is_cut(network, planned)
-    relevance = relevances(network, image_shape=GREY)
+    importance = importances(trace(network, GREY))
     for step in planned.cuts:
         if step.root.endswith("conv1"):  # coupled with nothing: its rank is its own
-            order = relevance[step.root].argsort().tolist()
+            order = importance[step.root].argsort().tolist()
             assert set(step.removed) == set(order[: len(step.removed)])
 
 
 def test_within_layers_the_second_round_counts_from_the_first_ones_sizes() -> None:
     network = spectral(Student(depth=8, width=1.0))
-    first = plan(network, 0.5, floor=0.1, image_shape=GREY, scope="layer")
-    smaller = spectralize(cut(network, first, image_shape=GREY), keep=[network.head])
-    second = plan(smaller, 0.75, floor=0.1, image_shape=GREY, scope="layer", earlier=first)
+    first = plan(trace(network, GREY), 0.5, floor=0.1, scope="layer")
+    smaller = spectralize(cut(network, first), keep=[network.head])
+    second = plan(trace(smaller, GREY), 0.75, floor=0.1, scope="layer", earlier=first)
     sizes = {step.root: step.units for step in first.cuts}
     for step in second.cuts:
         assert step.units - len(step.removed) == sizes[step.root] // 4
 
 
-def test_another_criterions_relevances_take_the_place_of_the_spectral_ones() -> None:
+def test_another_criterions_importances_take_the_place_of_the_spectral_ones() -> None:
     network = spectral(Student(family="mlp", depth=3, width=4 / 256))
-    relevance = {"hidden.0.0": torch.tensor([0.9, 0.2, 1.0, 0.05]), "hidden.1.0": torch.tensor([0.1, 1.0, 0.15, 0.5])}
-    planned = plan(network, 0.5, floor=0.0, image_shape=GREY, relevance=relevance)
+    importance = {"hidden.0.0": torch.tensor([0.9, 0.2, 1.0, 0.05]), "hidden.1.0": torch.tensor([0.1, 1.0, 0.15, 0.5])}
+    planned = plan(trace(network, GREY), 0.5, floor=0.0, importance=importance)
     assert {c.root: c.removed for c in planned.cuts} == {"hidden.0.0": (1, 3), "hidden.1.0": (0, 2)}

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spaces import BadInput, Student
 from trainers.families import build
-from trainers.spectral import cut, fold, heads, mask, plan, relevances, rescale, spectralize
+from trainers.spectral import cut, fold, importances, mask, plan, rescale, spectralize, trace
 from trainers.spectral.layers import spectral_layers
 from trainers.store import filled, weights_bytes
 
@@ -157,7 +157,7 @@ def fresh(name: str, seed: int) -> nn.Module:
 def spectral(name: str, seed: int) -> nn.Module:
     """Spectral but for the layers that make the outputs; eigenvalues, biases and batch norms drawn."""
     network = fresh(name, seed)
-    network = spectralize(network, keep=heads(network, image_shape=KINDS[name].shape))
+    network = spectralize(network, keep=trace(network, KINDS[name].shape).heads)
     generator = torch.Generator().manual_seed(seed)
     # as large as keeps the signal of a network of 50 layers from growing
     with torch.no_grad():
@@ -188,9 +188,9 @@ def test_folding_cutting_and_reading_back_leave_the_function_as_it_is(name: str,
     draw = random.Random(seed)
     assert_close(logits(fold(network), name), logits(network, name))
     fraction, floor = draw.choice([0.3, 0.999, draw.random()]), draw.choice([0.0, 0.1, 0.5])
-    planned = plan(network, fraction, floor=floor, image_shape=shape, round_to=draw.choice([1, 1, 3]))
-    smaller = cut(network, planned, image_shape=shape)
-    assert_close(logits(smaller, name), logits(mask(network, planned, image_shape=shape), name))
+    planned = plan(trace(network, shape), fraction, floor=floor, round_to=draw.choice([1, 1, 3]))
+    smaller = cut(network, planned)
+    assert_close(logits(smaller, name), logits(mask(network, planned), name))
     assert all(min(p.shape, default=1) >= 1 for p in smaller.parameters())
     assert not list(spectral_layers(smaller))
     numbers = [sum(p.numel() for p in n.parameters()) for n in (smaller, fold(network))]
@@ -210,7 +210,7 @@ def test_rescaling_leaves_the_function_as_it_is(name: str, seed: int) -> None:
     before = logits(network, name)
     weights = {key: p.detach() for key, p in network.named_parameters() if key.endswith("weight") and p.dim() > 1}
     sizes = {key: float(weight.norm()) for key, weight in weights.items()}
-    rescale(network, image_shape=KINDS[name].shape)
+    rescale(network, trace(network, KINDS[name].shape))
     assert_close(logits(network, name), before)
     changed = {key: weight for key, weight in weights.items() if float(weight.norm()) != sizes[key]}
     for weight in changed.values():
@@ -222,7 +222,7 @@ def test_rescaling_leaves_the_function_as_it_is(name: str, seed: int) -> None:
 
 def units(name: str) -> list[tuple[str, int]]:
     """Groups of units of a kind's first network, in its order."""
-    planned = plan(spectral(name, 0), 0.0, floor=0.0, image_shape=KINDS[name].shape)
+    planned = plan(trace(spectral(name, 0), KINDS[name].shape), 0.0, floor=0.0)
     return [(c.root, c.units) for c in planned.cuts]
 
 
@@ -251,13 +251,13 @@ def test_units_are_what_can_be_cut_alone() -> None:
 def test_the_layers_that_make_the_outputs_are_found() -> None:
     expected = {"resnet": "classifier", "mlp": "classifier", "tied": "one other", "mobilenet_v2": "classifier.1"}
     for name in KINDS:
-        assert heads(fresh(name, 0), image_shape=KINDS[name].shape) == expected.get(name, "fc").split()
+        assert list(trace(fresh(name, 0), KINDS[name].shape).heads) == expected.get(name, "fc").split()
 
 
 def test_a_layer_that_is_kept_stays_whole_and_does_not_count() -> None:
     network = spectral("resnet18", 0)
-    planned = plan(network, 0.9, floor=0.0, image_shape=(3, 32, 32), keep=["layer1", "layer2.0.conv1"])
-    smaller = cut(network, planned, image_shape=(3, 32, 32))
+    planned = plan(trace(network, (3, 32, 32)), 0.9, floor=0.0, keep=["layer1", "layer2.0.conv1"])
+    smaller = cut(network, planned)
     assert planned.units == 3 * (64 + 128 + 256 + 512) - 3 * 64 - 128
     for name, layer in fresh("resnet18", 0).named_modules():
         if isinstance(layer, nn.Conv2d):
@@ -269,9 +269,9 @@ def test_a_layer_that_is_kept_stays_whole_and_does_not_count() -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_no_layer_dies_at_the_largest_fraction(name: str) -> None:
     network, shape = spectral(name, 1), KINDS[name].shape
-    planned = plan(network, 1 - 1e-12, floor=0.0, image_shape=shape)
+    planned = plan(trace(network, shape), 1 - 1e-12, floor=0.0)
     assert planned.removed == planned.units - len(planned.cuts)  # of each group one unit stays
-    smaller = cut(network, planned, image_shape=shape)
+    smaller = cut(network, planned)
     assert all(min(p.shape, default=1) >= 1 for p in smaller.parameters())
     assert logits(smaller, name).isfinite().all()
 
@@ -304,13 +304,13 @@ def test_the_batch_norm_of_a_layer_is_the_one_that_it_goes_through() -> None:
                 norm.weight.copy_(torch.randn(6, generator=generator))
                 norm.running_var.copy_(torch.rand(6, generator=generator))
         # the paper's |lambda_i| ||phi_i||; behind a batch norm, which undoes that, |gamma_i|
-        relevance = layer.eigenvalues_out.abs() * layer.eigenvectors.flatten(1).norm(dim=1)
+        importance = layer.eigenvalues_out.abs() * layer.eigenvectors.flatten(1).norm(dim=1)
         if norm is not None:
-            relevance = norm.weight.abs()
-        expected[name] = relevance.detach() / relevance.max().item()
-    found = relevances(network, image_shape=(3, 8, 8))
-    for name, relevance in expected.items():
-        torch.testing.assert_close(found[name], relevance)
+            importance = norm.weight.abs()
+        expected[name] = importance.detach() / importance.max().item()
+    found = importances(trace(network, (3, 8, 8)))
+    for name, importance in expected.items():
+        torch.testing.assert_close(found[name], importance)
 
 
 class Odd(nn.Module):
@@ -339,9 +339,9 @@ def test_what_a_cut_would_change_is_refused_and_can_be_kept(between: Callable[[T
         torch.manual_seed(0)
         network = spectralize(Odd(between), keep=["fc"])
     with pytest.raises(BadInput, match=message):
-        cut(network, plan(network, 0.5, floor=0.5, image_shape=(3, 4, 4)), image_shape=(3, 4, 4))
-    planned = plan(network, 0.5, floor=0.0, image_shape=(3, 4, 4), keep=["one"])
-    smaller = cut(network, planned, image_shape=(3, 4, 4))
+        cut(network, plan(trace(network, (3, 4, 4)), 0.5, floor=0.5))
+    planned = plan(trace(network, (3, 4, 4)), 0.5, floor=0.0, keep=["one"])
+    smaller = cut(network, planned)
     assert (smaller.one.out_features, smaller.two.out_features) == (6, 3)
 
 

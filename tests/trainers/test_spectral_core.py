@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trainers.computing import computing
 from trainers.seeding import seeded
-from trainers.spectral import SpectralLinear, relevances, spectral_penalty
+from trainers.spectral import SpectralLinear, importances, spectral_penalty, trace
 
 TEACHER, WIDTH = 10, 40
 
@@ -44,10 +44,10 @@ def errors(eigenvector_l2: float, eigenvalue_l2: float) -> list[float]:
             (error(index) + penalty).backward()
             optimizer.step()
     fresh = torch.arange(8000, 10_000)
-    (relevance,) = relevances(student, image_shape=(10,)).values()
+    (importance,) = importances(trace(student, (10,))).values()
     found = []
     with torch.no_grad():
-        for unit in relevance.argsort():
+        for unit in importance.argsort():
             found.append(float(error(fresh)))
             spectral.eigenvalues_out[unit] = 0.0
         found.append(float(error(fresh)))

@@ -10,7 +10,7 @@ from torch.func import functional_call, stack_module_state
 
 from spaces import Student
 from trainers.families import build
-from trainers.spectral import SpectralConv2d, SpectralLinear, cut, fold, plan, spectral_penalty, spectralize
+from trainers.spectral import SpectralConv2d, SpectralLinear, cut, fold, plan, spectral_penalty, spectralize, trace
 from trainers.spectral.layers import spectral_layers
 
 Array = np.ndarray
@@ -275,6 +275,6 @@ def test_a_network_can_ask_its_layers_for_their_sizes() -> None:
     network, images = Asking(), torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     spectral = spectralize(network, keep=["fc"])
     assert torch.equal(spectral(images), network(images))
-    smaller = cut(spectral, plan(spectral, 0.5, floor=0.0, image_shape=(3, 4, 4)), image_shape=(3, 4, 4))
+    smaller = cut(spectral, plan(trace(spectral, (3, 4, 4)), 0.5, floor=0.0))
     assert smaller(images).shape == (2, 2)
     assert smaller.hidden.out_features < 8

@@ -1,6 +1,7 @@
 """Weights fitted after a cut: against NumPy's least squares, and where the units that go can be made up for."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 import trainers.spectral.reconstruction as reconstruction
 from spaces import Student
 from trainers.families import Network, build
-from trainers.spectral import cut, fold, plan, reestimate, spectralize
+from trainers.spectral import cut, fold, plan, recalibrate, spectralize, trace
 from trainers.spectral.reconstruction import RIDGE, reconstruct
 from trainers.store import weights_bytes
 
@@ -167,17 +168,16 @@ def test_a_twin_is_made_up_for(family: str, members: int) -> None:
             units = 1 if members > 1 and parameter.dim() == 2 and not name.endswith("weight") else 0
             even = parameter.index_select(units, torch.arange(0, parameter.shape[units], 2))
             parameter.copy_(even.repeat_interleave(2, units))
-    reestimate(network, [images])
+    recalibrate(network, [images])
     spectral = spectralize(network, keep=[network.head])
-    cuts = plan(spectral, 0.5, floor=0.0, image_shape=(1, 8, 8), scope="layer")
-    odd = type(cuts)(
-        tuple(type(step)(step.root, step.units, tuple(range(1, step.units, 2))) for step in cuts.cuts), None, cuts.keep
-    )
+    cuts = plan(trace(spectral, (1, 8, 8)), 0.5, floor=0.0, scope="layer")
+    every_second = (replace(step, removed=tuple(range(1, step.units, 2))) for step in cuts.cuts)
+    odd = replace(cuts, cuts=tuple(every_second))
     with torch.no_grad():
         wanted = fold(spectral).eval()(images)
-        lost = cut(spectral, odd, image_shape=(1, 8, 8))(images)
-        fitted = cut(spectral, odd, image_shape=(1, 8, 8), images=images)
-        reestimate(fitted, [images])
+        lost = cut(spectral, odd)(images)
+        fitted = cut(spectral, odd, images=images)
+        recalibrate(fitted, [images])
         found = fitted.eval()(images)
     size = float((wanted - wanted.mean(0)).norm())
     assert float((found - wanted).norm()) < 0.05 * size < 0.3 * float((lost - wanted).norm())
@@ -190,13 +190,13 @@ def trained() -> Network:
 
 def test_large_maps_are_fitted_to_at_some_places_only(monkeypatch: pytest.MonkeyPatch) -> None:
     network, images = trained(), torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(3))
-    cuts = plan(network, 0.5, floor=0.1, image_shape=(1, 8, 8))
+    cuts = plan(trace(network, (1, 8, 8)), 0.5, floor=0.1)
     with torch.no_grad():
         wanted = fold(network).eval()(images)
-        lost = cut(network, cuts, image_shape=(1, 8, 8)).eval()(images)
-        everywhere = cut(network, cuts, image_shape=(1, 8, 8), images=images).eval()
+        lost = cut(network, cuts).eval()(images)
+        everywhere = cut(network, cuts, images=images).eval()
         monkeypatch.setattr(reconstruction, "ROWS", 2000)
-        here_and_there = cut(network, cuts, image_shape=(1, 8, 8), images=images).eval()
+        here_and_there = cut(network, cuts, images=images).eval()
         assert weights_bytes(everywhere) != weights_bytes(here_and_there)
         for fitted in (everywhere, here_and_there):
             assert float((fitted(images) - wanted).norm()) < 0.9 * float((lost - wanted).norm())
@@ -204,9 +204,9 @@ def test_large_maps_are_fitted_to_at_some_places_only(monkeypatch: pytest.Monkey
 
 def test_the_same_images_give_the_same_weights() -> None:
     network = trained()
-    cuts = plan(network, 0.4, floor=0.1, image_shape=(1, 8, 8))
+    cuts = plan(trace(network, (1, 8, 8)), 0.4, floor=0.1)
     images = torch.rand(50, 1, 8, 8, generator=torch.Generator().manual_seed(3))
-    one, other = (cut(network, cuts, image_shape=(1, 8, 8), images=images) for _ in range(2))
+    one, other = (cut(network, cuts, images=images) for _ in range(2))
     assert weights_bytes(one) == weights_bytes(other)
 
 
@@ -224,8 +224,8 @@ def test_layers_that_are_used_twice_or_see_nothing_are_no_obstacle() -> None:
             return found
 
     network = spectralize(Twice(), keep=["last"])
-    cuts = plan(network, 0.4, floor=0.1, image_shape=(1, 8, 8))
-    smaller = cut(network, cuts, image_shape=(1, 8, 8), images=torch.zeros(7, 1, 8, 8))
+    cuts = plan(trace(network, (1, 8, 8)), 0.4, floor=0.1)
+    smaller = cut(network, cuts, images=torch.zeros(7, 1, 8, 8))
     assert all(p.isfinite().all() for p in smaller.parameters())
 
 
@@ -234,5 +234,5 @@ def test_a_network_that_is_no_numbers_is_left_as_it_is(value: float) -> None:
     network = trained()
     with torch.no_grad():
         next(p for name, p in network.named_parameters() if p.dim() == 1).fill_(value)
-    cuts = plan(network, 0.0, floor=0.1, image_shape=(1, 8, 8))
-    cut(network, cuts, image_shape=(1, 8, 8), images=torch.rand(9, 1, 8, 8))
+    cuts = plan(trace(network, (1, 8, 8)), 0.0, floor=0.1)
+    cut(network, cuts, images=torch.rand(9, 1, 8, 8))

@@ -6,7 +6,7 @@ from torch import nn
 
 from spaces import Student
 from trainers.families import build
-from trainers.spectral import reestimate
+from trainers.spectral import recalibrate
 from trainers.store import weights_bytes
 
 
@@ -17,7 +17,7 @@ def test_statistics_become_the_mean_over_all_batches() -> None:
     assert isinstance(second, nn.BatchNorm2d)
     second.running_mean = torch.full((2,), 100.0)
     images = [torch.randn(4, 3, 5, 5, generator=generator) for _ in range(3)]
-    reestimate(network, images)
+    recalibrate(network, images)
     first = network[0]
     assert isinstance(first, nn.BatchNorm2d)
     torch.testing.assert_close(first.running_mean, torch.stack([i.mean((0, 2, 3)) for i in images]).mean(0))
@@ -37,7 +37,7 @@ def test_weights_modes_and_momenta_stay_as_they_are(training: bool) -> None:
     network.get_submodule("groups.0").eval()
     modes = [module.training for module in network.modules()]
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
-    reestimate(network, [torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))])
+    recalibrate(network, [torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))])
     assert [module.training for module in network.modules()] == modes
     assert all(torch.equal(p, before[name]) for name, p in network.named_parameters())
     assert all(m.momentum == 0.1 for m in network.modules() if isinstance(m, nn.BatchNorm2d))
@@ -46,6 +46,6 @@ def test_weights_modes_and_momenta_stay_as_they_are(training: bool) -> None:
 def test_without_batch_norms_nothing_happens() -> None:
     network = build(Student(family="mlp", depth=3), (1, 8, 8), 10, generator=torch.Generator().manual_seed(0))
     before, shown = weights_bytes(network), []
-    reestimate(network, (shown.append(1) or torch.rand(4, 1, 8, 8) for _ in range(3)))  # type: ignore[func-returns-value]
+    recalibrate(network, (shown.append(1) or torch.rand(4, 1, 8, 8) for _ in range(3)))  # type: ignore[func-returns-value]
     assert weights_bytes(network) == before
     assert shown == []

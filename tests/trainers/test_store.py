@@ -27,7 +27,7 @@ from trainers.files import (
     write_together,
     write_whole,
 )
-from trainers.spectral import cut, plan, spectralize
+from trainers.spectral import cut, plan, spectralize, trace
 from trainers.store import load_network, network_description, weights_bytes
 
 GREY = (1, 8, 8)
@@ -125,7 +125,7 @@ def pruned(student: Student) -> Network:
         for name, tensor in network.state_dict().items():
             if "running" in name or "eigenvalues_out" in name:
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.1)
-    return cut(network, plan(network, 0.6, floor=0.0, image_shape=GREY), image_shape=GREY).eval()
+    return cut(network, plan(trace(network, GREY), 0.6, floor=0.0)).eval()
 
 
 STUDENTS = [

@@ -19,7 +19,7 @@ from trainers.families import build
 from trainers.files import curve_folder
 from trainers.loop import Diverged
 from trainers.measure import measure
-from trainers.spectral import plan, spectralize, units_that_stay
+from trainers.spectral import dependencies, plan, spectralize, trace, units_that_stay
 from trainers.store import weights_bytes
 from trainers.transfer import StageFailed
 
@@ -80,6 +80,22 @@ def test_another_process_gets_the_same_weights_and_numbers(
     weights = hashlib.sha256(weights_bytes(here.network)).hexdigest()
     for there in found:
         assert (there["measurements"], there["weights"]) == (here.measurements, weights)
+
+
+def test_a_network_is_traced_once_however_many_points_its_curve_has(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traced: list[nn.Module] = []
+    graph = dependencies._graph
+
+    def counted(network: nn.Module, image_shape: tuple[int, ...]) -> dependencies._Graph:
+        traced.append(network)
+        return graph(network, image_shape)
+
+    monkeypatch.setattr(dependencies, "_graph", counted)
+    recipe = Recipe.from_flat({**SMALL, "pruning.fraction": 0.6, "pruning.rounds": 2, "pruning.fine_tune_epochs": 2})
+    run_trial(recipe, task, Knowledge(task), curve=(0.2, 0.4))
+    assert len(traced) == recipe.pruning.rounds
 
 
 def test_another_seed_gives_another_student(task: Task) -> None:
@@ -420,5 +436,5 @@ def test_the_floor_is_rounded_by_one_rule(floor: float, units: int, stay: int) -
     """0.07 * 100 is 7.000000000000001 in binary, and still 7."""
     assert units_that_stay(floor, units) == stay
     network = spectralize(nn.Sequential(nn.Linear(4, units), nn.ReLU(), nn.Linear(units, 2)))
-    cuts = plan(network, 0.999, floor=floor, image_shape=(4,))
+    cuts = plan(trace(network, (4,)), 0.999, floor=floor)
     assert [group.units - len(group.removed) for group in cuts.cuts if group.units == units] == [stay]

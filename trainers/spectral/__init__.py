@@ -1,23 +1,27 @@
 """Layers in eigenvalues and eigenvectors, and what is cut by them."""
 
+from trainers.spectral.dependencies import Traced, trace
+from trainers.spectral.importance import importances
 from trainers.spectral.layers import SpectralConv2d, SpectralLinear, fold, spectral_penalty, spectralize
-from trainers.spectral.pruning import Cut, Plan, cut, heads, mask, plan, relevances, rescale, units_that_stay
-from trainers.spectral.statistics import reestimate
+from trainers.spectral.pruning import Cut, Plan, cut, mask, plan, units_that_stay
+from trainers.spectral.scale import rescale
+from trainers.spectral.statistics import recalibrate
 
 __all__ = [
     "Cut",
     "Plan",
     "SpectralConv2d",
     "SpectralLinear",
+    "Traced",
     "cut",
     "fold",
-    "heads",
+    "importances",
     "mask",
     "plan",
-    "reestimate",
-    "relevances",
+    "recalibrate",
     "rescale",
     "spectral_penalty",
     "spectralize",
+    "trace",
     "units_that_stay",
 ]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def reestimate(network: nn.Module, images: Iterable[Tensor]) -> None:
+def recalibrate(network: nn.Module, images: Iterable[Tensor]) -> None:
     """Set the running statistics of every batch norm to their mean over these batches; nothing else changes.
 
     Args:

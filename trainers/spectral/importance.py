@@ -1,0 +1,79 @@
+"""How much a unit matters.
+
+Giambagli et al. 2023 rank unit i of a layer by |lambda_i| ||phi_i||_2 relative to the layer's largest. Here the same
+number ranks units across the network and through the layers that depend on each other:
+
+- |lambda_i| ||phi_i||_2 is the standard deviation of what unit i puts out before its activation, on inputs of unit
+  variance as the paper's are. Behind a batch norm that deviation is |gamma_i|, whatever lambda_i and phi_i are (the
+  norm undoes them), so there the importance is |gamma_i|.
+- A BatchEnsemble's members have the same channels; a unit counts with the mean norm of the weights that each has.
+- Channels that are added, that share a depthwise kernel, or that otherwise exist only together are one unit; its
+  importance is the mean over the layers that make it.
+- Across layers, importances are compared as shares of their layer's mean. Shares of the largest, by which the paper
+  counts units within a layer, leave a layer with one strong unit too little (benchmarks/pruning_criteria.py).
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from trainers.families.batch_ensemble import BatchEnsemble
+from trainers.spectral.dependencies import Traced, Unit
+from trainers.spectral.layers import SpectralConv2d, SpectralLinear, spectral_layers
+
+
+def importances(traced: Traced) -> dict[str, Tensor]:
+    """Importance of every output unit of every spectral layer, (outputs,), as a share of its largest: in [0, 1].
+
+    The paper's effective size of a layer is the number of units at 0.05 and above.
+    """
+    return {name: strength / _positive(strength.max()) for name, strength in _strengths(traced).items()}
+
+
+def shares_of_mean(traced: Traced) -> dict[str, Tensor]:
+    """Importance of every output unit of every spectral layer, (outputs,), as a share of the layer's mean."""
+    return {name: strength / _positive(strength.mean()) for name, strength in _strengths(traced).items()}
+
+
+def unit_importance(unit: Unit, importance: Mapping[str, list[float]]) -> float:
+    """Mean over the layers that make the unit; of several channels of a layer the strongest counts."""
+    shares = [
+        max(importance[place.name][channel] for channel in channels)
+        for place, channels in unit.channels.items()
+        if place.made and place.name in importance
+    ]
+    return sum(shares) / len(shares)
+
+
+def _positive(value: Tensor) -> Tensor:
+    return value.clamp_min(torch.finfo(value.dtype).tiny)
+
+
+def _strengths(traced: Traced) -> dict[str, Tensor]:
+    """How strong the units of every spectral layer are, (outputs,): ||w_i||_2, or |gamma_i| behind a batch norm."""
+    strengths = {}
+    for name, layer in spectral_layers(traced.network):
+        norms = [traced.network.get_submodule(norm) for norm in traced.norms.get(name, ())]
+        gammas = [norm.weight.detach().abs() for norm in norms if isinstance(norm, _BatchNorm) and norm.affine]
+        ensemble = traced.network.get_submodule(name.rpartition(".")[0])
+        if gammas and len(gammas) == len(norms):
+            strengths[name] = torch.stack(gammas).mean(0)  # more than one where a layer is used more than once
+        elif isinstance(ensemble, BatchEnsemble):
+            strengths[name] = _member_norms(ensemble, layer)
+        else:
+            strengths[name] = layer.unit_norms()
+    return strengths
+
+
+def _member_norms(ensemble: BatchEnsemble, layer: SpectralLinear | SpectralConv2d) -> Tensor:
+    """||gamma_i (w_i o alpha)||_2 of each output unit, (outputs,), the mean over members."""
+    weight = layer.weight.detach()
+    outputs, inputs = weight.shape[:2]
+    squares = weight.square().reshape(outputs, inputs, -1).sum(2)
+    alpha = ensemble.alpha.detach().square().view(ensemble.members, -1, inputs)  # by groups of a grouped convolution
+    groups = alpha.shape[1]
+    of_each = torch.einsum("gui,mgi->mgu", squares.view(groups, outputs // groups, inputs), alpha).flatten(1).sqrt()
+    norms: Tensor = (of_each * ensemble.gamma.detach().abs()).mean(0)
+    return norms
