@@ -83,22 +83,6 @@ def _check_of_options(method: str) -> Callable[[Mapping[str, Scalar]], object]:
         raise BadInput(f"space: {error}") from None
 
 
-def check_members(space: Space, teacher: int) -> None:
-    """Raise BadInput where a method cannot work with a student of some members and a teacher of as many as given."""
-    members = space.extremes_of("student.members")
-    if teacher == 1 and {*members} == {1}:
-        return  # every method can; and it is not for this that torch is imported
-    from trainers.transfer import method_named
-
-    for name in space.methods:
-        method = method_named(name)
-        for student in members:
-            try:
-                method.check_members(method.parse({}), int(student), teacher)
-            except BadInput as error:
-                raise BadInput(f"space: {error}") from None
-
-
 def check_sizes(space: Space, *, looks_along_curve: bool, is_grid: bool) -> None:
     """Raise BadInput where what is enumerated of a space would have no end that anybody waits for.
 

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, InstanceOf, PlainSe
 from search.constraints import Limits
 from search.ledger.samplers import make_sampler
 from search.machine import usable_cpus
-from search.study_checks import check_constraints, check_members, check_objectives, check_sizes, check_space
+from search.study_checks import check_constraints, check_objectives, check_sizes, check_space
 from search.study_yaml import brief, read_yaml
 from spaces import BadInput, Recipe, Scalar, Space, Student
 from spaces.errors import one_line, shown
@@ -163,7 +163,6 @@ class StudyFile(Part):
             study = study.model_copy(update={"task": study.task.model_copy(update={"root": root})})
         study.task.check()
         check_space(study.space)
-        check_members(study.space, study.task.teacher.members)
         make_sampler(study.search.sampler, study.search.seed)
         for place, recipe in enumerate(study.search.first):
             try:
@@ -222,12 +221,21 @@ class StudyFile(Part):
         from trainers.planning import check_pair, check_size
 
         check_size(self.task.teacher.student, data)
-        families, depths, widths = (self.space.extremes_of(f"student.{name}") for name in ("family", "depth", "width"))
+        families, depths, widths, counts = (
+            self.space.extremes_of(f"student.{name}") for name in ("family", "depth", "width", "members")
+        )
         for family in families:
             check_size(Student(family=str(family), depth=max(depths), width=max(widths)), data)
             # what a method asks of the number of features and of their sizes, it asks of the least or of the most
-            for depth, method in itertools.product(sorted({min(depths), max(depths)}), self.space.methods):
-                given = {"student.family": family, "student.depth": depth, "transfer": method}
+            for depth, members, method in itertools.product(
+                sorted({min(depths), max(depths)}), sorted({min(counts), max(counts)}), self.space.methods
+            ):
+                given = {
+                    "student.family": family,
+                    "student.depth": depth,
+                    "student.members": members,
+                    "transfer": method,
+                }
                 try:
                     check_pair(Recipe.from_flat(given), self.task, data)
                 except BadInput as error:

@@ -6,10 +6,12 @@ good. What is computed once is kept in memory, and in a folder if there is one.
 """
 
 import io
+import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -19,18 +21,26 @@ from torch import Tensor, nn
 
 from trainers.computing import SoundConvolutions, computing
 from trainers.data.dataset import pixels
-from trainers.families import by_member, capture, combined
+from trainers.families import capture
 from trainers.files import Damaged, digest, read_hashed, write_hashed
 from trainers.loop import Batch, batches
 from trainers.seeding import seeded
 from trainers.store import weights_bytes
 from trainers.task import Task
-from trainers.transfer import Needs, Stage, Taps, TeacherSignals
+from trainers.transfer import Needs, Stage, TeacherSignals
+from trainers.transfer.signals import Map, Pass, Signal
 
 CACHE_BYTES = 2**30
 """A signal larger than this for the whole training split is computed batch by batch instead of kept."""
 STAGE_BATCH = 128
 COMPUTE_BATCH = 512
+
+
+def _flat(asked: Mapping[str, Signal | tuple[Signal, ...]]) -> list[Signal]:
+    """The signals of all fields, each once."""
+    return list(
+        dict.fromkeys(itertools.chain.from_iterable(s if isinstance(s, tuple) else (s,) for s in asked.values()))
+    )
 
 
 class Knowledge:
@@ -63,9 +73,11 @@ class Knowledge:
         Raises:
             StageFailed: a stage did not learn what students need of it.
         """
-        for name, stage in self._names(needs):
-            if self._cached(name, stage) is None and stage is not None:
-                self._stage(stage)
+        for signal in _flat(needs.signals(len(self.task.teacher.taps))):
+            if signal.of_perturbed and needs.perturbation is not None:
+                continue
+            if self._cached(signal) is None and signal.stage is not None:
+                self._stage(signal.stage)
 
     def forget(self) -> None:
         """Delete what this process computed from the folder: nobody is to learn from it after all."""
@@ -88,102 +100,86 @@ class Knowledge:
             batch: of training images.
             generator: of the CPU; perturbations come from it.
         """
-        found: dict[str, Tensor] = {}
-        names = self._names(needs)
-        for name, stage in names:
-            cache = self._cached(name, stage)
-            if cache is not None:
-                found[name] = torch.from_numpy(cache[batch.index.numpy()]).to(batch.images.device)
-        if missing := [item for item in names if item[0] not in found]:
-            found.update(self._computed(missing, batch.images))
+        asked = needs.signals(len(self.task.teacher.taps))
         perturbed = None
         if needs.perturbation is not None:
             teacher = self.task.teacher.to(batch.images.device)
             perturbed = needs.perturbation.apply(batch.images, teacher.members, teacher.member, generator)
-            found.update(self._computed([("members", None)], perturbed))
-        return TeacherSignals(
-            logits=found.get("logits"),
-            maps=tuple(found[name] for name in self._taps("map", needs.maps)),
-            before_relu=tuple(found[name] for name in self._taps("before_relu", needs.before_relu)),
-            rows=batch.index.to(batch.images.device) if needs.rows else None,
-            staged=None if needs.stage is None else found[needs.stage.key],
-            members=found["members"].transpose(0, 1) if needs.members else None,
-            perturbed=perturbed,
-        )
+        moved = [signal for signal in _flat(asked) if perturbed is not None and signal.of_perturbed]
+        tensors = self._of_batch([signal for signal in _flat(asked) if signal not in moved], batch)
+        if perturbed is not None:
+            tensors.update(self._computed(moved, perturbed))
+        rows = batch.index.to(batch.images.device) if needs.rows else None
 
-    def _names(self, needs: Needs) -> list[tuple[str, Stage | None]]:
-        names: list[tuple[str, Stage | None]] = [("logits", None)] if needs.logits else []
-        names += [("members", None)] if needs.members and needs.perturbation is None else []
-        names += [(name, None) for name in self._taps("map", needs.maps)]
-        names += [(name, None) for name in self._taps("before_relu", needs.before_relu)]
-        return names + ([(needs.stage.key, needs.stage)] if needs.stage is not None else [])
+        def handed(signal: Signal) -> Tensor:
+            return signal.handed(tensors[signal])
 
-    def _taps(self, kind: str, taps: Taps) -> list[str]:
-        """Names of the signals of these taps; one signal has one name, from whichever end its tap was counted."""
-        count = len(self.task.teacher.taps)
-        return [f"{kind}{tap % count}" for tap in (range(count) if taps == "all" else taps)]
+        fields: dict[str, Any] = {
+            name: tuple(map(handed, one)) if isinstance(one, tuple) else handed(one) for name, one in asked.items()
+        }
+        return TeacherSignals(rows=rows, perturbed=perturbed, **fields)
 
-    def _computed(self, names: list[tuple[str, Stage | None]], images: Tensor) -> dict[str, Tensor]:
-        """The named signals of images (B, C, H, W) by a forward pass of the teacher."""
+    def _of_batch(self, signals: Sequence[Signal], batch: Batch) -> dict[Signal, Tensor]:
+        """Signals of a batch of training images: from their caches, the others by one forward pass."""
+        caches = {signal: self._cached(signal) for signal in signals}
+        tensors = {
+            signal: torch.from_numpy(cache[batch.index.numpy()]).to(batch.images.device)
+            for signal, cache in caches.items()
+            if cache is not None
+        }
+        if missing := [signal for signal in signals if signal not in tensors]:
+            tensors.update(self._computed(missing, batch.images))
+        return tensors
+
+    def _computed(self, signals: Sequence[Signal], images: Tensor) -> dict[Signal, Tensor]:
+        """Signals of images (B, C, H, W) by a forward pass of the teacher."""
         teacher = self.task.teacher.to(images.device)
         with torch.no_grad():
-            features = capture(teacher, images)
-            found = {}
-            for name, stage in names:
-                if stage is not None:
-                    found[name] = stage.apply(self._stage(stage).to(images.device), features.maps[stage.tap])
-                elif name == "logits":
-                    found[name] = combined(features.logits, teacher.members)
-                elif name == "members":  # (B, M, classes), by row as all that is cached
-                    found[name] = by_member(features.logits, teacher.members).transpose(0, 1)
-                else:
-                    kind = "map" if name.startswith("map") else "before_relu"
-                    maps = features.maps if kind == "map" else features.before_relu
-                    found[name] = maps[int(name.removeprefix(kind))]
-        return found
+            seen = Pass(capture(teacher, images), teacher.members, lambda stage: self._stage(stage).to(images.device))
+            return {signal: signal.compute(seen) for signal in signals}
 
-    def _cached(self, name: str, stage: Stage | None) -> np.ndarray | None:
+    def _cached(self, signal: Signal) -> np.ndarray | None:
         """The signal of every training image, (N, ...), or None where it is not to be kept."""
-        if name not in self._arrays and self._fits(name, stage):
+        if signal.name not in self._arrays and self._fits(signal):
 
             def compute() -> bytes:
                 buffer = io.BytesIO()
-                np.save(buffer, self._whole(name, stage))
+                np.save(buffer, self._whole(signal))
                 return buffer.getvalue()
 
-            self._arrays[name] = np.load(io.BytesIO(self._once(f"{name}.npy", compute)))
-        return self._arrays.get(name)
+            self._arrays[signal.name] = np.load(io.BytesIO(self._once(f"{signal.name}.npy", compute)))
+        return self._arrays.get(signal.name)
 
-    def _fits(self, name: str, stage: Stage | None) -> bool:
+    def _fits(self, signal: Signal) -> bool:
         """Whether the signal is the same in every epoch and small enough to be kept for all training images."""
         images = self.task.data.train.images
         if self.task.spec.policy != "none":
             return False
-        one = self._computed([(name, stage)], pixels(images[:2]))[name]
+        one = self._computed([signal], pixels(images[:2]))[signal]
         return one[0].numel() * one.element_size() * len(images) <= CACHE_BYTES
 
-    def _whole(self, name: str, stage: Stage | None) -> np.ndarray:
+    def _whole(self, signal: Signal) -> np.ndarray:
         """The signal of every training image, (N, ...), computed."""
         parts = torch.split(self.task.data.train.images, COMPUTE_BATCH)
-        return np.concatenate([self._computed([(name, stage)], pixels(part))[name].numpy() for part in parts])
+        return np.concatenate([self._computed([signal], pixels(part))[signal].numpy() for part in parts])
 
     def _stage(self, stage: Stage) -> nn.Module:
         """The trained module of a stage."""
         if stage.key not in self._stages:
-            (tap,) = self._taps("map", (stage.tap,))
-            maps = self._computed([(tap, None)], pixels(self.task.data.train.images[:2]))[tap]
+            tap = Map(stage.tap % len(self.task.teacher.taps))
+            maps = self._computed([tap], pixels(self.task.data.train.images[:2]))[tap]
             generator = torch.Generator().manual_seed(int(digest(self.task.spec.teacher.seed, stage.key)[:8], 16))
             with seeded(generator):
                 module = stage.build((maps.shape[1], maps.shape[2], maps.shape[3]))
 
             def train() -> bytes:
                 # many passes over the same maps: kept for them, and no longer, since students are not handed the maps
-                whole = self._whole(tap, None) if self._fits(tap, None) else None
+                whole = self._whole(tap) if self._fits(tap) else None
                 with torch.enable_grad(), SoundConvolutions():
-                    found = stage.train(module, lambda: self._passes(tap, whole, generator))
+                    record = stage.train(module, lambda: self._passes(tap, whole, generator))
                 if self._folder is not None:
                     self._computed_here.append(self._folder / f"{stage.key}.json")
-                    write_hashed(self._computed_here[-1], json.dumps(found))
+                    write_hashed(self._computed_here[-1], json.dumps(record))
                 return weights_bytes(module)
 
             filename = f"{stage.key}.safetensors"
@@ -193,14 +189,14 @@ class Knowledge:
             self._stages[stage.key] = module.eval().requires_grad_(False)
         return self._stages[stage.key]
 
-    def _passes(self, tap: str, whole: np.ndarray | None, generator: torch.Generator) -> Iterator[Tensor]:
+    def _passes(self, tap: Map, whole: np.ndarray | None, generator: torch.Generator) -> Iterator[Tensor]:
         """One shuffled pass over the teacher's maps (B, C, H, W) of the training split, out of `whole` if given."""
         data, policy = self.task.data.train, self.task.spec.policy
         for batch in batches(data, STAGE_BATCH, policy, generator, torch.device("cpu")):
             if whole is not None:
                 yield torch.from_numpy(whole[batch.index.numpy()])
             else:
-                yield self._computed([(tap, None)], batch.images)[tap]
+                yield self._computed([tap], batch.images)[tap]
 
     def _once(self, filename: str, compute: Callable[[], bytes]) -> bytes:
         """The content of a file of the folder, computed by one process while others wait for it."""

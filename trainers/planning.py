@@ -21,11 +21,11 @@ MOST_PARAMETERS = 500_000_000
 def check_pair(recipe: Recipe, spec: TaskSpec, data: Dataset) -> None:
     """Raise BadInput where the recipe's method cannot work with its student and the task's teacher; trains nothing."""
     method_type, options = method_of(recipe)
-    method_type.check_members(options, recipe.student.members, spec.teacher.members)
     student, teacher = (
         _planned(shape, data.image_shape, data.classes)[0] for shape in (recipe.student, spec.teacher.student)
     )
-    method_type.check(Shapes(student, teacher, data.train.labels))
+    members = recipe.student.members, spec.teacher.members
+    method_type.check(options, Shapes(student, teacher, data.train.labels, *members))
 
 
 def check_size(shape: Student, data: Dataset) -> None:

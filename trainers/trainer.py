@@ -146,7 +146,6 @@ class Trainer:
         self._shape = task.data.image_shape
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self._method_type, self._options = method_of(recipe)
-        self._method_type.check_members(self._options, recipe.student.members, task.teacher.members)
         self._needs = self._method_type.needs(self._options)
         knowledge.prepare(self._needs)
         t = recipe.training
@@ -182,7 +181,14 @@ class Trainer:
 
     def method_for(self, network: Network) -> Method:
         """The transfer method, made for a network's shapes."""
-        shapes = Shapes(taps(network, self._shape), taps(self._task.teacher, self._shape), self._task.data.train.labels)
+        teacher = self._task.teacher
+        shapes = Shapes(
+            taps(network, self._shape),
+            taps(teacher, self._shape),
+            self._task.data.train.labels,
+            network.members,
+            teacher.members,
+        )
         return self._method_type.make(self._options, shapes, generator=self.generator).to(self._device)
 
     def train(self, student: Network, method: Method, log: Log, kept: Kept | None) -> None:

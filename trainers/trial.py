@@ -11,12 +11,11 @@ import torch
 from spaces import Recipe
 from trainers.checkpoint import Checkpoint
 from trainers.computing import computing
-from trainers.depths import check_student
 from trainers.families import Network
 from trainers.files import curve_folder, digest, hashes, sealed
 from trainers.knowledge import Knowledge
 from trainers.measure import cost, measure
-from trainers.planning import expected_cost
+from trainers.planning import check_pair, expected_cost
 from trainers.spectral import Plan, fold
 from trainers.store import network_description, weights_bytes
 from trainers.task import Task
@@ -120,7 +119,7 @@ def run_trial(
         Diverged: the loss, or what the student puts out, is no longer a number.
         StageFailed: what the method needs learned of the teacher was not learned.
     """
-    check_student(recipe.student)
+    check_pair(recipe, task.spec, task.data)
     shape, pruning = task.data.image_shape, recipe.pruning
     rounds = pruning.schedule()
     with computing(threads):

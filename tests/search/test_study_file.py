@@ -152,14 +152,6 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     "teacher depth": ("name: a\nspace: {}\ntask: {teacher: {depth: 9}}", r"must be 6n\+2.*but got 9; the nearest is 8"),
     "teacher members": ("name: a\nspace: {}\ntask: {teacher: {members: 0}}", "members` .*equal to 1, but got 0"),
-    "features of an ensemble": (
-        "name: a\nspace: {transfer: [kd, fitnet]}\ntask: {teacher: {members: 2}}",
-        "space: `fitnet` learns the features of one network, but `task.teacher.members` is 2; draw `ensemble`",
-    ),
-    "more members than teachers": (
-        "name: a\nspace: {transfer: ensemble, student.members: [2, 4]}\ntask: {teacher: {members: 2}}",
-        "`student.members` must be at most `task.teacher.members`, 2, but got 4; train more teachers",
-    ),
     "fast weights": (
         "name: a\nspace: {student.fast_weights: uniform}",
         "`student.fast_weights` should be 'normal' or 'signs', but got 'uniform'",
@@ -703,22 +695,34 @@ def test_more_than_this_machine_has_is_refused_before_anything_is_written(
 
 
 @pytest.mark.parametrize(
-    ("space", "message"),
+    ("space", "teachers", "message"),
     [
         (
             {"transfer": ["kd", "attention"], "student.family": ["resnet", "mlp"], "student.depth": 8},
+            1,
             "space: with a student that is a mlp of depth 8: `attention` must have maps of more than one pixel",
         ),
         (
             {"transfer": "fsp", "student.family": "mlp", "student.depth": {"low": 2, "high": 4}},
+            1,
             "space: with a student that is a mlp of depth 2: `fsp` must have two features or more on both sides",
+        ),
+        (
+            {"transfer": ["kd", "fitnet"]},
+            2,
+            "`fitnet` learns the features of one network, but `task.teacher.members` is 2; draw `ensemble`",
+        ),
+        (
+            {"transfer": "ensemble", "student.members": [2, 4]},
+            2,
+            "`student.members` must be at most `task.teacher.members`, 2, but got 4; train more teachers",
         ),
     ],
 )
 def test_a_method_that_cannot_work_with_a_student_is_refused_once_the_images_are_known(
-    space: dict[str, Any], message: str
+    space: dict[str, Any], teachers: int, message: str
 ) -> None:
-    study = StudyFile.from_mapping({"name": "pairs", "space": space})
+    study = StudyFile.from_mapping({"name": "pairs", "space": space, "task": {"teacher": {"members": teachers}}})
     with pytest.raises(BadInput, match=re.escape(message)):
         study.check_pairs(study.task.load_data())
 

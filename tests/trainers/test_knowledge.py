@@ -16,6 +16,7 @@ from trainers.data.dataset import pixels
 from trainers.families import capture
 from trainers.loop import Batch, batches
 from trainers.transfer import Needs, Stage, StageFailed, TeacherSignals
+from trainers.transfer.signals import Pass, Signal
 
 
 @dataclass(frozen=True)
@@ -263,3 +264,24 @@ def test_what_was_computed_in_vain_can_be_forgotten_and_what_was_there_stays(pla
         alone.prepare(Needs(stage=Mixer(steps=0)))
     alone.forget()
     assert list((tmp_path / "alone").iterdir()) == []
+
+
+def test_a_new_signal_is_cached_and_handed_over_without_a_word_in_knowledge(
+    plain_task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass(frozen=True)
+    class Confidence(Signal):
+        """The largest probability, (B,)."""
+
+        name = "confidence"
+
+        def compute(self, seen: Pass) -> Tensor:
+            return seen.features.logits.softmax(1).amax(1)
+
+    monkeypatch.setattr(Needs, "signals", lambda self, taps: {"staged": Confidence()})
+    learned, batch = Knowledge(plain_task), batch_of(plain_task, 5, 1)
+    learned.prepare(Needs())
+    assert set(learned.arrays()) == {"confidence"}
+    with torch.no_grad():
+        expected = plain_task.teacher(batch.images).softmax(1).amax(1)
+    torch.testing.assert_close(learned.signals(Needs(), batch, seeded()).staged, expected)

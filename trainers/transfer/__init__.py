@@ -23,13 +23,14 @@ from trainers.transfer.fitnet import FitNet
 from trainers.transfer.fsp import FSP
 from trainers.transfer.kd import KD
 from trainers.transfer.kdsvd import KDSVD
-from trainers.transfer.method import Method, Needs, Options, Paper, Shapes, Stage, StageFailed, Taps, TeacherSignals
+from trainers.transfer.method import Method, Options, Paper, Shapes
 from trainers.transfer.none import NoTransfer
 from trainers.transfer.nst import NST
 from trainers.transfer.ofd import OFD
 from trainers.transfer.pkt import PKT
 from trainers.transfer.review import Review
 from trainers.transfer.rkd import RKD
+from trainers.transfer.signals import Needs, Stage, StageFailed, Taps, TeacherSignals
 from trainers.transfer.similarity import Similarity
 from trainers.transfer.vid import VID
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from trainers.families import Features
 from trainers.transfer.feature import FeatureMethod, FeatureOptions, connector, pairs, same_size
-from trainers.transfer.method import Needs, Paper, Shapes, TeacherSignals
+from trainers.transfer.method import Paper, Shapes
+from trainers.transfer.signals import Needs, TeacherSignals
 
 
 class ABOptions(FeatureOptions):

@@ -11,6 +11,8 @@ the larger map is average-pooled; the authors resize the teacher's. A map of one
 left out, and a student and teacher that have no other are refused.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -19,7 +21,8 @@ from torch import Tensor
 from spaces import BadInput
 from trainers.families import Features
 from trainers.transfer.feature import FeatureMethod, FeatureOptions, pairs, same_size, spatial_pairs
-from trainers.transfer.method import Paper, Shapes, TeacherSignals
+from trainers.transfer.method import Paper, Shapes
+from trainers.transfer.signals import TeacherSignals
 
 
 class AttentionOptions(FeatureOptions):
@@ -46,8 +49,9 @@ class Attention(FeatureMethod):
     Options = AttentionOptions
 
     @classmethod
-    def check(cls, shapes: Shapes) -> None:
+    def check(cls, options: Any, shapes: Shapes) -> None:
         """Some pair of maps has more than one pixel."""
+        super().check(options, shapes)
         if not spatial_pairs(shapes):
             raise BadInput(
                 "`attention` must have maps of more than one pixel on both sides, but one network's are flat; use "

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from trainers.families import Features
 from trainers.transfer.feature import FeatureMethod, FeatureOptions, pooled
-from trainers.transfer.method import Needs, Paper, Shapes, TeacherSignals
+from trainers.transfer.method import Paper, Shapes
+from trainers.transfer.signals import Needs, TeacherSignals
 
 
 class CorrelationOptions(FeatureOptions):

@@ -19,6 +19,7 @@ images, whichever the data set.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,8 @@ from torch import Tensor, nn
 from spaces import BadInput
 from trainers.families import Features
 from trainers.transfer.feature import FeatureMethod, FeatureOptions, pooled
-from trainers.transfer.method import Needs, Paper, Shapes, TeacherSignals
+from trainers.transfer.method import Paper, Shapes
+from trainers.transfer.signals import Needs, TeacherSignals
 
 EPSILON = 1e-7
 
@@ -63,8 +65,9 @@ class CRD(FeatureMethod):
     constants: Tensor
 
     @classmethod
-    def check(cls, shapes: Shapes) -> None:
+    def check(cls, options: Any, shapes: Shapes) -> None:
         """There are images of two classes to remember."""
+        super().check(options, shapes)
         if shapes.labels is None or bool((shapes.labels == shapes.labels[0]).all()):
             raise BadInput("`crd` must have training images of two classes or more, but has not; use another method")
 

@@ -20,8 +20,9 @@ from torch import Tensor
 from spaces import BadInput
 from trainers.families import Features
 from trainers.transfer.kd import soft_label_loss
-from trainers.transfer.method import Method, Needs, Options, Paper, Shapes, TeacherSignals
+from trainers.transfer.method import Method, Options, Paper, Shapes
 from trainers.transfer.perturbation import Kind, Perturbation
+from trainers.transfer.signals import Needs, TeacherSignals
 
 
 class EnsembleOptions(Options):
@@ -64,12 +65,14 @@ class Ensemble(Method):
         )
 
     @classmethod
-    def check_members(cls, options: Any, student: int, teacher: int) -> None:
+    def check(cls, options: Any, shapes: Shapes) -> None:
         """A student of fewer members learns the first ones of the teacher."""
-        if student > teacher:
+        super().check(options, shapes)
+        if shapes.student_members > shapes.teacher_members:
             raise BadInput(
-                f"`ensemble` teaches each member of the student by one of the teacher, so `student.members` must be at "
-                f"most `task.teacher.members`, {teacher}, but got {student}; train more teachers or lower it"
+                "`ensemble` teaches each member of the student by one of the teacher, so `student.members` must be at "
+                f"most `task.teacher.members`, {shapes.teacher_members}, but got {shapes.student_members}; train more "
+                "teachers or lower it"
             )
 
     def forward(self, student: Features, teacher: TeacherSignals, labels: Tensor) -> Tensor:

@@ -35,7 +35,8 @@ from torch import Tensor, nn
 
 from trainers.families import Features
 from trainers.transfer.feature import FeatureMethod, FeatureOptions, same_size
-from trainers.transfer.method import Needs, Paper, Shapes, Stage, StageFailed, TeacherSignals
+from trainers.transfer.method import Paper, Shapes
+from trainers.transfer.signals import Needs, Stage, StageFailed, TeacherSignals
 
 
 def factor_channels(channels: int, rate: float) -> int:

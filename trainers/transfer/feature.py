@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from trainers.families import Features
 from trainers.transfer.kd import soft_label_loss
-from trainers.transfer.method import Method, Needs, Options, Shapes, TeacherSignals
+from trainers.transfer.method import Method, Options, Shapes
+from trainers.transfer.signals import Needs, TeacherSignals
 
 T = TypeVar("T")
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from trainers.families import Features
 from trainers.transfer.feature import FeatureMethod, FeatureOptions, connector, pairs, same_size
-from trainers.transfer.method import Paper, Shapes, TeacherSignals
+from trainers.transfer.method import Paper, Shapes
+from trainers.transfer.signals import TeacherSignals
 
 
 class FitNetOptions(FeatureOptions):

@@ -18,6 +18,7 @@ away with the rest.
 """
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,8 @@ from torch import Tensor, nn
 from spaces import BadInput
 from trainers.families import Features
 from trainers.transfer.feature import FeatureMethod, FeatureOptions, pairs, same_size
-from trainers.transfer.method import Paper, Shapes, TeacherSignals
+from trainers.transfer.method import Paper, Shapes
+from trainers.transfer.signals import TeacherSignals
 
 
 class FSPOptions(FeatureOptions):
@@ -53,8 +55,9 @@ class FSP(FeatureMethod):
     Options = FSPOptions
 
     @classmethod
-    def check(cls, shapes: Shapes) -> None:
+    def check(cls, options: Any, shapes: Shapes) -> None:
         """There is a flow."""
+        super().check(options, shapes)
         if len(pairs(shapes.student, shapes.teacher)) < 2:
             raise BadInput(
                 "`fsp` must have two features or more on both sides, but a network has only one; an mlp "

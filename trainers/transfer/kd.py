@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from trainers.families import Features
-from trainers.transfer.method import Method, Needs, Options, Paper, Shapes, TeacherSignals
+from trainers.transfer.method import Method, Options, Paper, Shapes
+from trainers.transfer.signals import Needs, TeacherSignals
 
 
 class KDOptions(Options):

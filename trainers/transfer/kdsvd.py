@@ -19,6 +19,7 @@ no singular value are zero.
 """
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,8 @@ from torch import Tensor, nn
 from spaces import BadInput
 from trainers.families import Features
 from trainers.transfer.feature import FeatureMethod, FeatureOptions, pairs
-from trainers.transfer.method import Paper, Shapes, TeacherSignals
+from trainers.transfer.method import Paper, Shapes
+from trainers.transfer.signals import TeacherSignals
 
 SPARE = 3
 """How many more vectors of the student than of the teacher are looked through for the best match."""
@@ -59,8 +61,9 @@ class KDSVD(FeatureMethod):
     Options = KDSVDOptions
 
     @classmethod
-    def check(cls, shapes: Shapes) -> None:
+    def check(cls, options: Any, shapes: Shapes) -> None:
         """There are neighbouring layers."""
+        super().check(options, shapes)
         if len(pairs(shapes.student, shapes.teacher)) < 2:
             raise BadInput(
                 "`kdsvd` must have two features or more on both sides, but a network has only one; an mlp "

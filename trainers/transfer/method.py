@@ -1,10 +1,9 @@
 """What a transfer method is: it declares which signals of the teacher it needs, and makes them the student's loss."""
 
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar, Literal, Self, TypeAlias
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self, TypeAlias
 
 import torch
 from pydantic import ValidationError
@@ -15,7 +14,7 @@ from spaces.errors import one_line
 from spaces.recipe import Part
 from trainers.families import Features
 from trainers.seeding import seeded
-from trainers.transfer.perturbation import Perturbation
+from trainers.transfer.signals import Needs, TeacherSignals
 
 
 class Options(Part):
@@ -38,107 +37,14 @@ class Paper:
 
 @dataclass(frozen=True)
 class Shapes:
-    """(C, H, W) of every tap, from shallow to deep, of the student and of the teacher; and the training images."""
+    """What a method is made for: (C, H, W) of every tap, from shallow to deep, of a student and a teacher; and more."""
 
     student: tuple[tuple[int, int, int], ...]
     teacher: tuple[tuple[int, int, int], ...]
     labels: Tensor | None = field(default=None, compare=False)
     """(N,) int64: the class of each training image, by row; for methods that remember every image."""
-
-
-Taps: TypeAlias = tuple[int, ...] | Literal["all"]
-"""Taps by position, negative from the deep end; `all`, however many the teacher has."""
-
-
-class Stage(ABC):
-    """Something learned from the teacher alone, before any student, and shared by all trials (a paraphraser, say).
-
-    Subclasses are frozen dataclasses; their fields are the stage's identity.
-    """
-
-    tap: ClassVar[int] = -1
-    """Which of the teacher's taps it reads."""
-
-    @property
-    def key(self) -> str:
-        """A name for files: equal stages have equal keys."""
-        fields = json.dumps(asdict(self), sort_keys=True)  # type: ignore[call-overload]
-        return f"{type(self).__name__.lower()}-" + "".join(
-            c if c.isalnum() or c in ".-" else "_" for c in fields
-        ).strip("_")
-
-    @abstractmethod
-    def build(self, shape: tuple[int, int, int]) -> nn.Module:
-        """The untrained module for maps of this (C, H, W); initialised from PyTorch's global generator."""
-
-    @abstractmethod
-    def train(self, module: nn.Module, maps: Callable[[], Iterator[Tensor]]) -> dict[str, float]:
-        """Train `module` in place on teacher maps (B, C, H, W); `maps()` is one shuffled pass, as often as asked for.
-
-        Returns:
-            what is worth recording.
-
-        Raises:
-            StageFailed: the module did not learn what students need of it.
-        """
-
-    @abstractmethod
-    def apply(self, module: nn.Module, maps: Tensor) -> Tensor:
-        """What students are handed: (B, C, H, W) to any shape that begins with B."""
-
-
-class StageFailed(RuntimeError):
-    """A stage before the student did not reach what its method needs."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Needs:
-    """The signals of the teacher that a method is handed."""
-
-    logits: bool = False
-    maps: Taps = ()
-    before_relu: Taps = ()
-    """Taps whose maps are handed over as they are before their ReLU."""
-    rows: bool = False
-    """Which training images the batch consists of."""
-    members: bool = False
-    """The outputs of every member of the teacher."""
-    perturbation: Perturbation | None = None
-    """The members' outputs are those for images moved so; the student is shown the same images."""
-    stage: Stage | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherSignals:
-    """What was asked for, for one batch, detached; None or () for what was not."""
-
-    logits: Tensor | None = None
-    """(B, classes)."""
-    maps: tuple[Tensor, ...] = ()
-    """One (B, C_i, H_i, W_i) for each tap asked for."""
-    before_relu: tuple[Tensor, ...] = ()
-    """The same before the ReLU, for each tap asked for."""
-    rows: Tensor | None = None
-    """(B,) int64, rows of the training split."""
-    staged: Tensor | None = None
-    """The stage's output, (B, ...)."""
-    members: Tensor | None = None
-    """Logits (M, B, classes) of the teacher's members."""
-    perturbed: Tensor | None = None
-    """The images (B, C, H, W) that `members` are for, where they are not the batch's own."""
-
-    def repeated(self, times: int) -> Self:
-        """As a student of so many members is shown them: all but the teacher's members, once for each of its own."""
-
-        def repeat(signal: Tensor) -> Tensor:
-            return signal.repeat(times, *(1,) * (signal.dim() - 1))
-
-        return replace(
-            self,
-            **{name: repeat(s) for name in ("logits", "rows", "staged") if (s := getattr(self, name)) is not None},
-            maps=tuple(map(repeat, self.maps)),
-            before_relu=tuple(map(repeat, self.before_relu)),
-        )
+    student_members: int = 1
+    teacher_members: int = 1
 
 
 class Method(nn.Module, ABC):
@@ -180,17 +86,15 @@ class Method(nn.Module, ABC):
         return 0
 
     @classmethod
-    def check(cls, shapes: Shapes) -> None:
-        """Raise BadInput where the method cannot work with such a student and teacher; most work with any."""
+    def check(cls, options: Any, shapes: Shapes) -> None:
+        """Raise BadInput where the method cannot work with such a student and teacher; this is asked nowhere else.
 
-    @classmethod
-    def check_members(cls, options: Any, student: int, teacher: int) -> None:
-        """Raise BadInput where the method cannot work with so many members of a student and of a teacher."""
-        needs = cls.needs(options)
-        if teacher > 1 and (needs.maps or needs.before_relu or needs.stage):
+        Most work with any pair of single networks. One that overrides this calls it first.
+        """
+        if shapes.teacher_members > 1 and cls.needs(options).of_features:
             raise BadInput(
-                f"`{cls.name}` learns the features of one network, but `task.teacher.members` is {teacher}; draw "
-                "`ensemble`, or a method on outputs such as `kd`"
+                f"`{cls.name}` learns the features of one network, but `task.teacher.members` is "
+                f"{shapes.teacher_members}; draw `ensemble`, or a method on outputs such as `kd`"
             )
 
     @classmethod
@@ -205,7 +109,7 @@ class Method(nn.Module, ABC):
         Raises:
             BadInput: the method cannot work with such a student and teacher.
         """
-        cls.check(shapes)
+        cls.check(options, shapes)
         with seeded(generator):
             return cls(options, shapes)
 

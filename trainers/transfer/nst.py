@@ -11,6 +11,8 @@ average-pooled. The teacher's own term is a constant that makes the value a dist
 channel no choice: its pair is left out, and a student and teacher that have no other are refused.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -19,7 +21,8 @@ from torch import Tensor
 from spaces import BadInput
 from trainers.families import Features
 from trainers.transfer.feature import FeatureMethod, FeatureOptions, pairs, same_size, spatial_pairs
-from trainers.transfer.method import Paper, Shapes, TeacherSignals
+from trainers.transfer.method import Paper, Shapes
+from trainers.transfer.signals import TeacherSignals
 
 
 class NSTOptions(FeatureOptions):
@@ -43,8 +46,9 @@ class NST(FeatureMethod):
     Options = NSTOptions
 
     @classmethod
-    def check(cls, shapes: Shapes) -> None:
+    def check(cls, options: Any, shapes: Shapes) -> None:
         """Some pair of maps has more than one pixel."""
+        super().check(options, shapes)
         if not spatial_pairs(shapes):
             raise BadInput(
                 "`nst` must have maps of more than one pixel on both sides, but one network's are flat; use resnet "

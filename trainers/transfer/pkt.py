@@ -16,7 +16,8 @@ from torch import Tensor
 
 from trainers.families import Features
 from trainers.transfer.feature import FeatureMethod, FeatureOptions, pooled
-from trainers.transfer.method import Needs, Paper, TeacherSignals
+from trainers.transfer.method import Paper
+from trainers.transfer.signals import Needs, TeacherSignals
 
 
 class PKTOptions(FeatureOptions):

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from trainers.families import Features
 from trainers.transfer.dkd import ramped
 from trainers.transfer.feature import FeatureMethod, FeatureOptions, pairs
-from trainers.transfer.method import Needs, Paper, Shapes, TeacherSignals
+from trainers.transfer.method import Paper, Shapes
+from trainers.transfer.signals import Needs, TeacherSignals
 
 
 class ReviewOptions(FeatureOptions):

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from trainers.families import Features
 from trainers.transfer.feature import FeatureMethod, FeatureOptions, pooled
-from trainers.transfer.method import Needs, Paper, Shapes, TeacherSignals
+from trainers.transfer.method import Paper, Shapes
+from trainers.transfer.signals import Needs, TeacherSignals
 
 
 class RKDOptions(FeatureOptions):
