@@ -707,11 +707,11 @@ def test_more_than_this_machine_has_is_refused_before_anything_is_written(
     [
         (
             {"transfer": ["kd", "attention"], "student.family": ["resnet", "mlp"], "student.depth": 8},
-            "space: with a student that is a mlp of depth 8: `attention` must have maps of more than one pixel",
+            "space: with a student that is an mlp of depth 8: `attention` must have maps of more than one pixel",
         ),
         (
             {"transfer": "fsp", "student.family": "mlp", "student.depth": {"low": 2, "high": 4}},
-            "space: with a student that is a mlp of depth 2: `fsp` must have two features or more on both sides",
+            "space: with a student that is an mlp of depth 2: `fsp` must have two features or more on both sides",
         ),
     ],
 )

@@ -68,7 +68,7 @@ def test_channels_are_rounded_half_up_and_at_least_one(base: int, width: float, 
 def test_taps_are_what_the_next_layer_is_given(student: Student) -> None:
     network, batch = made(student), images(4)
     given: list[Tensor] = []
-    handle = network.get_submodule(network.head).register_forward_pre_hook(lambda _, args: given.append(args[0]))
+    handle = network.get_submodule(network.heads[0]).register_forward_pre_hook(lambda _, args: given.append(args[0]))
     features = capture(network, batch)
     handle.remove()
     assert len(features.maps) == len(network.taps)
