@@ -12,8 +12,8 @@ from spaces import BadInput, Student
 from spaces.errors import known, shown
 from spaces.own import own_object
 
-_DEEPEST_RESNET = 302
-"""In its paper (He et al. 2016, section 4.2) a depth of 110 was better than one of 1202."""
+_DEEPEST = 302
+"""Of residual networks. In its paper (He et al. 2016, section 4.2) a depth of 110 was better than one of 1202."""
 _VGGS = (8, 11, 13, 16, 19)
 
 
@@ -41,12 +41,17 @@ def _mlp(depth: int) -> None:
 def _vgg(depth: int) -> None:
     if depth not in _VGGS:
         near = min(_VGGS, key=lambda own: abs(own - depth))
-        raise BadInput(f"depth of a vgg must be one of {_VGGS}, but got {depth}; the nearest is {near}")
+        listed = ", ".join(map(str, _VGGS))
+        raise BadInput(f"depth of a vgg must be one of {listed}, but got {depth}; the nearest is {near}")
 
 
 DEPTHS: Mapping[str, Callable[[int], None] | int] = MappingProxyType(
     {
-        "resnet": _residual("resnet", 2, _DEEPEST_RESNET),
+        "resnet": _residual("resnet", 2, _DEEPEST),
+        "wrn": _residual("wrn", 4, _DEEPEST + 2),
+        "vgg": _vgg,
+        "mobilenetv2": 53,
+        "shufflenetv2": 51,
         "mlp": _mlp,
     }
 )

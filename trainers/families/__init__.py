@@ -11,12 +11,18 @@ from trainers.families.batch_ensemble import batch_ensemble
 from trainers.families.deep_ensemble import DeepEnsemble
 from trainers.families.family import Family, Features, Network, by_member, capture, combined
 from trainers.families.mlp import MLP
+from trainers.families.mobilenetv2 import MOBILENETV2
 from trainers.families.own import OwnNetwork, own_network
 from trainers.families.resnet import RESNET
+from trainers.families.shufflenetv2 import SHUFFLENETV2
 from trainers.families.taps import find_places, find_taps
+from trainers.families.vgg import VGG
+from trainers.families.wrn import WRN
 from trainers.seeding import seeded
 
-FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in (RESNET, MLP)})
+_ALL: tuple[Family, ...] = (RESNET, WRN, VGG, MOBILENETV2, SHUFFLENETV2, MLP)
+
+FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in _ALL})
 """Every family by its name in study files; `trainers.depths` says which depths it has."""
 
 
