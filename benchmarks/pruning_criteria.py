@@ -189,7 +189,7 @@ def untrained(training: Training, generator: torch.Generator) -> Network:
     student = build(shape, here.data.image_shape, here.data.classes, generator=generator)
     student.set_normalization(*here.data.mean_std())
     if training.spectral:
-        student = spectralize(student, keep=[student.head])
+        student = spectralize(student, keep=student.heads)
     return student.to(memory_format=torch.channels_last)
 
 
@@ -207,7 +207,7 @@ def carry_out(job: Job) -> Line:
         student = untrained(job.training, torch.Generator().manual_seed(0))
         student.load_state_dict(safetensors.torch.load_file(kept(job.training, job.seed)))
         if not job.training.spectral:
-            student = spectralize(student, keep=[student.head])  # the same function: only spectral layers are cut
+            student = spectralize(student, keep=student.heads)  # the same function: only spectral layers are cut
         student.eval()
         order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(job.seed))
         images = pixels(data.train.images[order[:SEEN]]) if job.fitted else None
@@ -296,7 +296,7 @@ def by_group(network: Network, importance: GroupImportance) -> dict[str, Tensor]
     example = torch.zeros(2, *loaded().data.image_shape)
     graph = tp.DependencyGraph().build_dependency(network, example_inputs=example, verbose=False)
     names = {module: name for name, module in network.named_modules()}
-    head = network.get_submodule(network.head)
+    head = network.get_submodule(network.heads[0])
     groups = graph.get_all_groups(ignored_layers=[head], root_module_types=[nn.Conv2d, nn.Linear])
     return {names[group[0].dep.target.module]: importance(group) for group in groups}
 

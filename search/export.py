@@ -20,6 +20,7 @@ from search.formats import DEFAULT, FORMATS
 from search.fronts.front import Entry
 from search.signals import signals_wait
 from search.study import Study
+from search.study_file import find_modules_in
 from spaces import BadInput
 from spaces.errors import known
 from trainers.computing import computing
@@ -92,6 +93,8 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = (D
             raise BadInput(f"`--format` must be a known format, but got {name!r}; {known(FORMATS, name)}")
     assert entry.folder is not None
     study.files.check_student(entry)
+    if study.file.own_code:
+        find_modules_in(Path())
     network = load_student(entry.folder)
     data = study.file.task.load_data()
     study.files.check_data(key_of(study.file.task, data), study.file.task.root)

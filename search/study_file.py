@@ -20,6 +20,7 @@ from spaces import BadInput, Recipe, Scalar, Space, Student
 from spaces.errors import one_line, shown
 from spaces.own import own_object
 from spaces.recipe import Part, in_one_level
+from trainers.depths import titled
 from trainers.metrics import TIMED, Direction
 from trainers.task_spec import TaskSpec
 
@@ -144,8 +145,8 @@ class StudyFile(Part):
 
         Args:
             raw: what the YAML file holds.
-            folder: where a relative `task.root` starts, and where the modules of a `space: module:function` and of a
-                method `module:Class` may lie.
+            folder: where a relative `task.root` starts, and where the modules of a `space: module:function`, of a
+                method `module:Class` and of a family `module:function` may lie.
         """
         if not isinstance(raw, Mapping):
             raise BadInput(f"a study file must be a mapping with `name`, `task` and `space`, but got {shown(raw)}")
@@ -203,7 +204,9 @@ class StudyFile(Part):
     @property
     def own_code(self) -> list[str]:
         """What of the user's is imported to carry the study out, as `package.module:name`."""
-        return sorted(name for name in {*self.space.methods, self.search.sampler} if ":" in name)
+        families = {str(family) for family in self.space.extremes_of("student.family")}
+        named = {*self.space.methods, self.search.sampler, self.task.teacher.family, *families}
+        return sorted(name for name in named if ":" in name)
 
     @property
     def trials(self) -> int:
@@ -225,7 +228,8 @@ class StudyFile(Part):
             self.space.extremes_of(f"student.{name}") for name in ("family", "depth", "width", "members")
         )
         for family in families:
-            check_size(Student(family=str(family), depth=max(depths), width=max(widths)), data)
+            for width in sorted({min(widths), max(widths)}):
+                check_size(Student(family=str(family), depth=max(depths), width=width), data)
             # what a method asks of the number of features and of their sizes, it asks of the least or of the most
             for depth, members, method in itertools.product(
                 sorted({min(depths), max(depths)}), sorted({min(counts), max(counts)}), self.space.methods
@@ -236,10 +240,11 @@ class StudyFile(Part):
                     "student.members": members,
                     "transfer": method,
                 }
+                recipe = Recipe.from_flat(given)
                 try:
-                    check_pair(Recipe.from_flat(given), self.task, data)
+                    check_pair(recipe, self.task, data)
                 except BadInput as error:
-                    raise BadInput(f"space: with a student that is a {family} of depth {depth}: {error}") from None
+                    raise BadInput(f"space: with a student that is {titled(recipe.student)}: {error}") from None
 
     def to_json(self) -> str:
         """What `from_json` reads back as an equal study; the space of a Python function is written out."""
@@ -264,11 +269,17 @@ class StudyFile(Part):
 
 
 def _names_a_module(raw: Mapping[Any, Any]) -> bool:
-    """Whether the space or the sampler is, or the space draws a method that is, `package.module:name`."""
-    space, search = raw.get("space"), raw.get("search")
-    named = space.get("transfer") if isinstance(space, Mapping) else space
-    sampler = search.get("sampler") if isinstance(search, Mapping) else None
-    return any(":" in str(name) for name in (*(named if isinstance(named, list) else [named]), sampler))
+    """Whether the space, the sampler, or a method or family that is drawn may be `package.module:name`."""
+    space, search, task = raw.get("space"), raw.get("search"), raw.get("task")
+    named: list[object] = [space if isinstance(space, str) else None]
+    if isinstance(space, Mapping):
+        student = space.get("student")
+        nested = student.get("family") if isinstance(student, Mapping) else None
+        for drawn in (space.get("transfer"), space.get("student.family"), nested):
+            named += drawn if isinstance(drawn, list) else [drawn]
+    teacher = task.get("teacher") if isinstance(task, Mapping) else None
+    named += [part.get(key) for part, key in ((search, "sampler"), (teacher, "family")) if isinstance(part, Mapping)]
+    return any(":" in str(name) for name in named)
 
 
 def find_modules_in(folder: Path) -> None:

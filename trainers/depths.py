@@ -3,23 +3,32 @@
 A new family has its networks in `trainers/families/`, and its line here.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 from spaces import BadInput, Student
 from spaces.errors import known, shown
+from spaces.own import own_object
 
-_DEEPEST_RESNET = 302
-"""In its paper (He et al. 2016, section 4.2) a depth of 110 was better than one of 1202."""
+_DEEPEST = 302
+"""Of residual networks. In its paper (He et al. 2016, section 4.2) a depth of 110 was better than one of 1202."""
+_VGGS = (8, 11, 13, 16, 19)
 
 
-def _resnet(depth: int) -> None:
-    if not 8 <= depth <= _DEEPEST_RESNET or (depth - 2) % 6:
-        near = min(max(8, 6 * round((depth - 2) / 6) + 2), _DEEPEST_RESNET)
-        raise BadInput(
-            f"depth of a resnet must be 6n+2 with n >= 1 and at most {_DEEPEST_RESNET}, but got {depth}; "
-            f"the nearest is {near}"
-        )
+def _residual(name: str, rest: int, deepest: int) -> Callable[[int], None]:
+    """Of three groups of n blocks, each of two layers."""
+
+    def check(depth: int) -> None:
+        if not 6 + rest <= depth <= deepest or (depth - rest) % 6:
+            near = min(max(6 + rest, 6 * round((depth - rest) / 6) + rest), deepest)
+            raise BadInput(
+                f"depth of a {name} must be 6n+{rest} with n >= 1 and at most {deepest}, but got {depth}; "
+                f"the nearest is {near}"
+            )
+
+    return check
 
 
 def _mlp(depth: int) -> None:
@@ -29,14 +38,76 @@ def _mlp(depth: int) -> None:
         )
 
 
-DEPTHS: Mapping[str, Callable[[int], None]] = MappingProxyType({"resnet": _resnet, "mlp": _mlp})
-"""Family -> what raises BadInput unless it has networks of a depth."""
+def _vgg(depth: int) -> None:
+    if depth not in _VGGS:
+        near = min(_VGGS, key=lambda own: abs(own - depth))
+        listed = ", ".join(map(str, _VGGS))
+        raise BadInput(f"depth of a vgg must be one of {listed}, but got {depth}; the nearest is {near}")
+
+
+DEPTHS: Mapping[str, Callable[[int], None] | int] = MappingProxyType(
+    {
+        "resnet": _residual("resnet", 2, _DEEPEST),
+        "wrn": _residual("wrn", 4, _DEEPEST + 2),
+        "vgg": _vgg,
+        "mobilenetv2": 53,
+        "shufflenetv2": 51,
+        "mlp": _mlp,
+    }
+)
+"""Family -> what raises BadInput unless it has networks of a depth; or the one depth that it has."""
+
+
+def shape_of(student: Student) -> tuple[str, int]:
+    """A student's family and depth as its network has them: layers with weights on the longest way.
+
+    A family's name may have the depth in it, as `resnet20`; `student.depth` then says nothing, as with families of one
+    depth, and with networks of one's own (whose depth is not known: 0).
+
+    Raises:
+        BadInput: the family is not known, or does not have this depth; a function of one's own is not there.
+    """
+    name, depth = student.family, student.depth
+    if ":" in name:
+        own_function(name)
+        return name, 0
+    split = re.fullmatch(r"([a-z]+)(\d{1,5})", name)
+    if name not in DEPTHS and split and callable(DEPTHS.get(split[1])):
+        name, depth = split[1], int(split[2])
+    if name not in DEPTHS:
+        raise BadInput(
+            f"family of a network must be a known one, but got {shown(name)}; {known(DEPTHS, name)}; a function of "
+            "your own is named `package.module:function`"
+        )
+    check = DEPTHS[name]
+    if isinstance(check, int):
+        return name, check
+    check(depth)
+    return name, depth
 
 
 def check_student(student: Student) -> None:
     """Raise BadInput unless the family exists and has this depth."""
-    if student.family not in DEPTHS:
+    shape_of(student)
+
+
+def titled(student: Student) -> str:
+    """The student's family and depth in words, with an article."""
+    bare = callable(DEPTHS.get(student.family))
+    name = f"{student.family} of depth {student.depth}" if bare else student.family
+    return f"{'an' if name[0] in 'aeiou' or name.startswith('mlp') else 'a'} {name}"
+
+
+def own_function(reference: str) -> Callable[..., Any]:
+    """The function of the user's that makes networks.
+
+    Raises:
+        BadInput: there is none.
+    """
+    function = own_object(reference, "family")
+    if not callable(function):
         raise BadInput(
-            f"family of a network must be a known one, but got {shown(student.family)}; {known(DEPTHS, student.family)}"
+            f"`family: {reference}` must be a function(width, num_classes, in_channels) that returns a torch.nn.Module,"
+            f" but is {shown(function)}"
         )
-    DEPTHS[student.family](student.depth)
+    return function  # type: ignore[no-any-return]

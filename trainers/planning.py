@@ -8,6 +8,7 @@ import torch
 
 from spaces import BadInput, Pruning, Recipe, Student
 from trainers.data.dataset import Dataset
+from trainers.depths import titled
 from trainers.families import Network, build, capture
 from trainers.measure import cost
 from trainers.spectral import Traced, cut, plan, units_that_stay
@@ -33,8 +34,8 @@ def check_size(shape: Student, data: Dataset) -> None:
     _, parameters = _planned(shape, data.image_shape, data.classes)
     if parameters > MOST_PARAMETERS:
         raise BadInput(
-            f"a network must have at most {MOST_PARAMETERS:,} parameters, but a {shape.family} of depth {shape.depth} "
-            f"and width {shape.width:g} has {parameters:,}; lower its depth or width"
+            f"a network must have at most {MOST_PARAMETERS:,} parameters, but {titled(shape)}, {shape.width:g} "
+            f"times as wide, has {parameters:,}; lower its depth or width"
         )
 
 

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from spaces import BadInput, Student
 from spaces.errors import one_line, shown
 from spaces.recipe import Part
+from trainers.depths import shape_of
 from trainers.families import Network, outline
 from trainers.files import Damaged, read_whole, write_whole
 
@@ -37,10 +38,11 @@ def _tensors(network: nn.Module) -> dict[str, Tensor]:
 
 def network_description(student: Student, image_shape: tuple[int, int, int], classes: int) -> dict[str, Any]:
     """What `load_network` needs besides the tensors: JSON."""
+    family, depth = shape_of(student)
     return {
         "format": 1,
-        "family": student.family,
-        "depth": student.depth,
+        "family": family,
+        "depth": depth,
         "width": student.width,
         "members": student.members,
         "image_shape": list(image_shape),
@@ -53,7 +55,7 @@ class _Description(Part):
 
     format: int
     family: str
-    depth: int = Field(ge=2)
+    depth: int = Field(ge=0)
     width: float = Field(gt=0.0, le=64.0)
     members: int = Field(ge=1, le=64)
     image_shape: list[Annotated[int, Field(ge=1, le=2**16)]] = Field(min_length=3, max_length=3)
@@ -62,6 +64,8 @@ class _Description(Part):
 
 def load_network(description: Mapping[str, Any], weights: Path) -> Network:
     """The network as it was saved, cut channels and all, in eval mode.
+
+    Of one that a function of the user's made, the function is imported and called.
 
     Raises:
         FileNotFoundError: there are no weights.
@@ -93,17 +97,20 @@ def _network(d: _Description, weights: bytes, name: str) -> Network:
         raise Damaged(f"{name} must have a tensor for each of {d.depth} layers, but has {len(tensors)}")
     c, h, w = d.image_shape
     try:
-        student = Student(family=d.family, depth=d.depth, width=d.width, members=d.members)
+        student = Student(family=d.family, depth=d.depth or 2, width=d.width, members=d.members)
         network = outline(student, (c, h, w), d.classes)
     except ValidationError as error:
         raise Damaged(f"description of a student: {one_line(error, Student)}") from None
-    except (BadInput, RuntimeError) as error:  # torch's: more numbers than it can count
+    except (BadInput, RuntimeError) as error:  # the latter torch's: more numbers than it can count
+        if ":" in d.family and isinstance(error, BadInput):
+            raise  # the user's function is not there, or does not make what it did
         raise Damaged(f"description of a student must be of a network that can be, but {_line(error)}") from None
     _check_tensors(_tensors(network), tensors, name)
     try:
-        shapes = filled(network, {key: tensor.to("meta") for key, tensor in tensors.items()}).eval()
+        on = next(network.parameters()).device  # `meta`, but for a network of the user's
+        shapes = filled(network, {key: tensor.to(on) for key, tensor in tensors.items()}).eval()
         with torch.no_grad():
-            found = shapes(torch.empty(2, c, h, w, device="meta"))
+            found = shapes(torch.zeros(2, c, h, w, device=on))
     except (RuntimeError, ValueError) as error:
         raise Damaged(f"{name} must have layers that fit one another and the images, but {_line(error)}") from None
     if found.shape != (2, d.classes):

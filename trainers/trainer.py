@@ -173,7 +173,7 @@ class Trainer:
         parts = self._recipe.spectral
         return spectralize(
             network,
-            keep=[network.head],
+            keep=network.heads,
             train_inputs=parts.train_inputs,
             train_outputs=parts.train_outputs,
             train_eigenvectors=parts.train_eigenvectors,

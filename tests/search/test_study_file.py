@@ -148,7 +148,7 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     "teacher family": (
         "name: a\nspace: {}\ntask: {teacher: {family: resnt}}",
-        "must be a known one, but got 'resnt'; did you mean `resnet`. known: mlp, resnet",
+        "must be a known one, but got 'resnt'; did you mean `resnet`. known: mlp, mobilenetv2, resnet, shufflenetv2, vgg, wrn",
     ),
     "teacher depth": ("name: a\nspace: {}\ntask: {teacher: {depth: 9}}", r"must be 6n\+2.*but got 9; the nearest is 8"),
     "teacher members": ("name: a\nspace: {}\ntask: {teacher: {members: 0}}", "members` .*equal to 1, but got 0"),
@@ -700,12 +700,12 @@ def test_more_than_this_machine_has_is_refused_before_anything_is_written(
         (
             {"transfer": ["kd", "attention"], "student.family": ["resnet", "mlp"], "student.depth": 8},
             1,
-            "space: with a student that is a mlp of depth 8: `attention` must have maps of more than one pixel",
+            "space: with a student that is an mlp of depth 8: `attention` must have maps of more than one pixel",
         ),
         (
             {"transfer": "fsp", "student.family": "mlp", "student.depth": {"low": 2, "high": 4}},
             1,
-            "space: with a student that is a mlp of depth 2: `fsp` must have two features or more on both sides",
+            "space: with a student that is an mlp of depth 2: `fsp` must have two features or more on both sides",
         ),
         (
             {"transfer": ["kd", "fitnet"]},

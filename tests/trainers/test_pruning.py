@@ -23,7 +23,7 @@ def spectral(student: Student, shape: tuple[int, int, int] = GREY, seed: int = 0
     """A spectral network in which every number is drawn: eigenvalues, biases, batch norms and their statistics."""
     generator = torch.Generator().manual_seed(seed)
     network = build(student, shape, 10, generator=generator)
-    network = spectralize(network, keep=[network.head])
+    network = spectralize(network, keep=network.heads)
     with torch.no_grad():
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
             if name.endswith(("running_var", "norm.std", "normalize.std")):
@@ -81,7 +81,7 @@ def test_masked_and_cut_networks_agree_after_training(student: Student, task: Ta
     generator = torch.Generator().manual_seed(0)
     network = build(student, GREY, 10, generator=generator)
     network.set_normalization(*task.data.mean_std())
-    network = spectralize(network, keep=[network.head]).train()
+    network = spectralize(network, keep=network.heads).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
     for _ in range(20):
         index = torch.randint(200, (32,), generator=generator)
@@ -276,7 +276,7 @@ def test_a_later_cut_goes_on_to_shares_of_what_was_there_at_first(student: Stude
     for fraction, floor in ((0.5, 0.1), (0.97, 0.3)):
         at_once = plan(trace(network, GREY), fraction, floor=floor)
         first = plan(trace(network, GREY), 0.3, floor=floor)
-        smaller = spectralize(cut(network, first), keep=[network.head])
+        smaller = spectralize(cut(network, first), keep=network.heads)
         second = plan(trace(smaller, GREY), fraction, floor=floor, earlier=first)
         assert (second.units, second.removed) == (at_once.units, at_once.removed)
         left = cut(smaller, second)
@@ -304,7 +304,7 @@ def test_within_layers_every_group_loses_the_same_share_of_its_own_lowest_units(
 def test_within_layers_the_second_round_counts_from_the_first_ones_sizes() -> None:
     network = spectral(Student(depth=8, width=1.0))
     first = plan(trace(network, GREY), 0.5, floor=0.1, scope="layer")
-    smaller = spectralize(cut(network, first), keep=[network.head])
+    smaller = spectralize(cut(network, first), keep=network.heads)
     second = plan(trace(smaller, GREY), 0.75, floor=0.1, scope="layer", earlier=first)
     sizes = {step.root: step.units for step in first.cuts}
     for step in second.cuts:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spaces import BadInput, Student
-from trainers.families import build
+from trainers.families import OwnNetwork, build
+from trainers.families.taps import find_places
 from trainers.spectral import cut, fold, importances, mask, plan, rescale, spectralize, trace
 from trainers.spectral.layers import spectral_layers
 from trainers.store import filled, weights_bytes
@@ -124,18 +125,26 @@ class Kind:
     draws: int = 8
 
 
-def ours(family: str) -> Callable[[random.Random], nn.Module]:
+def ours(*families: str) -> Callable[[random.Random], nn.Module]:
     def make(draw: random.Random) -> nn.Module:
-        depth = draw.choice([8, 14]) if family == "resnet" else draw.randint(2, 6)
-        student = Student(family=family, depth=depth, width=draw.choice([0.02, 0.1, 0.3]))
+        student = Student(family=draw.choice(families), width=draw.choice([0.02, 0.1, 0.3]))
         return build(student, (3, 8, 8), 10, generator=torch.Generator().manual_seed(0))
 
     return make
 
 
+def own(draw: random.Random) -> nn.Module:
+    return OwnNetwork(draw.choice([Separable, Concatenating])(draw), (3, 8, 8), 5, called="it")
+
+
 KINDS = {
-    "resnet": Kind(ours("resnet")),
-    "mlp": Kind(ours("mlp")),
+    "resnet": Kind(ours("resnet8", "resnet14")),
+    "wrn": Kind(ours("wrn10", "wrn16"), draws=4),
+    "vgg": Kind(ours("vgg8", "vgg11"), draws=4),
+    "mobilenetv2": Kind(ours("mobilenetv2"), draws=2),
+    "shufflenetv2": Kind(ours("shufflenetv2"), draws=2),
+    "mlp": Kind(ours(*(f"mlp{depth}" for depth in range(2, 7)))),
+    "own": Kind(own, draws=4),
     "separable": Kind(Separable),
     "concatenating": Kind(Concatenating),
     "tied": Kind(Tied),
@@ -216,7 +225,8 @@ def test_rescaling_leaves_the_function_as_it_is(name: str, seed: int) -> None:
     for weight in changed.values():
         assert float(weight.norm()) == pytest.approx((2 * len(weight)) ** 0.5, rel=1e-4)
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
-    few = {"mlp": 0, "concatenating": 1, "tied": 0, "gated": 0}
+    # in a wide residual network the first of two convolutions of a block has a batch norm behind it
+    few = {"mlp": 0, "concatenating": 1, "tied": 0, "gated": 0, "wrn": len(norms) // 2, "own": 1}
     assert len(changed) >= few.get(name, len(norms)), changed.keys()
 
 
@@ -239,6 +249,16 @@ def test_units_are_what_can_be_cut_alone() -> None:
     assert units("concatenating") == [first, second, *halves, hidden]
     assert units("tied") == widths("tied", "stem flat")  # what is used twice gives what it takes
     assert units("gated") == widths("gated", "conv squeeze")
+    # of each group of blocks what is added up, and what is between a block's two convolutions
+    (stem, *inner) = widths("wrn", "stem groups.0.0.conv1 groups.1.0.conv1 groups.2.0.conv1")
+    first, second, third = (count for _, count in inner)
+    blocks = len(fresh("wrn", 0).get_submodule("groups.0"))
+    assert sum(count for _, count in units("wrn")) == stem[1] + (blocks + 1) * (first + second + third) - first
+    convolutions = [name for name, m in fresh("vgg", 0).named_modules() if isinstance(m, nn.Conv2d)]
+    assert units("vgg") == widths("vgg", " ".join(convolutions))
+    # the stem, what is between a unit's convolutions, and the last; what is split and shuffled stays
+    inside = [f"stages.{stage}.{unit}.branch.0" for stage, count in enumerate((4, 8, 4)) for unit in range(count)]
+    assert units("shufflenetv2") == widths("shufflenetv2", " ".join(["stem.0", *inside, "last.0"]))
     # three groups of channels a stage in a ResNet-18: what is added up, and the first convolution of either block
     assert sum(count for _, count in units("resnet18")) == 3 * (64 + 128 + 256 + 512)
     # what each of the 16 blocks with an expansion makes of its input, six times as wide; the blocks' outputs by stage;
@@ -250,8 +270,11 @@ def test_units_are_what_can_be_cut_alone() -> None:
 
 def test_the_layers_that_make_the_outputs_are_found() -> None:
     expected = {"resnet": "classifier", "mlp": "classifier", "tied": "one other", "mobilenet_v2": "classifier.1"}
-    for name in KINDS:
-        assert list(trace(fresh(name, 0), KINDS[name].shape).heads) == expected.get(name, "fc").split()
+    expected |= dict.fromkeys(("wrn", "vgg", "mobilenetv2", "shufflenetv2"), "classifier") | {"own": "network.fc"}
+    for name, kind in KINDS.items():
+        network = fresh(name, 0)
+        assert list(trace(network, kind.shape).heads) == expected.get(name, "fc").split()
+        assert find_places(network, kind.shape).heads == tuple(expected.get(name, "fc").split())
 
 
 def test_a_layer_that_is_kept_stays_whole_and_does_not_count() -> None:

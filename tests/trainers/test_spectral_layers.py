@@ -110,9 +110,9 @@ def test_spectralizing_replaces_every_layer_but_those_kept_and_leaves_the_origin
     student = Student(family=family, depth=8, width=0.125)
     network = build(student, (1, 8, 8), 10, generator=torch.Generator().manual_seed(0)).eval()
     names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    spectral = spectralize(network, keep=[network.head])
-    assert [name for name, _ in spectral_layers(spectral)] == [name for name in names if name != network.head]
-    assert type(spectral.get_submodule(network.head)) is nn.Linear
+    spectral = spectralize(network, keep=network.heads)
+    assert [name for name, _ in spectral_layers(spectral)] == [name for name in names if name not in network.heads]
+    assert type(spectral.get_submodule(network.heads[0])) is nn.Linear
     assert list(spectral_layers(network)) == []
     images = torch.rand(4, 1, 8, 8)
     assert torch.equal(spectral(images), network(images))

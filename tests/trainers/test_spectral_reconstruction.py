@@ -163,13 +163,13 @@ def test_a_twin_is_made_up_for(family: str, members: int) -> None:
     alphas = [name for name, _ in network.named_parameters() if name.endswith("alpha")]
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            if name in alphas[:1] or (network.head in name and name not in alphas):
+            if name in alphas[:1] or (network.heads[0] in name and name not in alphas):
                 continue  # what belongs to pixels, or to outputs
             units = 1 if members > 1 and parameter.dim() == 2 and not name.endswith("weight") else 0
             even = parameter.index_select(units, torch.arange(0, parameter.shape[units], 2))
             parameter.copy_(even.repeat_interleave(2, units))
     recalibrate(network, [images])
-    spectral = spectralize(network, keep=[network.head])
+    spectral = spectralize(network, keep=network.heads)
     cuts = plan(trace(spectral, (1, 8, 8)), 0.5, floor=0.0, scope="layer")
     every_second = (replace(step, removed=tuple(range(1, step.units, 2))) for step in cuts.cuts)
     odd = replace(cuts, cuts=tuple(every_second))
@@ -185,7 +185,7 @@ def test_a_twin_is_made_up_for(family: str, members: int) -> None:
 
 def trained() -> Network:
     network = build(Student(depth=8, width=0.25), (1, 8, 8), 10, generator=torch.Generator().manual_seed(0))
-    return spectralize(network, keep=[network.head])
+    return spectralize(network, keep=network.heads)
 
 
 def test_large_maps_are_fitted_to_at_some_places_only(monkeypatch: pytest.MonkeyPatch) -> None:

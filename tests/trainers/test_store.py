@@ -120,7 +120,7 @@ def pruned(student: Student) -> Network:
     generator = torch.Generator().manual_seed(0)
     network = build(student, GREY, 10, generator=generator)
     network.set_normalization(torch.tensor([0.3]), torch.tensor([0.4]))
-    network = spectralize(network, keep=[network.head])
+    network = spectralize(network, keep=network.heads)
     with torch.no_grad():
         for name, tensor in network.state_dict().items():
             if "running" in name or "eigenvalues_out" in name:

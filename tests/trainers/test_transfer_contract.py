@@ -26,6 +26,14 @@ PAIRS = {
     "alike": (RESNET, RESNET),
     "narrower and shallower than its teacher": (Student(depth=8, width=0.125), Student(depth=20, width=0.5)),
     "wider and deeper than its teacher": (Student(depth=14, width=0.5), Student(depth=8, width=0.125)),
+    "of another family, with linear bottlenecks": (
+        Student(family="mobilenetv2", width=0.02),
+        Student(family="wrn10", width=0.25),
+    ),
+    "of another family, with shuffled channels": (
+        Student(family="shufflenetv2", width=0.02),
+        Student(family="vgg8", width=0.1),
+    ),
     "of another family, features flat": (Student(family="mlp", depth=3, width=0.05), RESNET),
     "of another family, teacher's features flat": (RESNET, Student(family="mlp", depth=5, width=0.05)),
 }

@@ -351,7 +351,7 @@ def test_a_learning_rate_that_is_much_too_high_is_divergence_and_never_a_result(
         ({"transfer": "facter"}, "`transfer` must be a known method, but got 'facter'"),
         ({"transfer": "kd", "kd.temprature": 2.0}, r"`kd\.temprature` is not a known key; did you mean `temperature`"),
         ({"student.depth": 9}, r"depth of a resnet must be 6n\+2"),
-        ({"student.family": "vgg"}, "family of a network must be a known one"),
+        ({"student.family": "vggg"}, "family of a network must be a known one"),
     ],
 )
 def test_a_recipe_that_cannot_be_carried_out_is_refused_before_it_begins(

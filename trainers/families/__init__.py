@@ -5,16 +5,24 @@ from types import MappingProxyType
 
 import torch
 
-from spaces import Student
-from trainers.depths import check_student
+from spaces import BadInput, Student
+from trainers.depths import shape_of
 from trainers.families.batch_ensemble import batch_ensemble
 from trainers.families.deep_ensemble import DeepEnsemble
 from trainers.families.family import Family, Features, Network, by_member, capture, combined
 from trainers.families.mlp import MLP
+from trainers.families.mobilenetv2 import MOBILENETV2
+from trainers.families.own import OwnNetwork, own_network
 from trainers.families.resnet import RESNET
+from trainers.families.shufflenetv2 import SHUFFLENETV2
+from trainers.families.taps import find_places, find_taps
+from trainers.families.vgg import VGG
+from trainers.families.wrn import WRN
 from trainers.seeding import seeded
 
-FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in (RESNET, MLP)})
+_ALL: tuple[Family, ...] = (RESNET, WRN, VGG, MOBILENETV2, SHUFFLENETV2, MLP)
+
+FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in _ALL})
 """Every family by its name in study files; `trainers.depths` says which depths it has."""
 
 
@@ -28,24 +36,45 @@ def build(student: Student, image_shape: tuple[int, int, int], classes: int, *, 
         generator: where the initial weights come from.
 
     Raises:
-        BadInput: no such family, or not of this depth.
+        BadInput: no such family, or not of this depth, or not for such images.
     """
-    check_student(student)
+    family, depth = shape_of(student)
     with seeded(generator):
-        network = FAMILIES[student.family].build(student.depth, student.width, image_shape, classes)
+        if ":" in family:
+            return _own(student, image_shape, classes)
+        network = FAMILIES[family].build(depth, student.width, image_shape, classes)
         return batch_ensemble(network, student) if student.members > 1 else network
 
 
 def outline(student: Student, image_shape: tuple[int, int, int], classes: int) -> Network:
     """The network that `build` makes, but of shapes alone (torch's `meta` device): at once, and in no memory.
 
+    One of the user's own is made for real all the same.
+
     Raises:
-        BadInput: no such family, or not of this depth.
+        BadInput: no such family, or not of this depth, or not for such images.
     """
-    check_student(student)
+    if ":" in student.family:
+        return build(student, image_shape, classes, generator=torch.Generator().manual_seed(0))
     with torch.device("meta"):
-        network = FAMILIES[student.family].build(student.depth, student.width, image_shape, classes)
-        return batch_ensemble(network, student) if student.members > 1 else network
+        return build(student, image_shape, classes, generator=torch.Generator("cpu").manual_seed(0))
+
+
+def _own(student: Student, image_shape: tuple[int, int, int], classes: int) -> Network:
+    network = own_network(student.family, student.width, image_shape, classes)
+    if student.members == 1:
+        return network
+    with torch.device("cpu"):
+        batch_ensemble(network, student)
+        try:
+            find_places(network, image_shape)
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise BadInput(
+                f"`family: {student.family}` must be a network whose layers are called one by one to have "
+                f"{student.members} members, but {reason}; leave `student.members` at 1"
+            ) from None
+    return network
 
 
 __all__ = [
@@ -54,9 +83,11 @@ __all__ = [
     "Family",
     "Features",
     "Network",
+    "OwnNetwork",
     "build",
     "by_member",
     "capture",
     "combined",
+    "find_taps",
     "outline",
 ]

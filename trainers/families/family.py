@@ -51,10 +51,10 @@ class Network(nn.Module, ABC):
     """How many predictions it makes of each image and averages."""
     taps: tuple[str, ...]
     """Names of the modules whose outputs are its features, from shallow to deep."""
-    activations: tuple[str, ...]
-    """Names of the ReLUs that each of the taps ends in, in the same order."""
-    head: ClassVar[str] = "classifier"
-    """Name of the last layer, whose outputs are the classes and are never pruned."""
+    activations: tuple[str | None, ...]
+    """Names of the ReLUs that each of the taps ends in, in the same order; None where it ends in none."""
+    heads: tuple[str, ...] = ("classifier",)
+    """Names of the last layers, whose outputs are the classes and are never pruned."""
     normalize: Normalize
 
     @abstractmethod
@@ -89,13 +89,13 @@ class Features:
     logits: Tensor
     maps: tuple[Tensor, ...]
     before_relu: tuple[Tensor, ...] = ()
-    """The same maps before the ReLU that each of them ends in."""
+    """The same maps before the ReLU that each of them ends in; those that end in none are here as they are."""
     perturbed: Tensor | None = None
     """Logits (B, classes) of the perturbed images, where a transfer method asked for such."""
 
 
 def capture(network: Network, images: Tensor, taps: Sequence[str] | None = None) -> Features:
-    """Run `network` and keep the outputs of its taps; flat features (B, C) come as (B, C, 1, 1).
+    """Run `network` and keep the outputs of its taps, as maps (`as_map`).
 
     Args:
         network: in any mode.
@@ -118,21 +118,52 @@ def capture(network: Network, images: Tensor, taps: Sequence[str] | None = None)
             lambda _m, given, _o, name=name: inputs.__setitem__(name, given[0])
         )
         for name in activations
+        if name is not None
     ]
     try:
         logits = network.outputs(images)
     finally:
         for handle in handles:
             handle.remove()
+    maps = {name: as_map(outputs[name], images.shape) for name in names}
+    before = {name: as_map(given, images.shape) for name, given in inputs.items()}
+    ends = zip(names, activations, strict=taps is None)
     return Features(
         logits,
-        tuple(_as_map(outputs[name]) for name in names),
-        tuple(_as_map(inputs[name]) for name in activations),
+        tuple(maps[name] for name in names),
+        tuple(maps[name] if end is None else before[end] for name, end in ends),
     )
 
 
-def _as_map(feature: Tensor) -> Tensor:
-    return feature if feature.dim() == 4 else feature[:, :, None, None]
+def as_map(feature: Tensor, images: Sequence[int]) -> Tensor:
+    """A feature as (B, C, h, w).
+
+    (B, C) is of one pixel. (B, N, C) are tokens, as of a vision transformer: a grid where N of them make one in the
+    images' proportions, or all but the first do, which then is the class token; else their mean is of one pixel.
+    (B, h, w, C) is told from (B, C, h, w) by the images' proportions.
+
+    Args:
+        feature: of two to four dimensions.
+        images: (B, C, H, W), the shape of the images that it is of.
+    """
+    height, width = images[2], images[3]
+    if feature.dim() == 2:
+        return feature[:, :, None, None]
+    if feature.dim() == 3:
+        for tokens in (feature, feature[:, 1:]):
+            rows = round(math.sqrt(tokens.shape[1] * height / width))
+            columns = round(math.sqrt(tokens.shape[1] * width / height))
+            if rows and rows * columns == tokens.shape[1]:
+                return tokens.mT.reshape(len(tokens), -1, rows, columns)
+        return feature.mean(1)[:, :, None, None]
+    is_first = _is_alike(feature.shape[2], feature.shape[3], height / width)
+    is_last = _is_alike(feature.shape[1], feature.shape[2], height / width)
+    return feature.permute(0, 3, 1, 2) if is_last and not is_first else feature
+
+
+def _is_alike(height: int, width: int, proportion: float) -> bool:
+    """Whether a map can be of images with this height over width, each side rounded up or down on its way."""
+    return abs(height - width * proportion) <= 1.0 + proportion
 
 
 def scaled(base: int, width: float) -> int:

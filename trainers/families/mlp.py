@@ -13,7 +13,7 @@ class FullyConnected(Network):
     def __init__(self, depth: int, units: int, image_shape: tuple[int, int, int], classes: int) -> None:
         """depth: layers with weights; units: of each hidden layer; image_shape: (C, H, W)."""
         super().__init__()
-        self.taps = self.activations = tuple(f"hidden.{index}.1" for index in range(depth - 1))
+        self.activations = self.taps = tuple(f"hidden.{index}.1" for index in range(depth - 1))
         self.normalize = Normalize(image_shape[0])
         inputs = math.prod(image_shape)
         self.hidden = nn.Sequential()
