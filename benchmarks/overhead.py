@@ -160,7 +160,7 @@ def carry_out(job: Job) -> Line:
         "ended": [moment - ended[0] for moment in ended],
         "spans": sorted((trial["began"] - ended[0], trial["ended"] - ended[0]) for trial in told),
         "memory": [(moment - ended[0], size) for moment, size in memory],
-        "front": len(front.members),
+        "front": len(front.non_dominated),
         "in_mlflow": runs,
         "unsent_bytes": unsent,
         "seconds": seconds,

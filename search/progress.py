@@ -69,10 +69,10 @@ def drawn(study: str, progress: Progress, elapsed_s: float) -> RenderableType:
     lines: list[RenderableType] = [head]
     if progress.phase != "trials":
         lines.append(Text(f"{progress.phase} …", style="dim"))
-    if front is not None and front.members:
+    if front is not None and front.non_dominated:
         best = select(front, {})
         leading = ", ".join(f"{name} {show(best.value(name))}" for name in front.objectives)
-        lines.append(Text(f"front of {len(front.members)}, hypervolume {front.hypervolume:.4f}; best {leading}"))
+        lines.append(Text(f"front of {len(front.non_dominated)}, hypervolume {front.hypervolume:.4f}; best {leading}"))
     return Group(*lines)
 
 

@@ -100,7 +100,7 @@ class Reporter:
         self._curve(line.trial, points)
         front = standing.front
         if front is not None and line.counts:
-            members = {entry.trial for entry in front.members}
+            members = {entry.trial for entry in front.non_dominated}
             if members != self._told_members:
                 self._points(members, standing)
                 self._tracker.tell(FrontMembers(sorted(members)))
@@ -164,7 +164,7 @@ class Reporter:
     def front(self, standing: Standing) -> None:
         """Which students the front has at the end of the session."""
         assert standing.front is not None
-        members = [entry.trial for entry in standing.front.members]
+        members = [entry.trial for entry in standing.front.non_dominated]
         self._points({*members}, standing)
         self._tracker.tell(FrontMembers(sorted(members)))
 
@@ -178,10 +178,10 @@ class Reporter:
                 **entry.recipe,
                 "mlflow_run_id": entry.run_id or "",
             }
-            for entry in front.members
+            for entry in front.non_dominated
         ]
         if complete:
-            for entry in front.members:
+            for entry in front.non_dominated:
                 if entry.trial in self._tracker.history.ends:  # else the disk had no room for it
                     at, end = self._tracker.history.ends[entry.trial]
                     self._tracker.tell(StudentKept(entry.trial, entry.recipe, entry.measurements, end.step, at))

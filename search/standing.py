@@ -142,7 +142,7 @@ class Standing:
         changes it. Those done are included."""
         if self._seeds == 1 or self.left or self.front is None:
             return []
-        members = self.front.members
+        members = self.front.non_dominated
         trials = sorted({entry.trial if entry.curve_of is None else entry.curve_of for entry in members})
         return [Repeat(trial, nth) for nth in range(1, self._seeds) for trial in trials]
 

@@ -35,7 +35,7 @@ class Status:
             "repeated": standing.repeated,
             "repeats_failed": standing.repeats_failed,
             "running": [line.trial for line in standing.of("running")] if self.state == "running" else [],
-            "front": [] if front is None else [entry.trial for entry in front.members],
+            "front": [] if front is None else [entry.trial for entry in front.non_dominated],
             "hypervolume": 0.0 if front is None else front.hypervolume,
             "broke_constraints": 0 if front is None else front.broken,
             "refused_by_mlflow": 0 if self.refused is None else self.refused.count,

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 Direction: TypeAlias = Literal["min", "max"]
 Scale: TypeAlias = Literal["linear", "log"]
-Ends: TypeAlias = Callable[[Direction, Mapping[str, float], int], tuple[float, float]]
-"""From the direction that a study asks for, the teacher's measurements, and how many classes the data have, to the
-values between which hypervolume is computed: worth nothing, and unbeatable."""
+Ends: TypeAlias = Callable[[Direction, float, int], tuple[float, float]]
+"""From the direction that a study asks for, what the teacher measures (NaN where it was not measured), and how many
+classes the data have, to the values between which hypervolume is computed: worth nothing, and unbeatable."""
 
 
 @dataclass(frozen=True)
@@ -162,29 +162,27 @@ def _between(worst: float, best: float) -> Ends:
     return lambda direction, teacher, classes: (worst, best)
 
 
-def _from_the_teachers(name: str, best: float = 1.0) -> Ends:
-    return lambda direction, teacher, classes: (teacher.get(name, math.nan), best)
+def _from_the_teachers(best: float) -> Ends:
+    return lambda direction, teacher, classes: (teacher, best)
 
 
-def _from_guessing(direction: Direction, teacher: Mapping[str, float], classes: int) -> tuple[float, float]:
+def _from_guessing(direction: Direction, teacher: float, classes: int) -> tuple[float, float]:
     """Of a negative log-likelihood."""
     return math.log(classes), 0.0
 
 
-def _from_guessing_squared(direction: Direction, teacher: Mapping[str, float], classes: int) -> tuple[float, float]:
+def _from_guessing_squared(direction: Direction, teacher: float, classes: int) -> tuple[float, float]:
     """Of a Brier score."""
     return 1.0 - 1.0 / classes, 0.0
 
 
-def _up_to_guessing(direction: Direction, teacher: Mapping[str, float], classes: int) -> tuple[float, float]:
+def _up_to_guessing(direction: Direction, teacher: float, classes: int) -> tuple[float, float]:
     """Of an uncertainty; more of it is better, unless the study says otherwise."""
     return (0.0, math.log(classes)) if direction == "max" else (math.log(classes), 0.0)
 
 
-def _up_to_the_teachers_members(
-    direction: Direction, teacher: Mapping[str, float], classes: int
-) -> tuple[float, float]:
-    return 0.0, max(1.0, teacher.get("deep_ensemble_equivalent", 1.0))
+def _up_to_the_teachers(direction: Direction, teacher: float, classes: int) -> tuple[float, float]:
+    return 0.0, max(1.0, teacher)
 
 
 _ROWS = (
@@ -251,7 +249,7 @@ _ROWS = (
         "max",
         "linear",
         "members of the teacher",
-        _up_to_the_teachers_members,
+        _up_to_the_teachers,
         lambda p: (
             None if p.ensemble_nlls is None else deep_ensemble_equivalent(_nll(p.calibrated, p.labels), p.ensemble_nlls)
         ),
@@ -261,7 +259,7 @@ _ROWS = (
         "min",
         "log",
         "numbers",
-        _from_the_teachers("parameters"),
+        _from_the_teachers(1.0),
         lambda network, image_shape: float(sum(parameter.numel() for parameter in network.parameters())),
         least=1.0,
         label="parameters (count)",
@@ -271,18 +269,18 @@ _ROWS = (
         "min",
         "log",
         "multiply-adds an image",
-        _from_the_teachers("macs"),
+        _from_the_teachers(1.0),
         _multiply_adds,
         least=1.0,
         label="multiply-accumulates (per example)",
     ),
-    Cost("size_bytes", "min", "log", "bytes", _from_the_teachers("size_bytes"), _bytes_of_weights, least=1.0),
+    Cost("size_bytes", "min", "log", "bytes", _from_the_teachers(1.0), _bytes_of_weights, least=1.0),
     Cost(
         "latency_ms",
         "min",
         "log",
         "milliseconds for one image",
-        _from_the_teachers("latency_ms", best=1e-3),
+        _from_the_teachers(1e-3),
         _latency_ms,
         timed=True,
     ),

@@ -68,14 +68,14 @@ class Task:
         check(key)
         folder = home / "teachers" / key
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / f".{key}.lock"):
-            if not (folder / "teacher.json").exists():
-                with computing(spec.teacher.threads):
-                    _make_teacher(spec, data, folder, on_epoch)
         try:
-            record = json.loads(read_hashed(folder / "teacher.json"))
-            teacher = _teacher([_read_member(spec, data, file) for file in _files(spec.teacher, folder)])
-            measurements = _measurements(record, teacher, data, folder, spec.teacher.threads)
+            with FileLock(folder.parent / f".{key}.lock"):
+                if not (folder / "teacher.json").exists():
+                    with computing(spec.teacher.threads):
+                        _make_teacher(spec, data, folder, on_epoch)
+                record = json.loads(read_hashed(folder / "teacher.json"))
+                teacher = _teacher([_read_member(spec, data, file) for file in _files(spec.teacher, folder)])
+                measurements = _measurements(record, teacher, data, folder, spec.teacher.threads)
         except (Damaged, FileNotFoundError) as error:
             # not trained anew by itself: the students of other studies learned from the one that was here
             why = error if isinstance(error, Damaged) else f"{Path(error.filename).name} is gone"

@@ -124,7 +124,7 @@ def _print_status(study: "Study", stand: "Status") -> None:
 
 def _front_in_brief(front: "Front | None") -> tuple[str, str]:
     """How many students, and the hypervolume."""
-    return ("0", "–") if front is None else (str(len(front.members)), f"{front.hypervolume:.4f}")
+    return ("0", "–") if front is None else (str(len(front.non_dominated)), f"{front.hypervolume:.4f}")
 
 
 def front(

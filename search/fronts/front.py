@@ -64,7 +64,7 @@ class Front:
     """One an objective, in the objectives' order."""
     entries: tuple[Entry, ...]
     """All finished students, by trial; those that diverged are among them and never on the front."""
-    members: tuple[Entry, ...]
+    non_dominated: tuple[Entry, ...]
     """By the last objective (the size, as a rule), then the first, then the trial."""
     hypervolume: float
     broken: int = 0
@@ -102,12 +102,14 @@ class Front:
     @property
     def is_repeated(self) -> bool:
         """Whether students on the front were trained again with other seeds, or it was tried."""
-        return any(entry.repeats or entry.repeats_failed for entry in self.members)
+        return any(entry.repeats or entry.repeats_failed for entry in self.non_dominated)
 
     @cached_property
     def noisy(self) -> list[str]:
         """The objectives that another seed has changed in any student on the front."""
-        return [name for name in self.objectives if any(entry.spread(name).deviation > 0 for entry in self.members)]
+        return [
+            name for name in self.objectives if any(entry.spread(name).deviation > 0 for entry in self.non_dominated)
+        ]
 
     @cached_property
     def doubtful(self) -> dict[int, list[int]]:
@@ -118,7 +120,7 @@ class Front:
         """
         if not self.is_repeated:
             return {}
-        spreads = {e.trial: {name: e.spread(name) for name in self.objectives} for e in self.members}
+        spreads = {e.trial: {name: e.spread(name) for name in self.objectives} for e in self.non_dominated}
         rivals = {
             trial: sorted(
                 other
@@ -200,7 +202,7 @@ class Front:
     def summary(self) -> str:
         """How many, and how good, in a line."""
         others = f"; {self.broken} more break a constraint" if self.broken else ""
-        share = f"{len(self.members)} of {len(self.entries)} students on the front"
+        share = f"{len(self.non_dominated)} of {len(self.entries)} students on the front"
         return f"{share}, hypervolume {self.hypervolume:.4f}{others}"
 
     def to_json(self, study: str) -> dict[str, object]:
@@ -230,7 +232,7 @@ class Front:
                     "curve_of": entry.curve_of,
                     **({"seeds": self._seeds_json(entry)} if self.is_repeated else {}),
                 }
-                for entry in self.members
+                for entry in self.non_dominated
             ],
         }
 

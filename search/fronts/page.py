@@ -167,7 +167,7 @@ def _measured(measurements: Mapping[str, float]) -> list[str]:
 
 
 def _table(front: Front) -> str:
-    seeds = [front.seed_cells(entry) for entry in front.members]
+    seeds = [front.seed_cells(entry) for entry in front.non_dominated]
     names = ("student", *front.objectives, *(seeds[0] if seeds else ()))
     head = "".join(f'<th class="number">{escape(name)}</th>' for name in names)
     rows = [
@@ -176,7 +176,7 @@ def _table(front: Front) -> str:
             for cell in (entry.trial, *(show(entry.value(n)) for n in front.objectives), *cells.values())
         )
         + f"<td><code>{escape(front.brief(entry))}</code></td><td><code>{escape(entry.run_id or '–')}</code></td>"
-        for entry, cells in zip(front.members, seeds, strict=True)
+        for entry, cells in zip(front.non_dominated, seeds, strict=True)
     ]
     return (
         f"<table><thead><tr>{head}<th>recipe</th><th>MLflow run</th></tr></thead>"

@@ -49,7 +49,7 @@ class Axis:
             classes: how many the data have.
         """
         metric = METRICS[name]
-        return cls(name, direction, metric.scale, *metric.ends(direction, teacher, classes))
+        return cls(name, direction, metric.scale, *metric.ends(direction, teacher.get(name, math.nan), classes))
 
     def position(self, values: ArrayLike) -> NDArray[np.float64]:
         """Any shape to the same shape; outside [0, 1] beyond the ends. On a log axis 0 and below are tiny."""

@@ -62,7 +62,7 @@ def pictured(front: Front) -> Picture:
     place = y.position([entry.value(y.name) for entry in entries])
     lower, upper = np.percentile(place, [25, 75]) if entries else (0.0, 0.0)
     fence = lower - 3 * (upper - lower) if upper > lower else -math.inf
-    far = [e for e, where in zip(entries, place, strict=True) if where < fence and e not in front.members]
+    far = [e for e, where in zip(entries, place, strict=True) if where < fence and e not in front.non_dominated]
     return Picture(x, y, entries, far)
 
 
@@ -75,7 +75,7 @@ def groups(front: Front, picture: Picture) -> Iterator[tuple[str, Look, bool, li
     """By transfer method, its dominated students and then those on the front (False, True): either may be empty."""
     for i, method in enumerate(sorted({_method(entry) for entry in picture.entries})):
         for on_front in (False, True):
-            group = [e for e in picture.entries if _method(e) == method and (e in front.members) == on_front]
+            group = [e for e in picture.entries if _method(e) == method and (e in front.non_dominated) == on_front]
             yield method, _LOOKS[i % len(_LOOKS)], on_front, group
 
 
@@ -93,7 +93,7 @@ def stairs(front: Front, picture: Picture) -> list[Entry]:
 
 def spreads(front: Front, picture: Picture) -> tuple[str, list[Spread], list[Spread]]:
     """A label ("" where nothing was repeated), and on x and y the means and deviations of what was, on the front."""
-    repeated = [entry for entry in front.members if entry.repeats and entry in picture.entries]
+    repeated = [entry for entry in front.non_dominated if entry.repeats and entry in picture.entries]
     counts = sorted({1 + len(entry.repeats) for entry in repeated})
     few_to_many = "–".join(str(count) for count in dict.fromkeys((*counts[:1], *counts[-1:])))
     over_x, over_y = ([entry.spread(axis.name) for entry in repeated] for axis in (picture.x, picture.y))

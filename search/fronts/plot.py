@@ -20,10 +20,10 @@ def plot(front: Front, width: int = 72, height: int = 18) -> str:
     columns, rows = max(width, 40) - gutter - 2, max(height, 8) - 4
     arrow = "↓" if y.direction == "max" else "↑"
     cells = [[" "] * columns for _ in range(rows)]
-    for entry in sorted(front.entries, key=lambda entry: entry in front.members):  # those of the front on top
+    for entry in sorted(front.entries, key=lambda entry: entry in front.non_dominated):  # those of the front on top
         if entry in entries:
             row = rows - 1 - _cell(y, entry.value(y.name), y_ends, rows)
-            mark = "●" if entry in front.members else arrow if entry in far else "·"
+            mark = "●" if entry in front.non_dominated else arrow if entry in far else "·"
             cells[row][_cell(x, entry.value(x.name), x_ends, columns)] = mark
     labels = dict(zip((0, (rows - 1) // 2, rows - 1), reversed(y_ticks), strict=True))
     lines = [f"{labels.get(i, ''):>{gutter}} {'┤' if i in labels else '│'}{''.join(r)}" for i, r in enumerate(cells)]

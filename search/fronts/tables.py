@@ -20,7 +20,7 @@ def front_table(front: Front) -> Table:
     The recipe has a third of WIDTH at least: other numbers than objectives stay away where they would take it.
     Where repeats take too much of it, the objectives that they are about are shown over the seeds alone.
     """
-    students = front.members
+    students = front.non_dominated
     cells = [front.seed_cells(entry) for entry in students]
     columns = {"student": [str(entry.trial) for entry in students]}
     columns |= {name: [show(entry.value(name)) for entry in students] for name in front.objectives}

@@ -166,7 +166,7 @@ def test_status_lists_all_studies(finished: Finished, dux: Callable[..., Said]) 
     header, _, row = (line.split() for line in out.strip().splitlines())
     assert header == ["study", "state", "done", "failed", "stopped", "front", "hypervolume"]
     front = finished.study.front()
-    assert row == ["tiny", "finished", "6/6", "0", "0", str(len(front.members)), f"{front.hypervolume:.4f}"]
+    assert row == ["tiny", "finished", "6/6", "0", "0", str(len(front.non_dominated)), f"{front.hypervolume:.4f}"]
 
 
 def test_the_table_of_studies_takes_a_hundred_columns_whatever_their_names(
@@ -210,7 +210,7 @@ def test_front_is_a_picture_and_a_table(finished: Finished, dux: Callable[..., S
     assert (code, err) == (0, "")
     front = finished.study.front()
     assert front.summary() in out
-    for entry in front.members:
+    for entry in front.non_dominated:
         assert re.search(rf"^\s+{entry.trial}\s+{entry.measurements['accuracy']:.4f}\b", out, re.MULTILINE)
 
 
@@ -219,7 +219,7 @@ def test_front_json_is_the_front_and_nothing_else(finished: Finished, dux: Calla
     assert (code, err) == (0, "")
     found = json.loads(out)
     assert found == json.loads((finished.study.folder / "front.json").read_text())
-    assert [member["trial"] for member in found["members"]] == [e.trial for e in finished.study.front().members]
+    assert [member["trial"] for member in found["members"]] == [e.trial for e in finished.study.front().non_dominated]
     for member in found["members"]:
         assert set(member) == {"trial", "recipe", "objectives", "measurements", "mlflow_run_id", "curve_of"}
         assert member["mlflow_run_id"] == finished.study.run_ids()[member["trial"]]

@@ -51,7 +51,7 @@ def test_every_trial_has_its_whole_curve_in_ledger_files_and_mlflow_exactly_once
     assert len(lines) == TRIALS * (1 + POINTS)
     client = MlflowClient(tracking_uri=study.files.tracking_uri)
     run_ids = study.run_ids()
-    on_front = {entry.trial for entry in study.front().members}
+    on_front = {entry.trial for entry in study.front().non_dominated}
     assert set(trials) | on_front <= set(run_ids) < {line.trial for line in lines}
     for line in lines:
         assert line.recipe is not None
@@ -109,13 +109,13 @@ def test_the_front_is_of_trials_and_points_alike_and_says_which_is_which(
     expected = {f"from the curve of trial {trial}, {way}" for trial in set(points.values()) for way in ways}
     assert set(marks) == expected
     assert all(("not fine-tuned" in mark) is (epochs == 0) for mark, epochs in marks.items())
-    assert any(entry.curve_of is not None for entry in front.members)
+    assert any(entry.curve_of is not None for entry in front.non_dominated)
 
 
 def test_a_student_on_a_curve_is_exported_as_it_was_measured(
     study: Study, dux: Callable[..., Said], tmp_path: Path
 ) -> None:
-    member = next(entry for entry in study.front().members if entry.curve_of is not None)
+    member = next(entry for entry in study.front().non_dominated if entry.curve_of is not None)
     parameters = int(member.measurements["parameters"])
     bounds = ("--max", f"parameters={parameters}", "--min", f"accuracy={member.measurements['accuracy']}")
     code, _, err = dux("export", "curved", "--home", study.home, *bounds, "--out", tmp_path)

@@ -173,34 +173,34 @@ def test_members_are_by_size_whatever_order_the_students_come_in() -> None:
     for some in itertools.permutations([SMALL, MIDDLE, LARGE, DOMINATED, DIVERGED]):
         again = front(*some)
         assert again == FIVE
-        assert again.members == (SMALL, MIDDLE, LARGE)
+        assert again.non_dominated == (SMALL, MIDDLE, LARGE)
         assert [e.trial for e in again.entries] == [0, 1, 2, 3, 4]
 
 
 def test_adding_a_dominated_point_leaves_front_and_hypervolume_unchanged() -> None:
     more = front(*FIVE.entries, entry(9, 0.79, 100), entry(8, 0.90, 1000))
-    assert more.members == FIVE.members
+    assert more.non_dominated == FIVE.non_dominated
     assert more.hypervolume == FIVE.hypervolume
 
 
 def test_adding_a_better_point_replaces_what_it_dominates() -> None:
     best = entry(9, 0.96, 900)
     more = front(*FIVE.entries, best)
-    assert more.members == (SMALL, best)
+    assert more.non_dominated == (SMALL, best)
     assert more.hypervolume > FIVE.hypervolume
 
 
 def test_of_equal_students_the_earlier_trial_is_the_member() -> None:
-    assert [e.trial for e in front(entry(7, 0.9, 10), entry(5, 0.9, 10), entry(6, 0.9, 10)).members] == [5]
+    assert [e.trial for e in front(entry(7, 0.9, 10), entry(5, 0.9, 10), entry(6, 0.9, 10)).non_dominated] == [5]
 
 
 def test_a_student_without_a_measurement_of_an_objective_is_no_member() -> None:
-    assert front(Entry(0, {}, {"accuracy": 1.0}), SMALL).members == (SMALL,)
+    assert front(Entry(0, {}, {"accuracy": 1.0}), SMALL).non_dominated == (SMALL,)
 
 
 def test_a_front_of_nothing_is_empty() -> None:
     nothing = front()
-    assert (nothing.entries, nothing.members, nothing.hypervolume) == ((), (), 0.0)
+    assert (nothing.entries, nothing.non_dominated, nothing.hypervolume) == ((), (), 0.0)
     assert plot(nothing) == "no student to draw yet"
     assert front_table(nothing).row_count == 0
 
@@ -346,7 +346,7 @@ def test_the_selected_student_is_the_brute_force_one() -> None:
                 select(front(*students), bounds)
             continue
         found = select(front(*students), bounds)
-        assert found in front(*students).members
+        assert found in front(*students).non_dominated
         assert found.value("accuracy") == max(e.value("accuracy") for e in inside)
 
 
@@ -419,7 +419,7 @@ def test_points_that_are_one_or_have_no_logarithm_can_be_plotted(entries: list[E
 
 def test_one_objective_is_drawn_over_parameters_or_else_over_trials() -> None:
     alone = Front.of([SMALL, LARGE, MIDDLE], {"accuracy": "max"}, [ACCURACY])
-    assert alone.members == (LARGE,)
+    assert alone.non_dominated == (LARGE,)
     assert pictured(alone).x.name == "parameters"
     assert pictured(alone).x.scale == "log"
     assert pictured(Front.of(FIVE.entries, {"parameters": "min"}, [PARAMETERS])).x.name == "trial"
@@ -430,7 +430,7 @@ def test_three_objectives_make_a_front_of_all_three() -> None:
     macs = Axis("macs", "min", "log", worst=1000, best=1)
     low, high = entry(0, 0.9, 100, macs=900.0), entry(1, 0.8, 200, macs=10.0)
     three = Front.of([low, high], {**OBJECTIVES, "macs": "min"}, [ACCURACY, PARAMETERS, macs])
-    assert three.members == (high, low)  # by the last objective
+    assert three.non_dominated == (high, low)  # by the last objective
 
 
 # quantities

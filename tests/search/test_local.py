@@ -165,7 +165,7 @@ def test_trials_are_stopped_early_and_those_of_the_front_repeated(tmp_path: Path
         assert line.recipe is not None
         assert line.recipe.training.learning_rate < 0.1
         assert line.seconds > 0
-    front = {entry.trial for entry in study.front().members}
+    front = {entry.trial for entry in study.front().non_dominated}
     repeats = [line for line in lines if line.repeat is not None]
     assert {(line.repeat, line.outcome) for line in repeats} == {(Repeat(trial, 1), "complete") for trial in front}
     assert all(not line.rungs for line in repeats)

@@ -499,7 +499,7 @@ def test_a_study_goes_on_while_its_server_is_slow_killed_in_mid_write_and_back_w
         assert run["files"] == [
             f"student/{name}" for name in ("recipe.json", "result.json", "student.json", "student.safetensors")
         ]
-    members = {str(entry.trial) for entry in study.front().members}
+    members = {str(entry.trial) for entry in study.front().non_dominated}
     assert set(models(stand.store, "steady")) == members | {"teacher"}
     assert {
         name[1:] for name, run in found.items() if name.startswith("/") and run["tags"]["dux.pareto"] == "true"

@@ -269,7 +269,7 @@ def test_a_repeat_that_failed_is_told_and_none_is_left(tmp_path: Path, dux: Call
     said = dux("status", "recorded", *home)[1]
     assert "finished; 2/2 trials done, 0 of them failed; 2/2 repeats with other seeds done, 1 of them failed;" in said
     assert f"  failed: {second}: Diverged: nan" in said
-    (entry,) = study.front().members
+    (entry,) = study.front().non_dominated
     assert (entry.trial, len(study.front().entries)) == (0, 2)
     assert [*entry.spread("accuracy")] == [pytest.approx(0.88), pytest.approx(math.sqrt(0.0008)), 2]
     table = " ".join(dux("front", "recorded", *home)[1].split())
@@ -437,7 +437,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
 def test_every_repeat_of_every_trial_on_the_front_is_there_once_after_a_kill_among_them(story: Story) -> None:
     assert (story.resumed.returncode, but_waiting(story.resumed.stderr)) == (0, "")
     study, lines = story.study, story.study.lines()
-    trials = {entry.trial if entry.curve_of is None else entry.curve_of for entry in study.front().members}
+    trials = {entry.trial if entry.curve_of is None else entry.curve_of for entry in study.front().non_dominated}
     assert len(trials) > 1
     repeats = [line for line in lines if line.repeat is not None and not line.is_point and line.ended]
     assert len(repeats) == len(trials) * (SEEDS - 1)
@@ -482,9 +482,9 @@ def test_the_front_is_of_the_trials_alone_and_has_the_spread_of_their_repeats(
     lines = {line.trial: line for line in study.lines()}
     front = study.front()
     assert all(lines[entry.trial].repeat is None for entry in front.entries)
-    assert any(entry.curve_of is not None for entry in front.members)
+    assert any(entry.curve_of is not None for entry in front.non_dominated)
     members = json.loads(dux("front", "seeded", "--json", "--home", study.home)[1])["members"]
-    assert [member["trial"] for member in members] == [entry.trial for entry in front.members]
+    assert [member["trial"] for member in members] == [entry.trial for entry in front.non_dominated]
     for member in members:
         own = lines[member["trial"]]
         base, place = (own.kind.of, own.kind.place) if isinstance(own.kind, CurvePoint) else (own.trial, None)
@@ -518,7 +518,7 @@ def test_repeats_are_nested_runs_of_their_own_and_not_on_the_front(story: Story)
     study = story.study
     found, lines = mlflow_runs(study), {line.trial: line for line in study.lines()}
     ended = {line.trial for line in lines.values() if line.ended}
-    members = {entry.trial for entry in study.front().members}
+    members = {entry.trial for entry in study.front().non_dominated}
     assert {trial for trial in ended if not lines[trial].is_point} | members <= set(found)
     for trial, its_run in found.items():
         tags, line = its_run.data.tags, lines[trial]
@@ -602,7 +602,7 @@ def test_a_ledger_that_is_gone_is_rebuilt_from_the_studys_files(
         }
         assert all(line.files for line in before if line.outcome == "complete")
         assert study.front().hypervolume == front["hypervolume"]
-        assert len(study.front().members) == len(front["members"])
+        assert len(study.front().non_dominated) == len(front["members"])
     else:
         assert told(study) == before
         assert study.front(study.run_ids()).to_json("seeded") == front
@@ -666,7 +666,7 @@ def test_status_after_the_kill_and_at_the_end(story: Story) -> None:
         "repeats": last["repeats"],
         "repeats_failed": 0,
         "running": [],
-        "front": [entry.trial for entry in story.study.front().members],
+        "front": [entry.trial for entry in story.study.front().non_dominated],
         "hypervolume": story.study.front().hypervolume,
         "broke_constraints": 0,
         "refused_by_mlflow": 0,

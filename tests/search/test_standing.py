@@ -70,11 +70,11 @@ def test_it_says_what_is_done_what_leads_and_what_is_left() -> None:
     assert (of.done, of.left, of.count("complete"), of.count("failed")) == (3, 0, 2, 1)
     front = of.front
     assert front is not None
-    assert [member.trial for member in front.members] == [2, 3, 0]
+    assert [member.trial for member in front.non_dominated] == [2, 3, 0]
     assert of.repeats == [Repeat(0, 1), Repeat(2, 1), Repeat(0, 2), Repeat(2, 2)]
     assert of.repeats_left == [Repeat(2, 2)]  # (0, 2) runs
     assert (of.repeated, of.repeats_failed, of.is_complete) == (2, 1, False)
-    members = {member.trial: member for member in front.members}
+    members = {member.trial: member for member in front.non_dominated}
     assert [measured["accuracy"] for measured in members[0].repeats] == [0.94]
     assert [measured["accuracy"] for measured in members[3].repeats] == [0.83]
     assert members[2].repeats_failed == 1

@@ -83,7 +83,7 @@ def test_the_parent_run_has_the_front_as_table_picture_and_page(finished: Finish
     files = {file.path for file in client.list_artifacts(parent.info.run_id, "front")}
     assert files == {f"front/{name}" for name in ("front.html", "front.json", "front.png", "table.json")}
     on_front = {trial for trial, run in trial_runs(study).items() if run.data.tags["dux.pareto"] == "true"}
-    assert on_front == {entry.trial for entry in study.front().members}
+    assert on_front == {entry.trial for entry in study.front().non_dominated}
     course = client.get_metric_history(parent.info.run_id, "hypervolume")
     assert sorted(point.step for point in course) == list(range(1, TRIALS + 1))
     assert course[-1].value == study.front().hypervolume
@@ -405,7 +405,7 @@ def test_students_that_break_a_constraint_are_counted_and_not_on_the_front(
         ledger.complete(ledger.ask()[0], {"accuracy": accuracy, "parameters": parameters, "nll": nll}, 1.0)
     front = recorded.front()
     assert [entry.trial for entry in front.entries] == [1]
-    assert [entry.trial for entry in front.members] == [1]
+    assert [entry.trial for entry in front.non_dominated] == [1]
     summary = "1 of 1 students on the front, hypervolume 0.3058; 3 more break a constraint"
     assert front.summary() == summary
     assert summary in dux("front", "recorded", *home)[1]

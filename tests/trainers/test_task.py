@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock, Timeout
 
 from spaces import BadInput, Recipe
 from trainers import Task, TaskSpec, TeacherSpec
@@ -108,6 +109,26 @@ def test_a_teacher_that_lacks_a_measurement_is_measured_again_and_not_trained(tm
     file.unlink()  # as a kill leaves it that comes while the record is written anew
     assert Task.load(spec(), tmp_path, on_epoch=interrupt).teacher_measurements == task.teacher_measurements
     assert file.read_bytes() == whole
+
+
+def test_a_teacher_is_measured_again_by_one_process_while_others_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "teachers" / Task.load(spec(), tmp_path).key
+    record = json.loads((folder / "teacher.json").read_bytes())
+    del record["measurements"]["entropy"]
+    write_hashed(folder / "teacher.json", json.dumps(record, indent=1))
+    locked = []
+
+    def measured(*args: Any, **kwargs: Any) -> dict[str, float]:
+        with pytest.raises(Timeout):
+            FileLock(folder.parent / f".{folder.name}.lock", timeout=0).acquire()
+        locked.append(True)
+        return measure(*args, **kwargs)
+
+    monkeypatch.setattr("trainers.task.measure", measured)
+    assert "entropy" in Task.load(spec(), tmp_path).teacher_measurements
+    assert locked == [True]
 
 
 def test_an_ensemble_is_of_networks_that_differ_the_first_of_which_is_the_single_teacher(
@@ -245,7 +266,7 @@ def test_a_task_travels_as_arrays_that_may_be_read_only_without_its_test_split(t
             r"`task\.augment` must be a known policy, but got 'flip'; .*known: crop, crop_flip, none",
         ),
         (spec({"family": "resnet", "depth": 9}), r"depth of a resnet must be 6n\+2"),
-        (spec({"family": "vgg"}), "family of a network must be a known one, but got 'vgg'"),
+        (spec({"family": "vgh"}), "family of a network must be a known one, but got 'vgh'"),
         (spec(dataset="didgits"), r"task\.dataset must be one of .*did you mean digits"),
     ],
 )

@@ -1,0 +1,41 @@
+"""The documentation has a row for everything that a study file or a command can name."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from search.formats import DEFAULT, FORMATS
+from trainers.depths import DEPTHS
+from trainers.metrics import METRICS
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def rows(page: str) -> list[list[str]]:
+    """The cells of every table row of a page."""
+    lines = (DOCS / page).read_text(encoding="utf-8").splitlines()
+    return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines if line.startswith("|")]
+
+
+def names(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_export_format_has_its_row(name: str) -> None:
+    row = FORMATS[name]
+    (cells,) = [cells for cells in rows("commands.md") if names(cells[0]) == [name]]
+    assert cells[1:] == [row.title, row.runtime, row.metadata]
+    assert ("(default)" in cells[0]) == (row is DEFAULT)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_measurement_has_its_row(name: str) -> None:
+    assert [cells for cells in rows("study-files.md") if len(cells) == 2 and name in names(cells[0])]
+
+
+@pytest.mark.parametrize("name", DEPTHS)
+def test_every_family_is_named(name: str) -> None:
+    (cells,) = [cells for cells in rows("study-files.md") if names(cells[0]) == ["student.family"]]
+    assert name in names(cells[1])
