@@ -84,7 +84,7 @@ NOISE = front(SMALL, LARGER, LARGEST)
 def test_a_lead_that_chance_explains_is_marked_and_a_certain_one_is_not() -> None:
     # margins: of LARGER over SMALL t(0.975, 2.94) * sqrt((0.0004 + 0.0001) / 3) = 3.2 * 0.0129 = 0.0415;
     # of LARGEST over LARGER the same, below 0.08. The smaller ones lead by their size, which no seed changes.
-    assert [entry.trial for entry in NOISE.members] == [0, 1, 2]
+    assert [entry.trial for entry in NOISE.non_dominated] == [0, 1, 2]
     assert NOISE.noisy == ["accuracy"]
     assert NOISE.doubtful == {1: [0]}
 
@@ -113,7 +113,7 @@ def test_a_member_whose_repeats_failed_has_no_lead_but_by_what_is_certain() -> N
 
 def test_without_repeats_nothing_changes() -> None:
     plain = front(member(0, 100, 0.8), member(1, 200, 0.9))
-    assert (plain.noisy, plain.doubtful, plain.seed_columns(plain.members[0])) == ([], {}, {})
+    assert (plain.noisy, plain.doubtful, plain.seed_columns(plain.non_dominated[0])) == ([], {}, {})
     assert "seeds" not in json.dumps(plain.to_json("study"))
     assert [column.header for column in front_table(plain).columns] == ["student", "accuracy", "parameters", "recipe"]
     assert "seeds" not in own_part(front_html(plain, "study", None))
@@ -154,7 +154,7 @@ def test_json_table_and_page_have_mean_deviation_seeds_and_mark() -> None:
 
 
 def test_the_picture_shows_the_deviations(tmp_path: Path) -> None:
-    plain = front(*(Entry(e.trial, e.recipe, e.measurements) for e in NOISE.members))
+    plain = front(*(Entry(e.trial, e.recipe, e.measurements) for e in NOISE.non_dominated))
     for name, found in (("plain", plain), ("noise", NOISE)):
         front_png(found, "study", tmp_path / f"{name}.png")
     assert (tmp_path / "plain.png").read_bytes() != (tmp_path / "noise.png").read_bytes()
