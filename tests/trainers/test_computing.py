@@ -81,7 +81,7 @@ import torch
 from torch import nn
 from spaces import Recipe
 from trainers import Knowledge, Task, TaskSpec, TeacherSpec, run_trial
-from trainers.transfer.method import Needs, Stage
+from trainers.transfer.signals import Needs, Stage
 
 @dataclass(frozen=True)
 class Halved(Stage):
