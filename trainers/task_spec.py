@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field
+from pydantic import Field, PlainSerializer, PlainValidator
 
 from spaces import BadInput, Student
 from spaces.errors import known, shown
 from spaces.recipe import Part
 from trainers.data import AUGMENTATIONS, DATASETS, check_dataset, load_dataset
+from trainers.data.pictures import Size
 from trainers.depths import check_student
 
 if TYPE_CHECKING:
     from trainers.data.dataset import Dataset
+
+
+LARGEST_SIDE = 4096
+"""Of images, in pixels."""
 
 
 class TeacherSpec(Part):
@@ -39,6 +44,14 @@ class TeacherSpec(Part):
         return Student(family=self.family, depth=self.depth, width=self.width)
 
 
+def _as_size(raw: object) -> object:
+    sides = raw if isinstance(raw, list | tuple) else [raw, raw]
+    whole = all(isinstance(side, int) and not isinstance(side, bool) and 1 <= side <= LARGEST_SIDE for side in sides)
+    if raw is not None and not (whole and len(sides) == 2):
+        raise ValueError(f"must be a side or [height, width], of 1 to {LARGEST_SIDE} pixels")
+    return tuple(sides) if isinstance(raw, list) else raw
+
+
 class TaskSpec(Part):
     """A task as a study file writes it."""
 
@@ -49,8 +62,8 @@ class TaskSpec(Part):
     """Whether a missing data set may be fetched from its home on the internet."""
     train_limit: int | None = Field(default=None, ge=1, le=10**9)
     """Train on this many images only, drawn evenly over the classes."""
-    image_size: int | None = Field(default=None, ge=1, le=4096)
-    """Side to which images of a folder are scaled and cropped."""
+    image_size: Annotated[Size | None, PlainValidator(_as_size), PlainSerializer(lambda size: size)] = None
+    """Side, or height and width, to which images of a folder are scaled and cropped."""
     augment: str | None = None
     """`none`, `crop` or `crop_flip`; left out, the data set's own."""
     teacher: TeacherSpec = TeacherSpec()
