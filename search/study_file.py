@@ -205,7 +205,7 @@ class StudyFile(Part):
     def own_code(self) -> list[str]:
         """What of the user's is imported to carry the study out, as `package.module:name`."""
         families = {str(family) for family in self.space.extremes_of("student.family")}
-        named = {*self.space.methods, self.search.sampler, self.task.teacher.family, *families}
+        named = {*self.space.methods, self.search.sampler, self.task.dataset, self.task.teacher.family, *families}
         return sorted(name for name in named if ":" in name)
 
     @property
@@ -278,7 +278,8 @@ def _names_a_module(raw: Mapping[Any, Any]) -> bool:
         for drawn in (space.get("transfer"), space.get("student.family"), nested):
             named += drawn if isinstance(drawn, list) else [drawn]
     teacher = task.get("teacher") if isinstance(task, Mapping) else None
-    named += [part.get(key) for part, key in ((search, "sampler"), (teacher, "family")) if isinstance(part, Mapping)]
+    parts = ((search, "sampler"), (task, "dataset"), (teacher, "family"))
+    named += [part.get(key) for part, key in parts if isinstance(part, Mapping)]
     return any(":" in str(name) for name in named)
 
 

@@ -10,7 +10,7 @@ from pydantic import Field, PlainSerializer, PlainValidator
 from spaces import BadInput, Student
 from spaces.errors import known, shown
 from spaces.recipe import Part
-from trainers.data import AUGMENTATIONS, DATASETS, check_dataset, load_dataset
+from trainers.data import AUGMENTATIONS, check_dataset, load_dataset, source_of
 from trainers.data.pictures import Size
 from trainers.depths import check_student
 
@@ -98,4 +98,4 @@ class TaskSpec(Part):
     @property
     def policy(self) -> str:
         """The augmentation that holds."""
-        return self.augment or DATASETS[self.dataset].augmentation
+        return self.augment or source_of(self.dataset).augmentation
