@@ -1,6 +1,6 @@
 """What early stopping saves a study, and what it costs; writes docs/early_stopping.md and .png.
 
-    python benchmarks/early_stopping.py             # about 40 minutes on two cores; continues where it was interrupted
+    python benchmarks/early_stopping.py             # about 40 minutes on 2 cores; continues where it was interrupted
     python benchmarks/early_stopping.py --quick     # a minute: does everything work? writes no document
     python benchmarks/early_stopping.py --table     # only writes the document, from existing results
 

@@ -1,4 +1,4 @@
-"""An ensemble of four distilled into a BatchEnsemble of four, on images perturbed in four ways; writes docs/ensembles.md.
+"""An ensemble distilled into a BatchEnsemble, on images perturbed in four ways; writes docs/ensembles.md.
 
     python benchmarks/ensembles.py             # about 20 minutes on two cores; continues where it was interrupted
     python benchmarks/ensembles.py --quick     # minutes: does everything work? writes no document
@@ -251,8 +251,8 @@ def document(setting: Setting, home: Path, results: Mapping[str, Line]) -> str:
         "",
         "Written by `python benchmarks/ensembles.py`. Nam et al. (NeurIPS 2021) find, on CIFAR-100 with wide residual "
         "networks, that a BatchEnsemble student learns more from an ensemble on images perturbed so that members "
-        "disagree: `conf_ods` is best, then `ods`, both far ahead of `gaussian` and `none`. This is the same experiment "
-        "at a small scale.",
+        "disagree: `conf_ods` is best, then `ods`, both far ahead of `gaussian` and `none`. This is the same "
+        "experiment at a small scale.",
         "",
         f"- Fashion-MNIST: {setting.images:,} training images, stratified by class, no augmentation; numbers are "
         f"for the {len(test):,} test images, after the last epoch.",
@@ -265,8 +265,8 @@ def document(setting: Setting, home: Path, results: Mapping[str, Line]) -> str:
         f"eigenvectors, no pruning. Steps of {setting.step_size:g}/255 (the paper's 1/255 is below).",
         f"- {hardware(results.values())}; one thread per trial.",
         "",
-        "Diversity: mean over pairs of members of KL(p_j ‖ p_i). DEE: deep-ensemble equivalent, of the four teachers. KL "
-        "to its teachers: mean over members of KL(teacher_i ‖ student_i). Unmoved: images for which the chosen "
+        "Diversity: mean over pairs of members of KL(p_j ‖ p_i). DEE: deep-ensemble equivalent, of the four teachers. "
+        "KL to its teachers: mean over members of KL(teacher_i ‖ student_i). Unmoved: images for which the chosen "
         "teacher had no gradient. Mean ± standard deviation over seeds.",
         "",
         "## What the teacher's members disagree on",
@@ -285,8 +285,8 @@ def document(setting: Setting, home: Path, results: Mapping[str, Line]) -> str:
             f"| (the teacher) |  | {' | '.join(of_teacher)} |  |  |",
             *rows(setting, results, tau, seeds),
             "",
-            "`conf_ods` against each of the others, seed by seed, with the half-width of the 95 % interval (Student's t); "
-            "positive is better:",
+            "`conf_ods` against each of the others, seed by seed, with the half-width of the 95 % interval "
+            "(Student's t); positive is better:",
             "",
             f"| against | {' | '.join(headings)} |",
             f"|{' --- |' * (len(SHOWN) + 1)}",

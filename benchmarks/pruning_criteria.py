@@ -1,12 +1,12 @@
 """What to cut: the spectral importance against other criteria, at equal parameters; writes docs/pruning_criteria.md.
 
-    python benchmarks/pruning_criteria.py             # about 40 minutes on two cores; continues where it was interrupted
+    python benchmarks/pruning_criteria.py             # about 40 minutes on 2 cores; continues where it was interrupted
     python benchmarks/pruning_criteria.py --quick     # minutes: does everything work? writes no document
     python benchmarks/pruning_criteria.py --table     # only writes the document, from existing results
 
 Residual students of Fashion-MNIST are trained once per seed, cut to the same numbers of parameters by each criterion,
-and fine-tuned alike. The other criteria are Torch-Pruning's own, at its defaults. In every case `trainers.spectral.plan`
-chooses the units to cut, with the same floor: across the whole network, the least important first.
+and fine-tuned alike. The other criteria are Torch-Pruning's own, at its defaults. In every case the units to cut are
+chosen by `trainers.spectral.plan`, with the same floor: across the whole network, the least important first.
 
 Other variants were compared beforehand on validation images of another data set (digits), with other seeds.
 """
@@ -476,7 +476,8 @@ def section(setting: Setting, results: Mapping[str, Line]) -> list[str]:
     images = "all" if setting.images is None else f"{setting.images:,}"
     said = [
         f"- {setting.dataset}: {images} training images, no augmentation, measured on the {setting.split} images. "
-        f"Seeds {', '.join(map(str, setting.seeds))}: runs with one seed start from the same weights and see the same batches.",
+        f"Seeds {', '.join(map(str, setting.seeds))}: runs with one seed start from the same weights and see the same "
+        "batches.",
         f"- Student: resnet {setting.depth}, width {setting.width:g}; {setting.epochs} epochs, batches of "
         f"{setting.batch_size}, SGD {setting.learning_rate:g}. Fine-tuning: {setting.fine_tune_epochs} epochs, "
         f"{setting.fine_tune_learning_rate:g}, weight decay {setting.weight_decay:g} for all.",

@@ -1,6 +1,6 @@
 """Every transfer method on the same student, teacher, images and recipe; writes docs/transfer_methods.md.
 
-    python benchmarks/transfer_methods.py             # about 40 minutes on two cores; continues where it was interrupted
+    python benchmarks/transfer_methods.py             # about 40 minutes on 2 cores; continues where it was interrupted
     python benchmarks/transfer_methods.py --quick     # minutes: does everything work? writes no document
     python benchmarks/transfer_methods.py --table     # only writes the document, from existing results
 
