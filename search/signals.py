@@ -14,7 +14,7 @@ from typing import NoReturn
 
 INTERRUPTED = 130
 """The exit code."""
-BEGIN_ANEW = "interrupted before anything was written; the same command begins anew"
+BEGIN_ANEW = "interrupted before anything was written; run the same command again"
 
 _OURS = (signal.SIGINT, signal.SIGTERM)
 _IMPORT_S = 0.1
