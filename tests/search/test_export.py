@@ -417,7 +417,7 @@ def test_a_student_described_otherwise_or_a_pipe_in_its_place_is_refused_at_once
 
 def test_a_student_whose_hashes_were_never_recorded_is_refused(finished: Finished, tmp_path: Path) -> None:
     entry = replace(select(finished.study.front(), {}), files={})
-    with pytest.raises(ExportRefused, match="must be known by their hashes, but an earlier Dux recorded none"):
+    with pytest.raises(ExportRefused, match="must have recorded hashes, but an earlier Dux recorded none"):
         export(finished.study, entry, tmp_path / "out")
 
 
