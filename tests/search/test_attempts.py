@@ -118,7 +118,10 @@ search: {{sampler: grid, concurrent: 4, retries: 1, trial_timeout: 20}}
     assert reasons["wrong"] == "KeyError: 'a mistake'"
     assert reasons["nan"] == "Diverged: nan"
     assert reasons["sleep"].startswith("took longer than search.trial_timeout, 20 s")
-    killed = ("the worker process was killed (SIGKILL) by somebody", "the worker process was killed (SIGKILL): by")
+    killed = (
+        "the worker process was killed (SIGKILL) by another process",
+        "the worker process was killed (SIGKILL): by",
+    )
     assert reasons["die"].startswith(killed)
     for name in ("SIGSEGV", "SIGABRT"):
         line = next(place for place, text in enumerate(TRICKS.splitlines(), 1) if "getattr(signal" in text)
@@ -126,7 +129,7 @@ search: {{sampler: grid, concurrent: 4, retries: 1, trial_timeout: 20}}
         assert re.fullmatch(
             rf"the worker process crashed \({name}\) in compiled code, {where}", reasons[f"{name} once"]
         )
-    assert reasons["SIGTERM once"] == "the worker process was ended (SIGTERM) by somebody"
+    assert reasons["SIGTERM once"] == "the worker process was terminated (SIGTERM) by another process"
     assert reasons["no memory"] == "MemoryError: none left"
     for trick in ("sleep", "die", "no memory"):
         assert by_trick[trick][1].reason == reasons[trick] == reasons[f"{trick} once"]
