@@ -1,4 +1,4 @@
-"""The one error a user's input can raise, and how pydantic's findings are put into it."""
+"""The one error that user input can raise, and how pydantic's errors are turned into it."""
 
 import difflib
 import itertools
@@ -11,9 +11,9 @@ from pydantic import BaseModel, ValidationError
 
 
 class BadInput(ValueError):
-    """What the user gave breaks a rule; the message says the rule, the value and the way out in one line.
+    """User input breaks a rule; the message gives the rule, the value and the way out in one line.
 
-    The command line prints the message and exits with code 2; nothing has been started or written by then.
+    The command line prints the message and exits with code 2; by then nothing has been started or written.
     """
 
     def __init__(self, message: str) -> None:
@@ -21,12 +21,12 @@ class BadInput(ValueError):
 
 
 def in_one_line(text: str) -> str:
-    """The text with its control characters written out: names may hold some."""
+    """The text with control characters escaped: names may contain some."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class _Brief(reprlib.Repr):
-    """`repr` that looks at no more than it shows, whatever it is given."""
+    """A `repr` that reads no more of a value than it shows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def shown(value: object, length: int = 80) -> str:
 
 
 def known(names: Iterable[str], asked: object) -> str:
-    """The way out when a name is unknown: the near match first, then all known names."""
+    """The way out for an unknown name: a close match first, then all known names."""
     listed = sorted(name[:80] for name in names)
     near = difflib.get_close_matches(str(asked).lower()[:80], [name.lower() for name in listed[:200]], n=1)
     hint = next((f"did you mean `{name}`? " for name in listed if name.lower() in near), "")
@@ -63,32 +63,32 @@ def known(names: Iterable[str], asked: object) -> str:
 
 
 def shown_all(names: Sequence[str]) -> str:
-    """Names in a row, of more than a hundred the first."""
+    """Names as a list, at most the first hundred."""
     more = f", and {len(names) - 100} more" if len(names) > 100 else ""
     return ", ".join(name[:80] for name in names[:100]) + more
 
 
 def number_hint(value: object) -> str:
-    """The way out where a text stands for a number or for true or false."""
+    """The way out if a string was given instead of a number, true or false."""
     if not isinstance(value, str) or len(value) > 40:
         return ""
     if re.fullmatch(r"[-+]?\d+,\d+", value):
-        return f" (a text, because of the comma: write {value.replace(',', '.')})"
+        return f" (a string, because of the comma: write {value.replace(',', '.')})"
     if re.fullmatch(r"[-+]?\d[\d_]*(\.[\d_]*)?", value) and "_" in value:
-        return f" (a text, because of the `_`: write {value.replace('_', '')})"
+        return f" (a string, because of the `_`: write {value.replace('_', '')})"
     if re.fullmatch(r"\d+(:\d+)+(\.\d*)?", value):
-        return " (a text, because of the colon: write one number)"
+        return " (a string, because of the colon: write one number)"
     if value.lower() in ("yes", "on", "y", "no", "off", "n"):
-        return f" (a text: write {'true' if value.lower() in ('yes', 'on', 'y') else 'false'})"
+        return f" (a string: write {'true' if value.lower() in ('yes', 'on', 'y') else 'false'})"
     if re.fullmatch(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|true|false", value):
-        return " (a text: write it without quotes)"
+        return " (a string: write it without quotes)"
     return ""
 
 
 def one_line(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
-    """The first finding of a pydantic check of `model` as rule, value and way out.
+    """The first error of a pydantic check of `model` as rule, value and way out.
 
-    `prefix` is where the model stands in what the user wrote.
+    `prefix` is the model's place in what the user wrote.
     """
     findings = error.errors(include_url=False)
     first = findings[0]
@@ -99,14 +99,14 @@ def one_line(error: ValidationError, model: type[BaseModel], prefix: str = "") -
     if first["type"] == "extra_forbidden":
         return f"`{where}` is not a known key; {known(owner.model_fields, place[-1])}{more}"
     if first["type"] == "missing":
-        return f"`{where}` must be given, but is not there; add it{more}"
+        return f"`{where}` must be given, but is missing; add it{more}"
     rule = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
     default = None if field is None or field.is_required() else field.get_default(call_default_factory=True)
     usual = "its defaults" if isinstance(default, BaseModel) else shown(default)
     way_out = "" if field is None or field.is_required() else f"; leave it out for {usual}"
     if first["type"] == "int_type" and isinstance(first["input"], float):
         way_out += " (a range of whole numbers has a whole `step`)"
-    # where a text is what is wanted, one that looks like a number is none to be written otherwise
+    # no hint if a string is wanted: one that looks like a number is fine then
     hint = number_hint(first["input"]) if first["type"] in ("int_type", "float_type", "bool_type") else ""
     return f"`{where}` {rule}, but got {shown(first['input'])}{hint}{way_out}{more}"
 

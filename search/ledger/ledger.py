@@ -310,7 +310,7 @@ class Ledger:
         return [self._read(trials[number]), *points]
 
     def done(self) -> int:
-        """How many of the trials asked for have ended, well or badly."""
+        """How many of the trials asked for have ended, including failed ones."""
         return sum(line.counts for line in self.lines())
 
     def _read(self, trial: FrozenTrial) -> Line:

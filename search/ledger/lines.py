@@ -103,7 +103,7 @@ class Line:
 
     @property
     def ended(self) -> bool:
-        """Whether it is done, well or badly."""
+        """Whether it has ended, successfully or not."""
         return self.outcome in _ENDED
 
     @property

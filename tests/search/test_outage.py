@@ -340,11 +340,11 @@ def test_a_hung_mlflow_is_waited_for_as_long_as_is_said_and_gets_the_rest_later(
     waits, rest = err.splitlines()
     go_on = f"`dux resume tiny --home {again.home}` sends the rest"
     assert re.fullmatch(
-        rf"dux: waiting at most 2 s for MLflow \({hung}\), which has not taken \d+ events yet; "
-        rf"Ctrl-C ends the waiting, and {re.escape(go_on)}",
+        rf"dux: waiting at most 2 s for MLflow \({hung}\), which has not accepted \d+ events yet; "
+        rf"Ctrl-C ends the wait, and {re.escape(go_on)}",
         waits,
     )
-    assert re.fullmatch(rf"dux: MLflow has not taken \d+ events \(it does not answer\); {re.escape(go_on)}", rest)
+    assert re.fullmatch(rf"dux: MLflow has not accepted \d+ events \(it does not answer\); {re.escape(go_on)}", rest)
     assert (code, "students on the front" in out) == (0, True)
 
     monkeypatch.setattr("search.reporting.FLUSH_S", 300.0)
@@ -383,7 +383,7 @@ def test_ctrl_c_ends_the_waiting_for_mlflow_at_once(
     assert time.monotonic() - pressed[0] < 5
     assert code == 130
     assert re.fullmatch(
-        r"dux: stopped waiting; all trials are done, but MLflow has not taken \d+ events \(it does not answer\); "
+        r"dux: stopped waiting; all trials are done, but MLflow has not accepted \d+ events \(it does not answer\); "
         r"`dux resume tiny .*` sends the rest",
         err.splitlines()[-1],
     )

@@ -586,7 +586,7 @@ def test_a_ledger_that_is_gone_is_rebuilt_from_the_studys_files(
     for verb in ("status", "front", "export"):
         code, out, err = dux(verb, "seeded", "--home", home)
         assert (code, out) == (2, "")
-        assert "not there any more; `dux resume seeded --home" in err
+        assert "gone; `dux resume seeded --home" in err
         assert err.count("\n") == 1
     assert (home / "ledger.db").exists() == (kept == "half of the ledger")
     code, out, err = dux("resume", "seeded", "--home", home)

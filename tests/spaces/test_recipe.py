@@ -115,7 +115,7 @@ def test_a_whole_number_is_taken_where_a_fraction_may_stand() -> None:
         ({"kd.temperature": 2.0}, r"`kd\.temperature` is not a choice of a recipe with transfer `none`"),
         ({"transfer": "kd", "factor.rate": 0.5}, r"`factor\.rate` is not a choice of a recipe with transfer `kd`"),
         ({"transfer": "kd", "kd.": 0.5}, r"`kd\.` is not a choice"),
-        ({"transfer": "kd", "kd.a b": 0.5}, r"`options` must have a name of letters, digits and `_`"),
+        ({"transfer": "kd", "kd.a b": 0.5}, r"`options` must have names of letters, digits and `_`"),
         ({"transfer": "kd", "kd.weight": math.nan}, r"`kd\.weight` must be a finite number.*but got nan"),
         ({"transfer": "kd", "kd.weight": None}, r"`kd\.weight` must be a finite number.*but got None"),
         ({"transfer": "kd", "kd.weight": [0.5]}, r"`kd\.weight` must be a finite number.*but got \[0\.5\]"),

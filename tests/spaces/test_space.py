@@ -142,7 +142,7 @@ def test_a_seed_from_all_there_are_is_checked_at_once() -> None:
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        ({5: 1}, "names in `space` must be text, but got 5"),
+        ({5: 1}, "names in `space` must be strings, but got 5"),
         ({"student.widht": 1.0}, "`space.student.widht` is not a parameter.*did you mean `student.width`"),
         ({"kd.temperature": [1.0]}, r"`space.kd.temperature` is not a parameter.*methods drawn: none"),
         ({"transfer": ["kd", "none"], "factor.rate": [1.0]}, r"`space.factor.rate`.*methods drawn: kd, none"),
@@ -293,7 +293,7 @@ def test_a_recipe_to_try_first_is_what_is_asked_for() -> None:
     assert only.partial({"kd.temperature": 2}) == {"kd.temperature": 2.0}
     with pytest.raises(BadInput, match=r"`training.epochs` must be in the space, but got 4; it has"):
         GRID.partial({"training.epochs": 4})
-    with pytest.raises(BadInput, match=r"`factor.rate` must stand with `transfer: factor`, but stands with kd"):
+    with pytest.raises(BadInput, match=r"`factor.rate` must appear with `transfer: factor`, but appears with kd"):
         GRID.partial({"transfer": "kd", "factor.rate": 0.5})
 
 
