@@ -97,7 +97,8 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = (D
         find_modules_in(Path())
     network = load_student(entry.folder)
     data = study.file.task.load_data()
-    study.files.check_data(key_of(study.file.task, data), study.file.task.root)
+    teacher = study.files.teacher_identity(study.file.task)
+    study.files.check_data(key_of(study.file.task, data, teacher), study.file.task, teacher)
     with computing(study.file.search.cpus):  # as it was measured
         measured = measure(network, data.validation)
         expected = predictions(network, data.validation)

@@ -22,6 +22,7 @@ from search.study_file import StudyFile, check_name, is_name
 from spaces import BadInput
 from spaces.errors import known, shown
 from trainers.files import Damaged, check_hashes, check_kind, curve_folder, listing, read_whole, unsealed, write_whole
+from trainers.task_spec import TaskSpec
 
 _FILES = (
     *("study.json", "task.json", "data.json", "ledger.txt", "ledger.jsonl"),
@@ -260,18 +261,32 @@ class StudyFolder:
                 f"or delete it, and {self.command('resume')} writes it again"
             ) from None
 
-    def check_data(self, key: str, root: str | None) -> None:
-        """Check that the task is the one that the study's trials learned from.
+    def teacher_identity(self, spec: TaskSpec) -> dict[str, Any]:
+        """What made the teacher that the study's trials learned from; `spec` says all of one that Dux trained."""
+        recorded: dict[str, Any] = (self.task() if self.has_task else {}).get("teacher_identity", {})
+        return recorded or spec.teacher.identity()
+
+    def check_data(self, key: str, spec: TaskSpec, identity: Mapping[str, Any]) -> None:
+        """Whether the task is the one that the study's trials learned from, by `trainers.task.key_of` it.
 
         Args:
-            key: of the current task, by `trainers.task.key_of`.
-            root: the folder of the user's own data, if any.
+            key: of the task now.
+            spec: of the task.
+            identity: what makes its teacher now.
 
         Raises:
-            BadInput: the data have changed; the message names the files if they are the user's.
+            BadInput: it is another, since its teacher or its data were changed; the message names files, where they
+                are the user's.
         """
         if not self.has_task or self.task()["key"] == key:
             return
+        root = spec.root
+        if self.teacher_identity(spec) != identity:
+            raise BadInput(
+                f"the teacher of {self.name!r} must be the one that its trials learned from, but the weights or the "
+                f"code of {', '.join(str(member.network) for member in spec.teacher.each)} are others; put them back, "
+                "or begin anew under another name"
+            )
         what = ""
         with suppress(FileNotFoundError, Damaged):
             before, now = unsealed(self.data_file), listing(Path(root or "."))

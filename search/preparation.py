@@ -7,9 +7,10 @@ import importlib.util
 import itertools
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from search.backends.backend import Job
 from search.folder import StudyFolder
@@ -47,6 +48,8 @@ def prepare(file: StudyFile, files: StudyFolder, begun: bool, now: Tell, say: Te
     """
     _name_own_code(file, say)
     task = _load(file, files, begun, now)
+    for note in task.notes:
+        say(f"teacher: {note}")
     knowledge = Knowledge(task, files.home / "knowledge", say=say)
     for method in file.space.methods:
         for needs in needs_of(file.space, method):
@@ -76,15 +79,15 @@ def _name_own_code(file: StudyFile, say: Tell) -> None:
 def _load(file: StudyFile, files: StudyFolder, begun: bool, now: Tell) -> Task:
     """The task, recorded in the study's folder; its teacher is trained if there was none."""
     now("reading the data, looking for the teacher")
-    epochs = file.task.teacher.epochs * file.task.teacher.members
+    epochs = sum(member.training_epochs for member in file.task.teacher.each)
 
     def on_epoch(epoch: int, loss: float) -> None:
         raise_if_pressed()
         now(f"training the teacher: epoch {epoch} of {epochs}")
 
-    def check_data(key: str) -> None:
+    def check_data(key: str, teacher: Mapping[str, Any]) -> None:
         if begun:
-            files.check_data(key, file.task.root)
+            files.check_data(key, file.task, teacher)
 
     try:
         task = Task.load(file.task, files.home, on_epoch, check_data)
@@ -102,6 +105,7 @@ def _load(file: StudyFile, files: StudyFolder, begun: bool, now: Tell) -> Task:
         "notes": list(task.data.notes),
         "teacher": {**task.teacher_measurements, **_teacher_latency(file, files, task)},
         "teacher_sha256": weights,
+        "teacher_identity": dict(task.identity),
         "data": data_of(task),
     }
     if file.task.root is not None and not begun:

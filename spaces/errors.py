@@ -92,15 +92,18 @@ def one_line(error: ValidationError, model: type[BaseModel], prefix: str = "") -
     """
     findings = error.errors(include_url=False)
     first = findings[0]
-    where = ".".join(str(part)[:80] for part in (*((prefix,) if prefix else ()), *first["loc"]))
+    place = tuple(part for part in first["loc"] if not str(part).startswith("<"))  # which of several types was meant
+    where = ".".join(str(part)[:80] for part in (*((prefix,) if prefix else ()), *place))
     more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
-    owner, field = _field(model, first["loc"])
+    owner, field = _field(model, place)
     if first["type"] == "extra_forbidden":
-        return f"`{where}` is not a known key; {known(owner.model_fields, first['loc'][-1])}{more}"
+        return f"`{where}` is not a known key; {known(owner.model_fields, place[-1])}{more}"
     if first["type"] == "missing":
         return f"`{where}` must be given, but is missing; add it{more}"
     rule = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    way_out = "" if field is None or field.is_required() else f"; leave it out for {shown(field.default)}"
+    default = None if field is None or field.is_required() else field.get_default(call_default_factory=True)
+    usual = "its defaults" if isinstance(default, BaseModel) else shown(default)
+    way_out = "" if field is None or field.is_required() else f"; leave it out for {usual}"
     if first["type"] == "int_type" and isinstance(first["input"], float):
         way_out += " (a range of whole numbers has a whole `step`)"
     # no hint if a string is wanted: one that looks like a number is fine then

@@ -23,12 +23,16 @@ class Part(BaseModel):
 class Student(Part):
     """The network a trial trains."""
 
+    start: Literal["scratch", "teacher"] = "scratch"
+    """`teacher`: the student is the task's teacher with its weights, cut to `width` before it is trained; family, depth
+    and members then say nothing."""
     family: str = "resnet"
     """A name in `trainers.families.FAMILIES`."""
     depth: int = Field(default=8, ge=2, le=10_000)
     """Layers with weights, as the family counts them (residual networks: 6n+2)."""
     width: float = Field(default=1.0, gt=0.0, le=64.0)
-    """Multiplies the family's base channel counts; each is rounded to a whole channel, at least 1."""
+    """Multiplies the family's base channel counts; each is rounded to a whole channel, at least 1. Of a student that
+    starts as the teacher: the share of each group of coupled units that stays, at most 1."""
     members: int = Field(default=1, ge=1, le=64)
     """Above 1 the network is a BatchEnsemble: so many members share its weights; their probabilities are averaged."""
     fast_weights: Literal["normal", "signs"] = "normal"
@@ -36,9 +40,18 @@ class Student(Part):
     fast_weight_spread: float = Field(default=0.5, ge=0.0)
     """Standard deviation of the normal ones."""
 
+    @model_validator(mode="after")
+    def _of_the_teacher(self) -> Self:
+        if self.start == "teacher" and self.width > 1.0:
+            raise ValueError("must have a width of at most 1 with `start: teacher`")
+        return self
+
 
 class Training(Part):
-    """Stochastic gradient descent with Nesterov momentum; the rate warms up linearly, then decays as a cosine."""
+    """Stochastic gradient descent with Nesterov momentum; the rate warms up linearly, then falls as a cosine.
+
+    A student that starts as the teacher has other defaults: 10 epochs, and a learning rate of 0.02.
+    """
 
     epochs: int = Field(default=30, ge=1, le=100_000)
     batch_size: int = Field(default=64, ge=2, le=1_000_000)
@@ -162,6 +175,12 @@ def in_one_level(raw: Mapping[Any, Any], where: str) -> dict[Any, Any]:
 
 _PARTS: dict[str, type[Part]] = {"student": Student, "training": Training, "spectral": Spectral, "pruning": Pruning}
 
+STARTS: Mapping[str, Mapping[str, Scalar]] = {
+    "scratch": {},
+    "teacher": {"training.epochs": 10, "training.learning_rate": 0.02},
+}
+"""What a student can start as, and the defaults that it has then in place of the ordinary ones."""
+
 RECIPE_NAMES: tuple[str, ...] = (
     "transfer",
     "seed",
@@ -205,6 +224,10 @@ class Recipe(Part):
         transfer = flat.get("transfer", "none")
         parts: dict[str, dict[str, Any]] = {part: {} for part in _PARTS}
         options: dict[str, Scalar] = {}
+        start = flat.get("student.start")
+        for name, value in (STARTS.get(start, {}) if isinstance(start, str) else {}).items():
+            namespace, _, field = name.rpartition(".")
+            parts[namespace][field] = value
         for name, value in flat.items():
             if name in ("transfer", "seed"):
                 continue

@@ -109,8 +109,17 @@ LARGEST = 1e15
 MOST_FRACTIONS = 100
 """Number of fractions at which a trained student may be measured."""
 
-TOGETHER = ("spectral.train_inputs", "spectral.train_outputs", "spectral.train_eigenvectors")
-"""Parameters with a rule that concerns all of them together."""
+TOGETHER = {
+    ("spectral.train_inputs", "spectral.train_outputs", "spectral.train_eigenvectors"): "fix one of them to true",
+    ("student.start", "student.width"): "lower it, or search the two starts in two studies",
+}
+"""Parameters with a rule that is about all of them, and what to do where it is broken."""
+
+FIRST = ("transfer", "student.start")
+"""Parameters that decide which others matter; they are drawn first."""
+
+_OF_A_FAMILY = ("family", "depth", "members", "fast_weights", "fast_weight_spread")
+"""Of a student that starts from scratch alone."""
 
 _DEFAULTS = Recipe().flat()
 
@@ -143,11 +152,12 @@ class Space:
                     Recipe.from_flat({name: value})
                 except BadInput as error:
                     raise BadInput(f"space: {error}") from None
-        try:
-            for _ in self.extremes(*TOGETHER):
-                pass
-        except BadInput as error:
-            raise BadInput(f"space: {error}; fix one of them to true") from None
+        for names, way_out in TOGETHER.items():
+            try:
+                for _ in self.extremes(*names):
+                    pass
+            except BadInput as error:
+                raise BadInput(f"space: {error}; {way_out}") from None
 
     @classmethod
     def from_mapping(cls, raw: Mapping[Any, Any]) -> Self:
@@ -179,13 +189,10 @@ class Space:
         return self.parameters.get(name, Choice((_DEFAULTS[name],))).extremes()
 
     def draw(self, suggest: Suggest) -> Recipe:
-        """One recipe; `suggest` is asked only for the parameters that it has, the transfer method first."""
-        flat: dict[str, Scalar] = {}
-        if "transfer" in self.parameters:
-            flat["transfer"] = self.parameters["transfer"].draw("transfer", suggest)
-        method = flat.get("transfer", Recipe().transfer)
+        """One recipe; `suggest` is asked only for parameters that matter to it, the transfer method first."""
+        flat = {name: self.parameters[name].draw(name, suggest) for name in FIRST if name in self.parameters}
         for name, domain in self.parameters.items():
-            if name != "transfer" and (name in RECIPE_NAMES or name.rpartition(".")[0] == method):
+            if name not in FIRST and _matters(name, flat):
                 flat[name] = domain.draw(name, suggest)
         return Recipe.from_flat(flat)
 
@@ -259,19 +266,25 @@ class Space:
         raise IndexError(index)
 
     def _grid(self) -> Iterator[list[tuple[str, Sequence[Scalar]]]]:
-        """For each method its recipe's parameters, with all their values."""
+        """For each method and start the parameters that matter to them, with all their values."""
         values = {name: _values(name, domain) for name, domain in self.parameters.items()}
-        for method in self.methods:
-            block = [
-                (name, own)
-                for name, own in values.items()
-                if name != "transfer" and (name in RECIPE_NAMES or name.rpartition(".")[0] == method)
-            ]
-            yield [*([("transfer", (method,))] if "transfer" in values else []), *block]
+        first = [name for name in FIRST if name in values]
+        for decided in itertools.product(*(values[name] for name in first)):
+            given = dict(zip(first, decided, strict=True))
+            block = [(name, own) for name, own in values.items() if name not in FIRST and _matters(name, given)]
+            yield [*((name, (value,)) for name, value in given.items()), *block]
 
     def to_mapping(self) -> dict[str, Any]:
         """What `from_mapping` reads back as an equal space."""
         return {name: _written(domain) for name, domain in self.parameters.items()}
+
+
+def _matters(name: str, decided: Mapping[str, Scalar]) -> bool:
+    """Whether a parameter says something of a recipe in which those of FIRST have been decided."""
+    if name not in RECIPE_NAMES:
+        return name.rpartition(".")[0] == decided.get("transfer", Recipe().transfer)
+    part, _, field = name.rpartition(".")
+    return not (decided.get("student.start") == "teacher" and part == "student" and field in _OF_A_FAMILY)
 
 
 def _is_asked(domain: Domain) -> bool:

@@ -15,7 +15,7 @@ from trainers.families import Network
 from trainers.files import curve_folder, digest, hashes, sealed
 from trainers.knowledge import Knowledge
 from trainers.measure import cost, measure
-from trainers.planning import check_pair, expected_cost
+from trainers.planning import TeacherShape, check_pair, expected_cost
 from trainers.spectral import Plan, fold
 from trainers.store import network_description, weights_bytes
 from trainers.task import Task
@@ -48,7 +48,14 @@ class TrialResult:
 
         The result has all that the ledger records of the trial, the hashes of the other files among it.
         """
-        description = network_description(self.recipe.student, task.data.image_shape, task.data.classes)
+        spec, data = task.spec, task.data
+        description = network_description(
+            self.recipe.student,
+            data.image_shape,
+            data.classes,
+            spec.teacher.each[0],
+            reordered=spec.classes is not None,
+        )
         own = {
             "recipe.json": self.recipe.to_json().encode(),
             "student.json": json.dumps(description).encode(),
@@ -119,7 +126,7 @@ def run_trial(
         Diverged: the loss, or what the student puts out, is no longer a number.
         StageFailed: what the method needs learned of the teacher was not learned.
     """
-    check_pair(recipe, task.spec, task.data)
+    check_pair(recipe, TeacherShape.of(task.teacher, task.data.image_shape), task.data)
     shape, pruning = task.data.image_shape, recipe.pruning
     rounds = pruning.schedule()
     with computing(threads):

@@ -1,6 +1,6 @@
 """Networks that Dux did not write, with the interface of those that it did; their classes stay as they are."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ class OwnNetwork(Network):
         *,
         called: str,
         taps: Iterable[str] | None = None,
+        reordered: bool = False,
     ) -> None:
         """`network` itself is taken, not a copy; it is run once.
 
@@ -36,6 +37,7 @@ class OwnNetwork(Network):
             called: what the network is called in errors.
             taps: names of modules of `network` whose outputs are its features, from shallow to deep; left out, they are
                 found (`find_taps`).
+            reordered: whether its classes may come in another order than the data's (`set_order`).
 
         Raises:
             BadInput: it is no module, has no weights, does not take such images or does not put out a logit a class; or
@@ -67,6 +69,8 @@ class OwnNetwork(Network):
         self.called = called
         self.normalize = Normalize(c)
         self.network = network
+        self.order: Tensor | None
+        self.register_buffer("order", torch.arange(classes) if reordered else None)
         self.taps = tuple(f"network.{name}" for name in places.taps)
         self.activations = tuple(name and f"network.{name}" for name in places.activations)
         self.heads = tuple(f"network.{name}" for name in places.heads)
@@ -79,7 +83,12 @@ class OwnNetwork(Network):
                 f"{self.called} must put out logits in training, too, but puts out {type(logits).__name__}; turn its "
                 "auxiliary outputs off"
             )
-        return logits
+        return logits if self.order is None else logits[:, self.order]
+
+    def set_order(self, order: Sequence[int]) -> None:
+        """order: of each class of the data, which output of the network is its."""
+        assert self.order is not None
+        self.order.copy_(torch.tensor(order))
 
 
 def own_network(reference: str, width: float, image_shape: tuple[int, int, int], classes: int) -> OwnNetwork:
