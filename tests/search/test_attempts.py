@@ -118,11 +118,7 @@ search: {{sampler: grid, concurrent: 4, retries: 1, trial_timeout: 20}}
     assert reasons["wrong"] == "KeyError: 'a mistake'"
     assert reasons["nan"] == "Diverged: nan"
     assert reasons["sleep"].startswith("took longer than search.trial_timeout, 20 s")
-    killed = (
-        "the worker process was killed (SIGKILL) by another process",
-        "the worker process was killed (SIGKILL): by",
-    )
-    assert reasons["die"].startswith(killed)
+    assert reasons["die"].startswith("the worker process was killed (SIGKILL) by another process")
     for name in ("SIGSEGV", "SIGABRT"):
         line = next(place for place, text in enumerate(TRICKS.splitlines(), 1) if "getattr(signal" in text)
         where = rf"called at [^ /]+/tricks\.py:{line}"

@@ -43,7 +43,7 @@ def test_memory_is_named_where_it_was_that_and_only_there() -> None:
     assert "bad_alloc" in why_died(DIED + GUESSES, bad_alloc, False)
     unknown = why_died(DIED + GUESSES, STARTED, None)
     assert unknown.startswith(
-        "the worker process was killed (SIGKILL): by another process, or by the system for lack of"
+        "the worker process was killed (SIGKILL) by another process, or by the system for lack of"
     )
     for error in (DIED + GUESSES, by_ray, DIED + "Worker exits with an exit code 3."):
         for words in (STARTED, bad_alloc):

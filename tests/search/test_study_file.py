@@ -431,7 +431,7 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     "sampler that raises": (
         "name: a\nspace: {}\nsearch: {sampler: 'space_functions:Raises'}",
-        "must be a class that can be made, but KeyError: 'no such key'; try it in Python",
+        "must be a class that can be created, but KeyError: 'no such key'; try it in Python",
     ),
     "grid without a step": (
         "name: a\nspace: {student.width: {low: 0.5, high: 1.0}}\nsearch: {sampler: grid}",
