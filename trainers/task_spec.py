@@ -73,7 +73,8 @@ class TaskSpec(Part):
     @property
     def side(self) -> Size | None:
         """To which images of a folder are scaled: `image_size`, else what the teacher was trained on."""
-        sizes = [member.input.size for member in self.teacher.each]
+        source = DATASETS.get(self.dataset)
+        sizes = [member.input.size for member in self.teacher.each if source and "image_size" in source.options]
         return self.image_size or next((size for size in sizes if size is not None), None)
 
     def beside(self, folder: Path) -> TaskSpec:

@@ -34,12 +34,13 @@ class Branches(nn.Module):
         self.norm = nn.BatchNorm2d(width)
         self.branch = nn.Conv2d(width, 6, 3, stride=2, padding=1)
         self.other = nn.Conv2d(width, 5, 1, stride=2)
+        self.last = nn.BatchNorm2d(11)
         self.classifier = nn.Linear(11, num_classes)
 
     def forward(self, x):
         x = self.stem(x)
         x = torch.relu(x + self.norm(self.point(torch.relu(self.depthwise(x)))))
-        x = torch.cat([self.branch(x), self.other(x)], 1).relu()
+        x = self.last(torch.cat([self.branch(x), self.other(x)], 1)).relu()
         return self.classifier(x.mean((2, 3)))
 
 
@@ -72,8 +73,8 @@ def trained(own: Callable[[], nn.Module]) -> nn.Module:
     data = TaskSpec().load_data().train
     torch.manual_seed(0)
     network = own()
-    optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9, nesterov=True)
-    for _ in range(4):
+    optimizer = torch.optim.SGD(network.parameters(), 0.05, 0.9, nesterov=True)
+    for _ in range(8):
         for rows in torch.randperm(len(data)).split(64):
             optimizer.zero_grad()
             nn.functional.cross_entropy(network(pixels(data.images[rows])), data.labels[rows]).backward()
@@ -250,7 +251,8 @@ def test_classes_in_another_order_are_called_out_and_put_right(trained: nn.Modul
     names.write_text("\n".join(task.data.class_names[digit] for digit in order) + "\n")
     righted = Task.load(spec(tmp_path / "w.pth", classes=str(names)), tmp_path)
     assert righted.notes == ()
-    assert righted.teacher_measurements == task.teacher_measurements
+    size = {"size_bytes": task.teacher_measurements["size_bytes"]}  # the order is in the file, too
+    assert {**righted.teacher_measurements, **size} == task.teacher_measurements
     names.write_text("zero\none\n")
     with pytest.raises(BadInput, match=r"`task.classes` must have each class of the data once, but it lacks"):
         Task.load(spec(tmp_path / "w.pth", classes=str(names)), tmp_path)
@@ -289,20 +291,14 @@ def trial(task: Task, **flat: Any) -> TrialResult:
     return run_trial(Recipe.from_flat(given), task, Knowledge(task), curve=())
 
 
-def test_a_student_that_starts_as_the_teacher_begins_with_what_the_teacher_knows(task: Task) -> None:
+def test_a_student_that_starts_as_the_teacher_begins_with_what_the_teacher_knows(task: Task, home: Path) -> None:
     gentle = trial(task, training__learning_rate=1e-9, spectral__eigenvector_l2=0.0, spectral__eigenvalue_l2=0.0)
-    assert gentle.measurements["accuracy"] == task.teacher_measurements["accuracy"]
-    assert gentle.measurements["parameters"] == task.teacher_measurements["parameters"]
+    for (name, own), (_, whole) in zip(gentle.network.named_parameters(), task.teacher.named_parameters(), strict=True):
+        torch.testing.assert_close(own, whole, msg=name)
     halved = trial(task, student__width=0.5, training__learning_rate=1e-9)
     assert halved.measurements["parameters"] < 0.5 * gentle.measurements["parameters"]
-    assert halved.measurements["accuracy"] > 0.3  # 0.53 when this was written; guessing is 0.1
-    assert weights_bytes(task.teacher) == weights_bytes(Task.load(task.spec, Path(task_home(task))).teacher)
-
-
-def task_home(task: Task) -> str:
-    weights = task.spec.teacher.weights
-    assert weights is not None
-    return str(Path(weights).parent)
+    assert halved.measurements["accuracy"] > 0.3  # 0.7 when this was written; guessing is 0.1
+    assert weights_bytes(task.teacher) == weights_bytes(Task.load(task.spec, home).teacher)  # which is not touched
 
 
 def test_width_is_the_share_of_each_group_of_units_that_stays(task: Task) -> None:
