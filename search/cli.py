@@ -10,7 +10,7 @@ import typer
 
 from search.commands import look, work
 from search.commands.shared import fail, say, say_once
-from search.ledger.locks import told_of_locks
+from search.ledger.locks import notified_of_locks
 from search.output import NobodyReads, NotWritten, standard_streams
 from search.signals import INTERRUPTED, if_interrupted
 from spaces.errors import BadInput
@@ -69,7 +69,7 @@ def main() -> int:
     try:
         with standard_streams():
             try:
-                with told_of_locks(say_once("the ledger is locked by another process; waiting")):
+                with notified_of_locks(say_once("the ledger is locked by another process; waiting")):
                     _run_command()
             except SystemExit as ended:
                 code = int(ended.code or 0)

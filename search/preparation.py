@@ -29,10 +29,10 @@ from trainers.store import weights_bytes
 from trainers.task import Task
 from trainers.transfer import Needs, StageFailed, method_named
 
-Tell = Callable[[str], object]
+Say = Callable[[str], object]
 
 
-def prepare(file: StudyFile, files: StudyFolder, begun: bool, now: Tell, say: Tell) -> tuple[Task, Knowledge]:
+def prepare(file: StudyFile, files: StudyFolder, begun: bool, now: Say, say: Say) -> tuple[Task, Knowledge]:
     """Load the study's task, record it in the study's folder, and prepare what its methods need from the teacher.
 
     Args:
@@ -65,7 +65,7 @@ def prepare(file: StudyFile, files: StudyFolder, begun: bool, now: Tell, say: Te
     return task, knowledge
 
 
-def _name_own_code(file: StudyFile, say: Tell) -> None:
+def _name_own_code(file: StudyFile, say: Say) -> None:
     """Say which of the user's code will be imported, and from where, before it is."""
     find_modules_in(Path())
     for reference in file.own_code:
@@ -76,7 +76,7 @@ def _name_own_code(file: StudyFile, say: Tell) -> None:
             say(f"importing {reference}, which the study names, {f'from {where}' if where else ''}")
 
 
-def _load(file: StudyFile, files: StudyFolder, begun: bool, now: Tell) -> Task:
+def _load(file: StudyFile, files: StudyFolder, begun: bool, now: Say) -> Task:
     """The task, recorded in the study's folder; its teacher is trained if there was none."""
     now("reading the data, looking for the teacher")
     epochs = sum(member.training_epochs for member in file.task.teacher.each)
@@ -151,7 +151,7 @@ def needs_of(space: Space, method: str) -> list[Needs]:
     return sorted(needed, key=repr) if listed else []
 
 
-def drop_changed_checkpoints(files: StudyFolder, say: Tell) -> None:
+def drop_changed_checkpoints(files: StudyFolder, say: Say) -> None:
     """Delete checkpoints that were changed, with a line each: their trials start over."""
     for file in sorted(files.checkpoints.glob("*.safetensors")):
         with suppress(Damaged):

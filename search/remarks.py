@@ -23,15 +23,15 @@ def remarks(lines: Sequence[Line], constraints: Mapping[str, Limits]) -> dict[st
     trials = [line for line in lines if line.counts]
     if len(trials) < _FEW:
         return {}
-    remarks = {}
+    said = {}
     complete = [line for line in trials if line.outcome == "complete"]
     if not complete and (failed := [line for line in trials if line.outcome == "failed"]):
         reason, which = grouped(failed)[0]
-        remarks["failed"] = f"none of {len(trials)} trials so far succeeded; {len(which)} failed by: {reason}"
+        said["failed"] = f"none of {len(trials)} trials so far succeeded; {len(which)} failed by: {reason}"
     if len(complete) >= _SAME and all(_of_student(line) == _of_student(complete[0]) for line in complete):
         recipes = {line.recipe for line in complete}
         why = "their recipes are the same" if len(recipes) == 1 else "the differences of their recipes have no effect"
-        remarks["same"] = f"all {len(complete)} so far are the same student, to the last digit: {why}"
+        said["same"] = f"all {len(complete)} so far are the same student, to the last digit: {why}"
     measured = [line for line in lines if line.outcome == "complete" and line.repeat is None]
     if measured and all(broken(constraints, line.measurements) for line in measured):
         over = {line.trial: violations(constraints, line.measurements) for line in measured}
@@ -39,11 +39,11 @@ def remarks(lines: Sequence[Line], constraints: Mapping[str, Limits]) -> dict[st
         for limit in limits:
             nearest = min(measured, key=lambda line: (over[line.trial][limit], line.trial))
             has = show(nearest.measurements.get(limit.split()[0], float("nan")))
-            remarks[limit] = f"none of {len(measured)} meets `{limit}`; the nearest, trial {nearest.trial}, has {has}"
+            said[limit] = f"none of {len(measured)} meets `{limit}`; the nearest, trial {nearest.trial}, has {has}"
         if not limits:
             together = " and ".join(f"`{limit}`" for limit in next(iter(over.values())))
-            remarks["constraints"] = f"none of {len(measured)} meets {together} together"
-    return remarks
+            said["constraints"] = f"none of {len(measured)} meets {together} together"
+    return said
 
 
 def _of_student(line: Line) -> dict[str, float]:

@@ -48,7 +48,7 @@ class Reporter:
     def __init__(self, file: StudyFile, files: StudyFolder, display: Display) -> None:
         self._file, self._files, self._display = file, files, display
         self._tracker = Tracker(files.path, file.name, files.tracking_uri)
-        self._told_members: set[int] = set()
+        self._reported_members: set[int] = set()
         """The members of the front as last reported to MLflow."""
         self._steps: dict[int, int] = {}
         """Running trial -> the last step that was reported."""
@@ -77,24 +77,24 @@ class Reporter:
         )  # MLflow keeps the first value: the number of trials of an extended study is in the tag
         parameters["search.trials"] = str(before.get("search.trials", asked))
         tags = {**versions(), "dux.trials": asked}
-        self._tracker.tell(StudyStarted.of(parameters, tags, file.objectives, file.space))
+        self._tracker.record(StudyStarted.of(parameters, tags, file.objectives, file.space))
         if not history.has_data:  # only once over all sessions: another store is sent the whole spool
             names, images = record.get("class_names", ()), record.get("images", {})
-            self._tracker.tell(DataDescribed(record["data"], names, images))
+            self._tracker.record(DataDescribed(record["data"], names, images))
         if not history.has_teacher:
             metrics = {f"teacher.{name}": value for name, value in record["teacher"].items()}
-            self._tracker.tell(TeacherMeasured(metrics, {"dataset": file.task.dataset, **vars(file.task.teacher)}))
+            self._tracker.record(TeacherMeasured(metrics, {"dataset": file.task.dataset, **vars(file.task.teacher)}))
 
     def began(self, line: Line) -> None:
         """A worker has the trial."""
         assert line.recipe is not None
         repeat_of = None if line.repeat is None else line.repeat.of
-        self._tracker.tell(TrialStarted.of(line.trial, line.recipe.flat(), self._file.space, repeat_of))
+        self._tracker.record(TrialStarted.of(line.trial, line.recipe.flat(), self._file.space, repeat_of))
 
     def reached(self, trial: int, step: int, metrics: Mapping[str, float]) -> None:
         """An epoch is over."""
         self._steps[trial] = step
-        self._tracker.tell(TrialReported(trial, step, {f"epoch.{name}": value for name, value in metrics.items()}))
+        self._tracker.record(TrialReported(trial, step, {f"epoch.{name}": value for name, value in metrics.items()}))
 
     def ended(self, line: Line, points: Sequence[Line], standing: Standing) -> None:
         """A trial has its outcome; `points`: the points of its curve."""
@@ -103,11 +103,11 @@ class Reporter:
         front = standing.front
         if front is not None and line.counts:
             members = {entry.trial for entry in front.non_dominated}
-            if members != self._told_members:
+            if members != self._reported_members:
                 self._points(members, standing)
-                self._tracker.tell(FrontMembers(sorted(members)))
-                self._told_members = members
-            self._tracker.tell(FrontChanged(standing.done, front.hypervolume, len(members)))
+                self._tracker.record(FrontMembers(sorted(members)))
+                self._reported_members = members
+            self._tracker.record(FrontChanged(standing.done, front.hypervolume, len(members)))
 
     def _curve(self, trial: int, points: Sequence[Line]) -> None:
         """Report all points of a trial's curve, as a table of its run."""
@@ -117,7 +117,7 @@ class Reporter:
                 for point in points
                 if point.recipe is not None
             ]
-            self._tracker.tell(CurveMeasured(trial, rows))
+            self._tracker.record(CurveMeasured(trial, rows))
 
     def _points(self, members: set[int], standing: Standing) -> None:
         """Report curve points on the front as runs; the others would be about ten per trial."""
@@ -135,12 +135,12 @@ class Reporter:
             tags = {"dux.broken_constraints": ", ".join(limits)} if limits else {}
             tags |= {"dux.curve_of": str(line.kind.of)} if isinstance(line.kind, CurvePoint) else {}
             metrics = {**line.measurements, "seconds": line.seconds}
-            self._tracker.tell(TrialFinished(trial, "FINISHED", step, metrics, tags, files))
+            self._tracker.record(TrialFinished(trial, "FINISHED", step, metrics, tags, files))
         elif line.outcome == "stopped":
             tags = {"dux.stopped_at": str(line.stopped_at)}
-            self._tracker.tell(TrialFinished(trial, "KILLED", step, {"seconds": line.seconds}, tags, files))
+            self._tracker.record(TrialFinished(trial, "KILLED", step, {"seconds": line.seconds}, tags, files))
         else:
-            self._tracker.tell(TrialFinished(trial, "FAILED", step, {}, {"dux.reason": line.reason}, files))
+            self._tracker.record(TrialFinished(trial, "FAILED", step, {}, {"dux.reason": line.reason}, files))
 
     def catch_up(self, lines: Sequence[Line]) -> None:
         """Complete the runs after an interruption: close those cut short, report what a kill left unreported."""
@@ -159,7 +159,7 @@ class Reporter:
                     self.began(line)
                 self._end(line)
             elif line.trial in begun:
-                self._tracker.tell(TrialFinished(line.trial, "KILLED", self._steps.pop(line.trial, 0)))
+                self._tracker.record(TrialFinished(line.trial, "KILLED", self._steps.pop(line.trial, 0)))
         for trial in sorted(curves.keys() - history.curves):
             self._curve(trial, curves[trial])
 
@@ -168,7 +168,7 @@ class Reporter:
         assert standing.front is not None
         members = [entry.trial for entry in standing.front.non_dominated]
         self._points({*members}, standing)
-        self._tracker.tell(FrontMembers(sorted(members)))
+        self._tracker.record(FrontMembers(sorted(members)))
 
     def finish(self, front: Front, paths: Sequence[Path], complete: bool) -> None:
         """The session ends; `paths`: the files that show the front."""
@@ -186,9 +186,9 @@ class Reporter:
             for entry in front.non_dominated:
                 if entry.trial in self._tracker.history.ends:  # unless the disk had no room for it
                     at, end = self._tracker.history.ends[entry.trial]
-                    self._tracker.tell(StudentKept(entry.trial, entry.recipe, entry.measurements, end.step, at))
+                    self._tracker.record(StudentKept(entry.trial, entry.recipe, entry.measurements, end.step, at))
         artifacts = [path.absolute() for path in paths]
-        self._tracker.tell(StudyFinished("FINISHED" if complete else "KILLED", artifacts, rows))
+        self._tracker.record(StudyFinished("FINISHED" if complete else "KILLED", artifacts, rows))
 
     @property
     def sends_the_rest(self) -> str:

@@ -15,13 +15,13 @@ from search.errors import AllFailed, Interrupted, LedgerLost, NotStarted
 from search.fronts.front import Front
 from search.home import make_writable
 from search.ledger.lines import Repeat, grouped
-from search.ledger.locks import told_of_locks
+from search.ledger.locks import notified_of_locks
 from search.ledger.storage import delete, in_ledger, lost_database, why_lost
 from search.machine import check_machine
 from search.remarks import remarks
 from search.reporting import Reporter
 from search.secrets import redacted
-from search.signals import ctrl_c_is_kept, end
+from search.signals import catch_ctrl_c, end
 from search.standing import Standing
 from search.stopping import Halving
 from search.tracking.spool import Refused
@@ -65,10 +65,10 @@ def carry_out(
         files.check_name_is_free()
         new = not files.exists
         before = files.write_down(study.file, carried_on)
-        stack.enter_context(ctrl_c_is_kept())
+        stack.enter_context(catch_ctrl_c())
         try:
             session = Session(study, display, verbose)
-            stack.enter_context(told_of_locks(session.gauge.locked))
+            stack.enter_context(notified_of_locks(session.gauge.locked))
             return session.run(address, backend)
         except BadInput:
             _take_back(study, new, before)

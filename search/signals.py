@@ -55,7 +55,7 @@ def end(line: str) -> NoReturn:
     os._exit(INTERRUPTED)
 
 
-def is_told() -> None:
+def is_being_reported() -> None:
     """The interruption is about to be reported: a second one is not reported again."""
     for number in _OURS:
         if signal.getsignal(number) is _end_at_once:
@@ -63,7 +63,7 @@ def is_told() -> None:
 
 
 @contextmanager
-def ctrl_c_is_kept() -> Iterator[None]:
+def catch_ctrl_c() -> Iterator[None]:
     """Inside, in the main thread, SIGTERM acts like Ctrl-C, and `raise_if_pressed` knows of both; other threads are
     unaffected.
 
@@ -75,16 +75,16 @@ def ctrl_c_is_kept() -> Iterator[None]:
         return
     before = signal.signal(signal.SIGTERM, _terminated)
     kept = signal.getsignal(signal.SIGINT)
-    told = sys.unraisablehook
+    hook = sys.unraisablehook
     if kept in _REPLACED:
         _pressed.clear()
-        sys.unraisablehook = lambda lost: None if lost.exc_type is KeyboardInterrupt else told(lost)
+        sys.unraisablehook = lambda lost: None if lost.exc_type is KeyboardInterrupt else hook(lost)
         if kept is not signal.SIG_IGN:  # otherwise SIGTERM becomes the interrupt
             signal.signal(signal.SIGINT, _interrupted)
     try:
         yield
     finally:
-        sys.unraisablehook = told
+        sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, before)
         if kept in _REPLACED:
             _pressed.clear()

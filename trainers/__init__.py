@@ -47,7 +47,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # on demand: most need torch, which checking a study file and looking at a study should not wait seconds for
+    # on demand: most need torch, and checking a study file or showing a study should not wait seconds for it
     if name not in _FOUND_IN:
         raise AttributeError(f"module 'trainers' has no attribute {name!r}")
     return getattr(import_module(f"trainers.{_FOUND_IN[name]}"), name)

@@ -104,7 +104,7 @@ class Worker:
                 recipe,
                 task,
                 knowledge,
-                lambda told: report(_epoch_done(told)),
+                lambda epoch: report(_epoch_done(epoch)),
                 curve=job.curve,
                 checkpoint=Checkpoint(load, lambda content: disk.save(file, content), job.checkpoint_seconds),
                 threads=job.threads,
@@ -114,8 +114,8 @@ class Worker:
             disk.settle()
             files = result.files(task)
             disk.write(folder, files)
-            told = json.loads(files["result.json"])
-            return Finished(told["measurements"], told["curve"], told["files"], told["seconds"])
+            recorded = json.loads(files["result.json"])
+            return Finished(recorded["measurements"], recorded["curve"], recorded["files"], recorded["seconds"])
         except Exception as error:
             disk.write(folder, {"error.txt": traceback.format_exc().encode()})
             lacked = isinstance(error, MemoryError | torch.OutOfMemoryError | OSError)

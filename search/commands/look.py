@@ -10,7 +10,7 @@ from rich.text import Text
 
 from search.commands.shared import AsJson, Home, Name, completed_names, fail, home_folder, make_table, out, say
 from search.output import WIDTH
-from search.signals import ctrl_c_is_kept, raise_if_pressed, say_if_interrupted, signals_wait
+from search.signals import catch_ctrl_c, raise_if_pressed, say_if_interrupted, signals_wait
 from spaces.errors import BadInput
 
 if TYPE_CHECKING:  # each command imports only what it needs, so that none waits for the others' imports
@@ -258,7 +258,7 @@ def ui(
         with quiet_mlflow():
             make_store(file)  # takes seconds, which an interruption need not wait for
     server = None
-    with ctrl_c_is_kept():
+    with catch_ctrl_c():
         try:
             server = None if file is None else serve(uri, port)
             base = server.url if server is not None else without_secrets(uri).replace(f"{HIDDEN}@", "").rstrip("/")

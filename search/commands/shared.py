@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from search.output import WIDTH
-from search.signals import INTERRUPTED, is_told
+from search.signals import INTERRUPTED, is_being_reported
 
 out = Console(soft_wrap=True) if sys.stdout.isatty() else Console(soft_wrap=True, width=WIDTH)
 
@@ -67,7 +67,7 @@ def say_once(message: str) -> Callable[[], None]:
 def fail(code: int, message: str) -> NoReturn:
     """End the command with a line on standard error and an exit code."""
     if code == INTERRUPTED:
-        is_told()
+        is_being_reported()
     say(message)
     sys.exit(code)
 

@@ -237,11 +237,9 @@ class Ledger:
             if trial.state != TrialState.RUNNING:
                 continue
             self._asked.pop(trial.number, None)
-            attributes = (
-                trial.user_attrs
-            )  # if they hold an outcome, the kill came between recording it and telling Optuna
-            told = {"reason", "again", "stopped_at", "measurements"} & {*attributes}
-            if not told and (result := finished(trial.number)):
+            attributes = trial.user_attrs  # an outcome among them: the kill came before Optuna was told
+            outcome = {"reason", "again", "stopped_at", "measurements"} & {*attributes}
+            if not outcome and (result := finished(trial.number)):
                 attributes = result_attributes(result)
                 for key, value in attributes.items():
                     self._storage.set_trial_user_attr(self._trial_id(trial.number), key, value)

@@ -17,17 +17,17 @@ TRY_S = 0.5
 
 Result = TypeVar("Result")
 
-_tell: ContextVar[Callable[[], object]] = ContextVar("_tell", default=lambda: None)
+_notify: ContextVar[Callable[[], object]] = ContextVar("_notify", default=lambda: None)
 
 
 @contextmanager
-def told_of_locks(tell: Callable[[], object]) -> Iterator[None]:
-    """Inside, in this thread, `tell` is called every TRY_S while a database is locked."""
-    token = _tell.set(tell)
+def notified_of_locks(notify: Callable[[], object]) -> Iterator[None]:
+    """Inside, in this thread, `notify` is called every TRY_S while a database is locked."""
+    token = _notify.set(notify)
     try:
         yield
     finally:
-        _tell.reset(token)
+        _notify.reset(token)
 
 
 class PatientConnection(sqlite3.Connection):
@@ -67,7 +67,7 @@ def _patiently(call: Callable[..., Result], *arguments: Any) -> Result:
             raise
     with ctrl_c_raises():
         while True:
-            _tell.get()()
+            _notify.get()()
             raise_if_pressed()
             try:
                 return call(*arguments)

@@ -86,11 +86,11 @@ def _of_files(
         reason = next((line for line in reversed(said) if line.strip()), "its files are incomplete")
         return optuna.trial.create_trial(state=TrialState.FAIL, user_attrs={"reason": reason.strip()})
     repeat = repeats.get(recipe.seed)
-    told = drawn(space, recipe) if repeat is None else None
+    fixed = drawn(space, recipe) if repeat is None else None
     return optuna.trial.create_trial(
         values=values,
-        params={} if told is None else told.params,
-        distributions={} if told is None else told.distributions,
+        params={} if fixed is None else fixed.params,
+        distributions={} if fixed is None else fixed.distributions,
         user_attrs=attributes if repeat is None else attributes | attributes_of(repeat),
         constraints=violations(constraints, measurements),
     )
@@ -98,10 +98,10 @@ def _of_files(
 
 def drawn(space: Space, recipe: Recipe) -> FixedTrial | None:
     """The recipe as drawn from the space; None if it is not in the space."""
-    told = FixedTrial(dict(recipe.flat()))
+    fixed = FixedTrial(dict(recipe.flat()))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # Optuna's warning about a value out of range
-            return told if space.draw(told) == recipe else None
+            return fixed if space.draw(fixed) == recipe else None
     except (ValueError, UserWarning):
         return None

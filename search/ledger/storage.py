@@ -47,7 +47,7 @@ def delete(storage: str, name: str) -> None:
 
 def _look(url: str) -> optuna.storages.RDBStorage | None:
     """A storage for reading; None if there is none yet."""
-    with _told_as_bad_input(url):
+    with _as_bad_input(url):
         parsed = sqlalchemy.make_url(url)
         if parsed.get_backend_name() == "sqlite" and parsed.database and "uri" not in parsed.query:
             file = Path(parsed.database)
@@ -68,7 +68,7 @@ def _look(url: str) -> optuna.storages.RDBStorage | None:
 
 
 @contextmanager
-def _told_as_bad_input(url: str) -> Iterator[None]:
+def _as_bad_input(url: str) -> Iterator[None]:
     try:
         yield
     except (*LOST, ImportError, ValueError) as error:
@@ -88,7 +88,7 @@ def _told_as_bad_input(url: str) -> Iterator[None]:
 
 def open_storage(url: str) -> optuna.storages.RDBStorage:
     """The storage at a database's URL, created if there is none. Raises NoAnswer if the database does not answer."""
-    with _told_as_bad_input(url):
+    with _as_bad_input(url):
         parsed = sqlalchemy.make_url(url)
         if parsed.get_backend_name() == "sqlite" and parsed.database and "uri" not in parsed.query:
             with suppress(OSError):  # SQLite reports what is wrong

@@ -347,7 +347,7 @@ def test_what_a_kill_left_and_someone_changed_is_computed_anew_with_a_line(tmp_p
     drop_changed_checkpoints(study.files, say)
     assert [file.name for file in study.files.checkpoints.iterdir()] == ["0.safetensors"]
     assert [line.partition(";")[0] for line in said] == [
-        "result.json is no record with a hash in it",
+        "result.json is not a record with a hash",
         "student.safetensors was changed",
         "student.json is gone",
         "1.safetensors was changed",
