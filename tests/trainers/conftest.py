@@ -27,7 +27,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def torch_seed() -> int:
-    """Of what a test draws from PyTorch's own generator: the weights of layers that it makes, whatever ran before it."""
+    """For what a test draws from the global generator, such as the weights of layers that it makes."""
     seed = int(os.environ.get("TORCH_SEED", "0"))
     print(f"torch.manual_seed({seed})")
     torch.manual_seed(seed)
