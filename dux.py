@@ -1,15 +1,16 @@
 """The `dux` command: makes sure that the packages it imports are Dux's own, then hands over to `search.cli`.
 
-The packages have common names (`spaces` is another distribution's, too): a folder on the path or a later installation
-may shadow or overwrite them. That is told in one line here, before anything foreign is run.
+The packages have common names (`spaces` also belongs to another distribution): a folder on the path or a later
+installation may shadow or overwrite them. This is reported in one line here, before any foreign code runs.
 
-Before it imports anything, `main` sees that Ctrl-C and SIGTERM end the command in a line; `search.signals` goes on.
+Before it imports anything, `main` makes Ctrl-C and SIGTERM end the command with one line; `search.signals` takes over
+from there.
 
-The current folder is somebody's data, and nothing is imported from it but what a study names: Python may have put it
-first where modules are looked for, so that a `json.py` in it would be run by every command.
+The current folder holds user data, and nothing is imported from it except what a study names: Python may have put it
+first on the module search path, so that every command would run a `json.py` in it.
 """
 
-import _signal  # without the enumerations of `signal`, which take as long as all the rest here
+import _signal  # not `signal`, whose enumerations take as long to import as everything else here
 import os
 import sys
 
@@ -19,7 +20,7 @@ _INTERRUPTED = 130
 
 
 def leave_current_folder() -> None:
-    """Import nothing from the current folder, where Dux or Python itself does not happen to lie in it."""
+    """Import nothing from the current folder, unless Dux or Python itself is in it."""
     here, library = (os.path.dirname(os.path.realpath(file)) for file in (__file__, os.__file__))
     try:
         current = os.path.realpath(os.curdir)
@@ -30,17 +31,17 @@ def leave_current_folder() -> None:
 
 
 def shadowed() -> str | None:
-    """What shadows one of our packages and what to do, in one line; None where all three are ours."""
-    import importlib.util  # here, when the current folder is left
+    """What shadows one of our packages and what to do about it, in one line; None if all three are ours."""
+    import importlib.util  # only now that the current folder is off the path
     from pathlib import Path
 
     here = Path(__file__).resolve().parent
     for name in _OWN:
         ours = here / name / "__init__.py"
         spec = importlib.util.find_spec(name)
-        found = None if spec is None or spec.origin is None else Path(spec.origin).resolve()
-        if found != ours:
-            where = found or (list(spec.submodule_search_locations or [])[:1] if spec else None) or "nothing"
+        origin = None if spec is None or spec.origin is None else Path(spec.origin).resolve()
+        if origin != ours:
+            where = origin or (list(spec.submodule_search_locations or [])[:1] if spec else None) or "nothing"
             return (
                 f"dux: package `{name}` must be Dux's own, but {where} shadows {ours.parent}; "
                 "leave that folder, take it off PYTHONPATH, or install Dux into an environment of its own"
@@ -72,12 +73,12 @@ def main() -> None:
     from search.cli import main as run
 
     code = run()
-    # Python's own end may wait for threads, and neither tells an interruption in words nor by its code
+    # Python's own shutdown may wait for threads, and would report an interruption neither in words nor by its exit code
     os._exit(code)
 
 
 def _interrupted(*_: object) -> None:
-    os.write(2, b"dux: interrupted before anything was written; the same command begins anew\n")
+    os.write(2, b"dux: interrupted before anything was written; run the same command again\n")
     os._exit(_INTERRUPTED)
 
 

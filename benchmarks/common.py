@@ -98,9 +98,11 @@ def arguments(
 ) -> argparse.Namespace:
     """The command line of every benchmark; `more` adds to it."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="tiny, to see that everything is sound; prints the table")
-    parser.add_argument("--table", action="store_true", help="only write the document from what has been run")
-    parser.add_argument("--home", type=Path, default=Path("~/.dux/benchmarks").expanduser(), help="kept results")
+    parser.add_argument("--quick", action="store_true", help="tiny, to see that everything works; prints the table")
+    parser.add_argument("--table", action="store_true", help="only write the document, from existing results")
+    parser.add_argument(
+        "--home", type=Path, default=Path("~/.dux/benchmarks").expanduser(), help="where results are stored"
+    )
     parser.add_argument("--processes", type=int, default=2, help="jobs at a time, one thread each")
     more(parser)
     found = parser.parse_args()

@@ -1,12 +1,12 @@
 """What early stopping saves a study, and what it costs; writes docs/early_stopping.md and .png.
 
-    python benchmarks/early_stopping.py             # about 40 minutes on two cores; goes on where it was interrupted
-    python benchmarks/early_stopping.py --quick     # a minute: is everything sound? writes no document
-    python benchmarks/early_stopping.py --table     # the document again, from what has been run
+    python benchmarks/early_stopping.py             # about 40 minutes on 2 cores; continues where it was interrupted
+    python benchmarks/early_stopping.py --quick     # a minute: does everything work? writes no document
+    python benchmarks/early_stopping.py --table     # only writes the document, from existing results
 
-A sampler that learns nothing draws the same recipes whatever is stopped, and a trial's course depends on its recipe
-alone. So every recipe is carried out once, to its end, with its course written down; then each policy is replayed over
-the same courses with two workers: which trials it would have stopped, when, and what the rest come to. Policies are the
+A random sampler draws the same recipes whatever is stopped, and a trial's learning curve depends on its recipe alone.
+So every recipe is run once, to its end, and its learning curve recorded; then each policy is replayed on the same
+learning curves with two workers: which trials it would have stopped, when, and what the rest achieve. Policies are the
 objects that a study uses: `search.stopping.Halving`, and Ray Tune's `AsyncHyperBandScheduler` on accuracy.
 """
 
@@ -309,9 +309,9 @@ def tables(setting: Setting, results: Mapping[str, Line]) -> tuple[list[str], di
             "",
             f"## {study}",
             "",
-            f"{len(whole)} studies of {setting.trials} trials; {bad} of all trials diverged.",
+            f"{len(whole)} studies of {setting.trials} trials; {bad} trials diverged in all.",
             "",
-            "| stopping | trials that ended | epochs | of FIFO's | seconds | of FIFO's | hypervolume "
+            "| stopping | trials completed | epochs | of FIFO's | seconds | of FIFO's | hypervolume "
             "| against FIFO on the same trials | against FIFO at the same epochs | at the same seconds |",
             "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         ]
@@ -348,16 +348,16 @@ def document(setting: Setting, results: Mapping[str, Line], rows: Sequence[str])
         [
             "# What early stopping saves, and what it costs",
             "",
-            "Written by `python benchmarks/early_stopping.py`. Every recipe was carried out once, to its end; each "
-            f"policy is then replayed over the same courses with {WORKERS} workers, from the first trial on.",
+            "Written by `python benchmarks/early_stopping.py`. Every recipe was run once, to its end; each policy is "
+            f"then replayed on the same learning curves with {WORKERS} workers, from the first trial on.",
             "",
-            "Recipes are drawn at random, so that all policies have the same; a sampler that learns, and the pruning "
-            f"curve, are not in these figures. Rungs at {MIN_EPOCHS}, {MIN_EPOCHS * REDUCTION}, ... epochs for both. "
-            "Hypervolume as `dux front` reckons it. ± is the standard deviation over seeds; of differences, the half "
-            "width of a 95 % interval of the mean of the paired differences.",
+            "Recipes are drawn at random, so that all policies have the same ones; a learning sampler and the pruning "
+            f"curve are not part of these figures. Rungs at {MIN_EPOCHS}, {MIN_EPOCHS * REDUCTION}, ... epochs for "
+            "both. Hypervolume as in `dux front`. ± is the standard deviation over seeds; for differences, the "
+            "half-width of a 95 % confidence interval for the mean of the paired differences.",
             "",
-            f"- {hardware(results.values())}; one thread a trial; seconds are those of the trials as they were "
-            "measured in full, on a machine that may have done other things, too.",
+            f"- {hardware(results.values())}; one thread per trial; seconds are those of the full trials, measured "
+            "on a machine that may have been doing other work.",
             *rows,
             "",
             f"![Hypervolume against epochs and seconds]({FIGURE.name})",
@@ -393,7 +393,7 @@ def main() -> None:
     path = given.home / f"early_stopping_{digest(asdict(setting), STUDIES)}.jsonl"
     done = read(path, "key")
     if not given.table and (left := [job for job in jobs(setting) if job.key not in done]):
-        load(setting, given.home)  # so that no two processes train the teacher
+        load(setting, given.home)  # so that no two processes train the teacher at once
 
         def shown(line: Line) -> str:
             return f"{line['study']} {line['seed']}/{line['place']}: {line['failed'] or line['found'][0]['accuracy']}"

@@ -1,13 +1,13 @@
-"""An ensemble of four distilled into a BatchEnsemble of four, by images moved in four ways; writes docs/ensembles.md.
+"""An ensemble distilled into a BatchEnsemble, on images perturbed in four ways; writes docs/ensembles.md.
 
-    python benchmarks/ensembles.py             # about 20 minutes on two cores; goes on where it was interrupted
-    python benchmarks/ensembles.py --quick     # minutes: is everything sound? writes no document
-    python benchmarks/ensembles.py --table     # the document again, from what has been run
+    python benchmarks/ensembles.py             # about 20 minutes on two cores; continues where it was interrupted
+    python benchmarks/ensembles.py --quick     # minutes: does everything work? writes no document
+    python benchmarks/ensembles.py --table     # only writes the document, from existing results
 
 G. Nam, J. Yoon, Y. Lee, J. Lee: Diversity matters when learning from ensembles, NeurIPS 2021 (arXiv 2110.14149), at a
-scale that two cores can do: fully connected networks, Fashion-MNIST, a stated subset, no augmentation, so that teachers
-come close to knowing their training images by heart. Everything is measured on the test split, of which nothing is
-selected; temperatures are fitted on the validation split.
+scale that two cores can manage: fully connected networks, Fashion-MNIST, a stated subset, no augmentation, so that
+teachers come close to memorising their training images. Everything is measured on the test split, which is not used to
+select anything; temperatures are fitted on the validation split.
 """
 
 import time
@@ -250,22 +250,23 @@ def document(setting: Setting, home: Path, results: Mapping[str, Line]) -> str:
         "# An ensemble, distilled",
         "",
         "Written by `python benchmarks/ensembles.py`. Nam et al. (NeurIPS 2021) find, on CIFAR-100 with wide residual "
-        "networks, that a BatchEnsemble student learns more of an ensemble on images moved so that members disagree: "
-        "`conf_ods` best, then `ods`, both far from `gaussian` and `none`. Here the same is tried small.",
+        "networks, that a BatchEnsemble student learns more from an ensemble on images perturbed so that members "
+        "disagree: `conf_ods` is best, then `ods`, both far ahead of `gaussian` and `none`. This is the same "
+        "experiment at a small scale.",
         "",
-        f"- Fashion-MNIST: {setting.images:,} training images, evenly over the classes, no augmentation; numbers are "
-        f"of the {len(test):,} test images, after the last epoch.",
+        f"- Fashion-MNIST: {setting.images:,} training images, stratified by class, no augmentation; numbers are "
+        f"for the {len(test):,} test images, after the last epoch.",
         f"- Teacher: 4 networks, mlp {setting.depth}, width {setting.width:g}, {setting.teacher_epochs} epochs; "
-        f"{100 * train['accuracy']:.1f} % of the training images right. One ensemble for all students: spreads "
-        "are over students' seeds.",
+        f"{100 * train['accuracy']:.1f} % accuracy on the training images. One ensemble for all students: spreads "
+        "are over the students' seeds.",
         f"- Student: BatchEnsemble of 4, mlp {setting.depth}, width {setting.width:g}; {setting.epochs} epochs, "
         f"batches of {setting.batch_size}, SGD {setting.learning_rate:g} with Nesterov momentum 0.9, warm-up and "
-        "cosine; weight 0.9, fast weights begin as N(1, 0.5), L2 of 2.5e-4 on eigenvalues and eigenvectors, nothing "
-        f"pruned. Steps of {setting.step_size:g}/255 (the paper's 1/255 is below).",
-        f"- {hardware(results.values())}; one thread a trial.",
+        "cosine decay; weight 0.9, fast weights initialised from N(1, 0.5), L2 of 2.5e-4 on eigenvalues and "
+        f"eigenvectors, no pruning. Steps of {setting.step_size:g}/255 (the paper's 1/255 is below).",
+        f"- {hardware(results.values())}; one thread per trial.",
         "",
-        "Diversity: mean over pairs of members of KL(p_j ‖ p_i). DEE: how many of the four teachers are as good. KL "
-        "to its teachers: mean over members of KL(teacher_i ‖ student_i). Unmoved: images for which the chosen "
+        "Diversity: mean over pairs of members of KL(p_j ‖ p_i). DEE: deep-ensemble equivalent, of the four teachers. "
+        "KL to its teachers: mean over members of KL(teacher_i ‖ student_i). Unmoved: images for which the chosen "
         "teacher had no gradient. Mean ± standard deviation over seeds.",
         "",
         "## What the teacher's members disagree on",
@@ -279,19 +280,26 @@ def document(setting: Setting, home: Path, results: Mapping[str, Line]) -> str:
             "",
             f"## Temperature {tau:g}, {seeds} seeds",
             "",
-            f"| images | n | {' | '.join(headings)} | unmoved, % | s a trial |",
+            f"| images | n | {' | '.join(headings)} | unmoved, % | s per trial |",
             f"|{' --- |' * (len(SHOWN) + 4)}",
             f"| (the teacher) |  | {' | '.join(of_teacher)} |  |  |",
             *rows(setting, results, tau, seeds),
             "",
-            "`conf_ods` against each other, seed by seed, with the half-width of the 95 % interval (Student's t); "
-            "positive is better:",
+            "`conf_ods` against each of the others, seed by seed, with the half-width of the 95 % interval "
+            "(Student's t); positive is better:",
             "",
             f"| against | {' | '.join(headings)} |",
             f"|{' --- |' * (len(SHOWN) + 1)}",
             *verdicts(setting, results, tau, seeds),
         ]
-    parts += ["", "## The paper's ordering", "", "`conf_ods` against each other way:", "", *ordering(setting, results)]
+    parts += [
+        "",
+        "## The paper's ordering",
+        "",
+        "`conf_ods` against each of the others:",
+        "",
+        *ordering(setting, results),
+    ]
     return "\n".join([*parts, ""])
 
 
@@ -302,7 +310,7 @@ def main() -> None:
     path = given.home / f"ensembles_{digest(asdict(setting))}.jsonl"
     done = read(path, "recipe")
     if not given.table and (left := [job for job in jobs(setting) if job.recipe not in done]):
-        load_task(setting.spec, given.home)  # so that no two processes train the teacher
+        load_task(setting.spec, given.home)  # so that no two processes train the teacher at once
 
         def shown(line: Line) -> str:
             said = f"{line['accuracy']:.4f}  nll {line['nll']:.4f}" if "accuracy" in line else line["failed"]

@@ -1,14 +1,14 @@
 """Every command interrupted at random moments: does it say so in one line, with code 130? Writes docs/interrupts.md.
 
-    python benchmarks/interrupts.py                 # twenty minutes on two cores; goes on where it was interrupted
+    python benchmarks/interrupts.py                 # twenty minutes on two cores; continues where it was interrupted
     python benchmarks/interrupts.py --minutes 10    # nothing new after that
     python benchmarks/interrupts.py --quick         # each command once; writes no document
-    python benchmarks/interrupts.py --table         # the document again, from what has been run
+    python benchmarks/interrupts.py --table         # only writes the document, from existing results
 
-A command is carried out once without interruption, to see how long it takes. Then SIGTERM, or SIGINT for its process
-group, as a terminal sends it, comes at moments that are drawn evenly over that time, from when Python begins with
-`dux.py`: what comes while Python itself starts, some hundredths of a second, is not Dux's. A study that was interrupted
-is resumed to its end.
+Each command is first run without interruption, to see how long it takes. Then SIGTERM, or SIGINT to its process group
+as a terminal sends it, arrives at moments drawn uniformly from that time, counted from when Python starts running
+`dux.py`: the few hundredths of a second in which Python itself starts are not Dux's. An interrupted study is resumed to
+its end.
 """
 
 import json
@@ -223,21 +223,22 @@ def document(results: Sequence[Line]) -> str:
         [
             "# Commands, interrupted",
             "",
-            "Written by `python benchmarks/interrupts.py`. Every command is interrupted at random moments of its time, "
-            "by SIGTERM and by SIGINT (Ctrl-C) in turn. Well is: code 130 and exactly one line, on standard error; "
-            "no process and no half-written file is left; a study goes on, by `dux resume` or where it had not begun "
-            "by the same command, to its end with all its trials. What kills do: [kills.md](kills.md).",
+            "Written by `python benchmarks/interrupts.py`. Every command is interrupted at random moments, "
+            "alternately by SIGTERM and SIGINT (Ctrl-C). It passes if it exits with code 130 and exactly one line, on "
+            "standard error; leaves no process and no half-written file; and a study then continues to its end with "
+            "all its trials, by `dux resume` or, if it had not begun, by the same command. For kills see "
+            "[kills.md](kills.md).",
             "",
-            f"- {len(sent)} interruptions; {len(results) - len(sent)} more came after the command's end.",
+            f"- {len(sent)} interruptions; {len(results) - len(sent)} more came after the command had ended.",
             f"- {hardware(results)}.",
             "",
-            "| command | interrupted | s after its start | well | s until its end, mean | at most |",
+            "| command | interrupted | s after its start | passed | s until its end, mean | at most |",
             "| --- | --- | --- | --- | --- | --- |",
             *rows,
             "",
-            "What comes while Python itself starts, before it carries out `dux.py`, Dux cannot answer.",
+            "Dux cannot handle signals that arrive while Python itself starts, before it runs `dux.py`.",
             "",
-            *(found or ["Nothing was amiss."]),
+            *(found or ["No faults."]),
             "",
         ]
     )

@@ -1,14 +1,14 @@
 """Studies killed at random moments and resumed: is every trial there exactly once? Writes docs/kills.md.
 
-    python benchmarks/kills.py                 # half an hour on two cores; goes on where it was interrupted
+    python benchmarks/kills.py                 # half an hour on two cores; continues where it was interrupted
     python benchmarks/kills.py --minutes 10    # no new study after that
     python benchmarks/kills.py --quick         # two studies; writes no document
-    python benchmarks/kills.py --table         # the document again, from what has been run
+    python benchmarks/kills.py --table         # only writes the document, from existing results
 
 Each study is small, real and killed seven times by SIGKILL: its driver, a worker process, Ray's daemon, server (GCS)
-or agents, all of them, or all of them with the end of the youngest file torn off, as by a power cut. `dux resume` goes
-on each time, at last to the end. Then ledger, MLflow, files and front are held against each other. The test suite does
-the same, shorter.
+or agents, all of them, or all of them with the end of the newest file cut off, as by a power failure. Each time
+`dux resume` continues it, in the end to completion. Then ledger, MLflow, files and front are compared with each other.
+The test suite does the same on a smaller scale.
 """
 
 import json
@@ -53,7 +53,7 @@ KINDS: Mapping[Kind, str] = {
     "gcs": "Ray's server (GCS)",
     "agents": "Ray's agents",
     "everything": "driver, daemons and workers at once",
-    "power": "all of these, and the youngest file torn",
+    "power": "all of these, and the newest file truncated",
 }
 
 SEARCH = "concurrent: 2, retries: 9, checkpoint_seconds: 0"
@@ -523,37 +523,37 @@ def document(results: Sequence[Line]) -> str:
             "# Studies, killed",
             "",
             "Written by `python benchmarks/kills.py`. Small studies, two trials at a time, are killed (SIGKILL) at "
-            "random moments from their start on and resumed by `dux resume` until they are finished. A trial writes a "
-            "checkpoint after every epoch of its training (`search.checkpoint_seconds: 0`). SIGTERM and SIGINT at "
-            "random moments of every command: [interrupts.md](interrupts.md).",
+            "random moments and resumed with `dux resume` until they are finished. A trial writes a checkpoint after "
+            "every epoch of its training (`search.checkpoint_seconds: 0`). For SIGTERM and SIGINT see "
+            "[interrupts.md](interrupts.md).",
             "",
             f"- {len(results)} studies, {sum(line['trials'] for line in results)} trials, {len(kills)} kills, "
             f"{sum(line['sessions'] for line in results)} sessions; "
-            f"{mean(line['seconds'] for line in results):.0f} s a study.",
+            f"{mean(line['seconds'] for line in results):.0f} s per study.",
             f"- {hardware(results)}; Ray {version('ray')}, Optuna {version('optuna')}, MLflow {version('mlflow')}; "
             "ledger and MLflow in SQLite.",
-            f"- Files torn: {', '.join(f'{name} {count} times' for name, count in torn.most_common()) or 'none'}.",
+            f"- Files truncated: {', '.join(f'{name} {count} times' for name, count in torn.most_common()) or 'none'}.",
             "",
-            "| killed | n | cut short | lost | doubled | went on from a checkpoint | epochs done twice "
+            "| killed | n | cut short | lost | duplicated | continued from a checkpoint | epochs repeated "
             "| ended after, s |",
             "| --- | --- | --- | --- | --- | --- | --- | --- |",
             *rows,
             "",
-            "Trials cut short: asked for and not ended, those that no worker had begun on included. Lost: ended before "
-            "and not the same at the end, or cut short and never carried out. Doubled: carried out to the end more "
-            "than once. Epochs done twice: reported before the kill and not in the checkpoint, those of fine-tuning, "
-            "which has none, included. Ended after: where only Ray's own processes were killed, the longest time until "
-            "the command had ended.",
+            "Cut short: trials created but not finished, including those that no worker had started. Lost: finished "
+            "before the kill and different at the end, or cut short and never run. Duplicated: run to the end more "
+            "than once. Epochs repeated: reported before the kill and not in the checkpoint, including those of "
+            "fine-tuning, which has no checkpoints. Ended after: where only Ray's own processes were killed, the "
+            "longest time until the command ended.",
             "",
-            "## What was found at the end",
+            "## Faults at the end",
             "",
-            "Looked for in every study: as many trials as were asked for, each recipe once; for each trial one run in "
-            "MLflow with its state, its measurements and every epoch once; whole files, whose student has the ledger's "
-            "accuracy and parameters; the front that all files together make; trials that went on from exactly what "
-            "their checkpoint held; sessions that ended by code 130, in lines of Dux's alone, within 15 s; "
-            "`dux resume` once more, which changes nothing and says so.",
+            "Checked in every study: there are as many trials as were asked for, each recipe once; for each trial "
+            "there is one run in MLflow with its state, its measurements and every epoch once; files are whole, and "
+            "their student has the ledger's accuracy and parameters; the front is the one that all files together "
+            "give; trials continued from exactly what their checkpoint held; sessions ended with code 130, printing "
+            "only Dux's own lines, within 15 s; another `dux resume` changes nothing and says so.",
             "",
-            *(found or ["Nothing was amiss."]),
+            *(found or ["No faults."]),
             "",
         ]
     )

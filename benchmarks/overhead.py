@@ -1,12 +1,12 @@
-"""What a study costs beside its trials; writes docs/overhead.md.
+"""What a study costs besides its trials; writes docs/overhead.md.
 
     python benchmarks/overhead.py             # about half an hour on two cores
-    python benchmarks/overhead.py --quick     # a minute: is everything sound? writes no document
-    python benchmarks/overhead.py --table     # the document again, from what has been run
+    python benchmarks/overhead.py --quick     # a minute: does everything work? writes no document
+    python benchmarks/overhead.py --table     # only writes the document, from existing results
 
-Whole studies, as `dux search` carries them out (Ray Tune, the ledger and MLflow on SQLite, the front), in which a
-trial's work is put aside: it reports three epochs with numbers from its seed, and its result. In one study trials do
-nothing, in another they sleep for thirty seconds, so that every second in which a worker does not is the study's.
+Whole studies, as `dux search` runs them (Ray Tune, the ledger and MLflow on SQLite, the front), but without the trials'
+work: a trial reports three epochs with numbers from its seed, and its result. In one study trials do nothing; in
+another they sleep for thirty seconds, so that every second in which a worker does not sleep is overhead.
 """
 
 import itertools
@@ -175,7 +175,7 @@ def busy(line: Line) -> float:
 
 def rows(results: Mapping[str, Line], jobs: tuple[Job, ...]) -> Iterator[str]:
     """The tables."""
-    yield "| study | trials | s a trial, the first tenth | the last tenth | ratio | all | in MLflow at the end |"
+    yield "| study | trials | s per trial, first tenth | last tenth | ratio | in all | in MLflow at the end |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for job in jobs:
         if job.sleep or job.key not in results:
@@ -206,7 +206,7 @@ def rows(results: Mapping[str, Line], jobs: tuple[Job, ...]) -> Iterator[str]:
     for job in jobs:
         if job.sleep and job.key in results:
             yield (
-                f"Trials of {job.sleep:g} s, {job.concurrent} at a time, {job.trials} of them: workers were at work "
+                f"Trials of {job.sleep:g} s, {job.concurrent} at a time, {job.trials} of them: workers were busy "
                 f"for {busy(results[job.key]):.1%} of the time from the first trial's start to the last one's end."
             )
 
@@ -215,13 +215,13 @@ def document(results: Mapping[str, Line], jobs: tuple[Job, ...]) -> str:
     """The page, in Markdown."""
     return "\n".join(
         [
-            "# What a study costs beside its trials",
+            "# What a study costs besides its trials",
             "",
             "Written by `python benchmarks/overhead.py`: whole studies through Ray Tune, the ledger and MLflow on "
-            f"SQLite, whose trials report {EPOCHS} epochs and a result but compute nothing. Seconds a trial are the "
-            "mean time between two ends, two at a time. One study each.",
+            f"SQLite, whose trials report {EPOCHS} epochs and a result but compute nothing. Seconds per trial are the "
+            "mean time between the ends of trials, two at a time. One study each.",
             "",
-            f"- {hardware(results.values())}; the machine may have done other things, too.",
+            f"- {hardware(results.values())}; the machine may have been doing other work.",
             "",
             *rows(results, jobs),
             "",

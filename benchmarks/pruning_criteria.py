@@ -1,14 +1,14 @@
 """What to cut: the spectral importance against other criteria, at equal parameters; writes docs/pruning_criteria.md.
 
-    python benchmarks/pruning_criteria.py             # about 40 minutes on two cores; goes on where it was interrupted
-    python benchmarks/pruning_criteria.py --quick     # minutes: is everything sound? writes no document
-    python benchmarks/pruning_criteria.py --table     # the document again, from what has been run
+    python benchmarks/pruning_criteria.py             # about 40 minutes on 2 cores; continues where it was interrupted
+    python benchmarks/pruning_criteria.py --quick     # minutes: does everything work? writes no document
+    python benchmarks/pruning_criteria.py --table     # only writes the document, from existing results
 
-Residual students of Fashion-MNIST are trained once a seed, cut to the same numbers of parameters by each criterion,
-and fine-tuned alike. The other criteria are Torch-Pruning's own, at its defaults. Which units go is in every case
-decided by `trainers.spectral.plan`, with the same floor: across the whole network, the lowest first.
+Residual students of Fashion-MNIST are trained once per seed, cut to the same numbers of parameters by each criterion,
+and fine-tuned alike. The other criteria are Torch-Pruning's own, at its defaults. In every case the units to cut are
+chosen by `trainers.spectral.plan`, with the same floor: across the whole network, the least important first.
 
-What else was tried is compared beforehand on validation images of another data set (digits), with other seeds.
+Other variants were compared beforehand on validation images of another data set (digits), with other seeds.
 """
 
 import json
@@ -93,8 +93,8 @@ class Job:
     removed: float
     seed: int
     fitted: bool = False
-    """Whether the weights that stay are fitted to what their layers put out before, and those that are fine-tuned have
-    the size that they begin with, as trials have it."""
+    """Whether the remaining weights are fitted to their layers' outputs before the cut, and rescaled to their initial
+    size before fine-tuning, as in trials."""
 
     @property
     def key(self) -> str:
@@ -268,7 +268,7 @@ def parameters(network: nn.Module) -> int:
 
 
 def renormalize(network: nn.Module, split: Split) -> None:
-    """Batch-norm statistics anew: the average over batches of the training images as the cut network sees them."""
+    """Recalibrate batch norms: their average over batches of the training images as the cut network sees them."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -476,13 +476,14 @@ def section(setting: Setting, results: Mapping[str, Line]) -> list[str]:
     images = "all" if setting.images is None else f"{setting.images:,}"
     said = [
         f"- {setting.dataset}: {images} training images, no augmentation, measured on the {setting.split} images. "
-        f"Seeds {', '.join(map(str, setting.seeds))}: those of one seed begin alike and see the same batches.",
+        f"Seeds {', '.join(map(str, setting.seeds))}: runs with one seed start from the same weights and see the same "
+        "batches.",
         f"- Student: resnet {setting.depth}, width {setting.width:g}; {setting.epochs} epochs, batches of "
         f"{setting.batch_size}, SGD {setting.learning_rate:g}. Fine-tuning: {setting.fine_tune_epochs} epochs, "
         f"{setting.fine_tune_learning_rate:g}, weight decay {setting.weight_decay:g} for all.",
     ]
     if not lines:
-        return [*said, "", "Nothing of it has been run yet.", ""]
+        return [*said, "", "None of this has been run yet.", ""]
     uncut: dict[str, dict[int, float]] = {}
     for (training, _, _), own in found.items():
         uncut.setdefault(training, {}).update({seed: line["uncut"] for seed, line in own.items()})
@@ -491,10 +492,10 @@ def section(setting: Setting, results: Mapping[str, Line]) -> list[str]:
     return [
         *said,
         f"- Before the cut: {'; '.join(f'{name}: {spread(own.values())} %' for name, own in uncut.items())}.",
-        f"- Units are whole: up to {100 * off:.1f} % of the parameters more are gone than the column "
-        "says, never fewer.",
+        f"- Only whole units are cut: up to {100 * off:.1f} % more of the parameters are removed than the column "
+        "says, never less.",
         *([f"- {missing} of {len(wanted)} runs are not in it yet."] if missing else []),
-        f"- {hardware(lines)}; one thread a run.",
+        f"- {hardware(lines)}; one thread per run.",
         "",
         "Accuracy in % before → after fine-tuning: mean ± standard deviation over seeds (their number), by the share "
         "of parameters removed.",
@@ -518,22 +519,22 @@ def document(tables: Sequence[tuple[Setting, Mapping[str, Line]]]) -> str:
             f"GroupMagnitude, BNScale, GroupTaylor (averaged over {TAYLOR_BATCHES} batches), Random. All are ranked "
             "across the whole network by the same plan with the same floor, a tenth of each layer.",
             "- *Spectral* students are trained in eigenvalues and eigenvectors with the paper's penalties (0.01 sum "
-            "phi² + 0.0005 sum lambda²); *ordinary* ones with weight decay. On the same spectral student, criteria are "
-            "compared as criteria. The fair comparison of methods is with the ordinary student: that is what somebody "
-            "who uses another criterion would train.",
-            "- After a cut, batch-norm statistics are estimated anew on the training images, for every criterion; "
-            "`before` is measured after that. *Fitted*: the weights that stay are fitted by least squares to what "
-            f"their layers put out before the cut, and the last layer to the probabilities, on {SEEN:,} training "
-            "images; and before fine-tuning, weights behind which there is a batch norm are scaled to the size that "
-            "they begin with. So every trial of Dux does it, and here it is done by every criterion.",
+            "phi² + 0.0005 sum lambda²); *ordinary* ones with weight decay. Rows on the same spectral student compare "
+            "criteria alone. The fair comparison of methods is with the ordinary student, which is what users of "
+            "another criterion would train.",
+            "- After a cut, batch norms are recalibrated on the training images, for every criterion; `before` is "
+            "measured after that. *Fitted*: the remaining weights are fitted by least squares to their layers' outputs "
+            f"before the cut, and the last layer to the probabilities, on {SEEN:,} training images; and before "
+            "fine-tuning, weights followed by a batch norm are rescaled to their size at initialisation. Every trial "
+            "of Dux does this; here it is done for every criterion.",
             "",
-            "In short (commit 220385c, three seeds): what Dux does leads every ordinary student that was cut by "
-            "another criterion, at every share, by 1 to 12 points up to 90 % (more against chance); from 50 to 80 % in "
-            "11 of 12 cases beyond the spread. Part of it is the fit, which helps ordinary students, too; the rest is "
-            "the spectral training: fitted ordinary ones stay 0.5 to 4 points behind (chance: 1 to 6), in 18 of 24 "
-            "cases within the spread of three seeds. Which units go matters least: by which criterion a spectral "
-            "student is cut makes no difference beyond the spread, but that magnitude is half a point better at 70 %; "
-            "chance is behind from 70 % on, within the spread.",
+            "In short (commit 220385c, three seeds): Dux's method leads every ordinary student cut by another "
+            "criterion, at every share, by 1 to 12 points up to 90 % (more against random); from 50 to 80 %, in 11 of "
+            "12 cases by more than the spread. Part of the lead comes from the fit, which also helps ordinary "
+            "students; the rest comes from spectral training: fitted ordinary students are 0.5 to 4 points behind "
+            "(random: 1 to 6), in 18 of 24 cases within the spread of three seeds. Which units are cut matters least: "
+            "on a spectral student the criterion makes no difference beyond the spread, except that magnitude is half "
+            "a point better at 70 %; random is behind from 70 % on, within the spread.",
             "",
             "## On the test split",
             "",
@@ -549,7 +550,7 @@ def document(tables: Sequence[tuple[Setting, Mapping[str, Line]]]) -> str:
             "",
             "- `by the mean`: |lambda| ‖phi‖ times gamma / sigma where a batch norm follows, as shares of the mean of "
             "the coupled channels. `gain`: |gamma| alone there, coupled channels by the root of the sum of squares. "
-            "`gain x column`: that, times the norm of what the next layers make of the unit. (`spectral` is |gamma| "
+            "`gain x column`: that, times the norm of the next layers' weights for the unit. (`spectral` is |gamma| "
             "as shares of the layer's mean, coupled channels by their mean.)",
             f"- *{MILD.name}*: {MILD.eigenvector_l2:g} of both squares. *{SPARSE.name}*: that, and "
             f"{SPARSE.gain_l1:g} sum |gamma|, which batch norm does not undo.",

@@ -1,12 +1,13 @@
-"""What looking along the pruning curve of every trained student is worth to a study; writes docs/pruning_curve.md.
+"""What measuring every trained student's pruning curve is worth to a study; writes docs/pruning_curve.md.
 
-    python benchmarks/pruning_curve.py             # about 20 minutes on two cores; goes on where it was interrupted
-    python benchmarks/pruning_curve.py --quick     # minutes: is everything sound? writes no document
-    python benchmarks/pruning_curve.py --table     # the document again, from what has been run
+    python benchmarks/pruning_curve.py             # about 20 minutes on two cores; continues where it was interrupted
+    python benchmarks/pruning_curve.py --quick     # minutes: does everything work? writes no document
+    python benchmarks/pruning_curve.py --table     # only writes the document, from existing results
 
 The study of examples/digits.yaml, one trial after the other, with the ledger and the sampler of a real study and
 without Ray. With the curve, every trial is also measured at nine fractions without fine-tuning, and between the rounds
-in which it is cut; the sampler learns of these, and the front has them. Both with the file's rounds and with one.
+in which it is cut; the sampler learns from these points, and they can be on the front. Each is run with the file's
+rounds and with one.
 """
 
 import statistics
@@ -34,7 +35,7 @@ class Setting:
     trials: int = 24
     """Of a study without the curve."""
     share: float = 1 / 2
-    """Of them, a study with the curve has; looked at after a third, too."""
+    """Trials of a study with the curve, as a share of `trials`; it is also evaluated after a third of `trials`."""
     seeds: int = 5
     epochs: int = 30
     teacher_epochs: int = 30
@@ -144,9 +145,10 @@ def document(setting: Setting, results: Mapping[str, Line]) -> str:
         reached = [trials for trials in by_seed.values() if trials is not None]
         within = sum(trials <= third for trials in reached)
         verdicts.append(
-            f"- Of {setting.trials} trials without the curve that cut {name}: reached within {third} trials with it, a "
-            f"third, in {within} of {len(by_seed)} studies (within {half}: {len(reached)}). Hypervolume after {third} "
-            f"with it, against {setting.trials} without: {against(at_third, goals[rounds], 4)}."
+            f"- The hypervolume of {setting.trials} trials without the curve that cut {name} is reached within {third} "
+            f"trials with it, a third, in {within} of {len(by_seed)} studies (within {half}: {len(reached)}). "
+            f"Hypervolume after {third} with it, against {setting.trials} without: "
+            f"{against(at_third, goals[rounds], 4)}."
         )
     seconds: dict[tuple[bool, int], list[float]] = {arm: [] for arm in arms}
     for job in jobs(setting):
@@ -163,12 +165,12 @@ def document(setting: Setting, results: Mapping[str, Line]) -> str:
             "",
             "Written by `python benchmarks/pruning_curve.py`: the study of `examples/digits.yaml`, one trial at a "
             f"time, TPE, {setting.epochs} epochs, {setting.seeds} seeds; {setting.trials} trials without the curve, "
-            f"{half} with it; cut in the file's {many} rounds, and in one. Hypervolume as `dux front` reckons it. "
-            "The same seed draws the same first recipes everywhere, but for the fraction: with the curve and rounds "
-            "the first ten trials are cut as far as the space goes, since every size on the way is on the curve.",
+            f"{half} with it; cut in the file's {many} rounds, and in one. Hypervolume as in `dux front`. "
+            "The same seed draws the same first recipes everywhere, except for the fraction: with the curve and rounds "
+            "the first ten trials are cut as far as the space allows, since every size along the way is on the curve.",
             "",
-            f"- {hardware(results.values())}; one thread a study.",
-            f"- Seconds a trial (median of the studies), on a machine that did other things, too: {prices}.",
+            f"- {hardware(results.values())}; one thread per study.",
+            f"- Seconds per trial (median of the studies), on a machine that was doing other work: {prices}.",
             "",
             f"| seed | {' | '.join(header)} |",
             "| --- " * (1 + len(header)) + "|",
@@ -176,10 +178,10 @@ def document(setting: Setting, results: Mapping[str, Line]) -> str:
             "",
             *verdicts,
             "",
-            "What did it. Points that are not fine-tuned alone (one cut) fill the front at the larger sizes at once, "
-            "but not at the small ones, which decide: there students that are fine-tuned are far better. With "
-            "rounds, the students between two cuts are fine-tuned, and each trial leaves as many of them as "
-            "there are rounds, for the same epochs. The rounds alone, without these points, do a study no good.",
+            "Why it helps: without rounds (one cut), no point is fine-tuned. Such points fill the front at the larger "
+            "sizes at once, but not at the small ones, which decide: there fine-tuned students are far better. With "
+            "rounds, the students between two cuts are fine-tuned, and each trial yields as many of them as there are "
+            "rounds, for the same epochs. Rounds alone, without these points, do not help a study.",
             "",
         ]
     )
@@ -197,7 +199,7 @@ def main() -> None:
     path = given.home / f"pruning_curve_{digest(asdict(setting))}.jsonl"
     done = read(path, "name")
     if not given.table and (left := [job for job in jobs(setting) if job.name not in done]):
-        load_task(setting.file().task, given.home)  # so that no two processes train the teacher
+        load_task(setting.file().task, given.home)  # so that no two processes train the teacher at once
 
         def shown(line: Line) -> str:
             return f"{line['name']}: {line['reached'][-1]:.4f} after {len(line['reached'])}"

@@ -1,14 +1,15 @@
 """Does a spectral student of any width prune to its teacher's size? Writes docs/spectral_teacher_student.md and .png.
 
-    python benchmarks/spectral_teacher_student.py             # about an hour on two cores; goes on where interrupted
-    python benchmarks/spectral_teacher_student.py --quick     # a minute: is everything sound? writes no document
-    python benchmarks/spectral_teacher_student.py --table     # the document again, from what has been run
+    python benchmarks/spectral_teacher_student.py             # about an hour on two cores; continues where interrupted
+    python benchmarks/spectral_teacher_student.py --quick     # a minute: does everything work? writes no document
+    python benchmarks/spectral_teacher_student.py --table     # only writes the document, from existing results
 
 L. Giambagli, L. Buffoni, L. Chicchi, D. Fanelli: How a student becomes a teacher, NeurIPS 2023 (arXiv 2310.12612), with
 the settings of the authors' code: x ~ N(0, I_10); a teacher 10 -> 20 -> 20 -> 1 of ReLU units without biases, its last
-layer ones, Glorot-uniform and fixed; a student 10 -> h -> 20 -> 1, whose first layer is spectral, whose second is dense
-and unregularised, whose last is ones. (The teacher's second width is missing from the authors' configuration: 20 is
-ours.) Units are ranked and silenced by the project's own layers and importances; nothing is retrained.
+layer all ones, Glorot-uniform and fixed; a student 10 -> h -> 20 -> 1 whose first layer is spectral, whose second is
+dense and unregularised, and whose last is all ones. (The teacher's second width is missing from the authors'
+configuration: 20 is ours.) Units are ranked and masked by the project's own layers and importances; nothing is
+retrained.
 """
 
 import json
@@ -194,7 +195,7 @@ def trained(job: Job) -> tuple[list[Shallow], Tensor, Tensor]:
 
 
 def curve(student: Shallow, importance: Tensor, x: Tensor, y: Tensor) -> list[float]:
-    """Mean squared error with the n most relevant units alone, at index n = 0 .. width."""
+    """Mean squared error with the n most important units alone, at index n = 0 .. width."""
     first = student.first
     assert isinstance(first, SpectralLinear)
     found = []
@@ -302,23 +303,23 @@ def document(setting: Setting, results: dict[str, Line]) -> str:
             "Chicchi and D. Fanelli (NeurIPS 2023, [arXiv 2310.12612](https://arxiv.org/abs/2310.12612)) with the "
             "settings of their published code, through this project's layers.",
             "",
-            f"- Inputs of {INPUTS} standard normal numbers; {setting.train:,} to train on, {setting.test:,} fresh ones "
-            "to measure the mean squared error on.",
-            f"- Teacher: {INPUTS} -> 20 -> {SECOND} -> 1, ReLU, no biases, last layer ones, Glorot-uniform. The "
-            f"authors' configuration lacks its second width: {SECOND} is ours. One teacher for all students but where "
-            "the row says so.",
+            f"- Inputs of {INPUTS} standard normal numbers; {setting.train:,} for training, {setting.test:,} new ones "
+            "for the mean squared error.",
+            f"- Teacher: {INPUTS} -> 20 -> {SECOND} -> 1, ReLU, no biases, last layer all ones, Glorot-uniform. The "
+            f"authors' configuration lacks its second width: {SECOND} is ours. One teacher for all students unless the "
+            "row says otherwise.",
             f"- Student: {INPUTS} -> width -> {SECOND} -> 1. Its first layer is spectral, or the same with eigenvalues "
-            "fixed at 1 (direct); its second is dense and unregularised, its last is ones.",
+            "fixed at 1 (direct); its second is dense and unregularised, its last is all ones.",
             f"- Adam, {setting.epochs:,} epochs; 0.01 sum phi² + 0.0005 sum lambda² of the first layer added to the "
-            f"loss but where the row says so. Group lasso: {LASSO:.4f} sum ||w_i|| instead, which is what the two "
-            "penalties come to.",
-            "- A unit's importance is |lambda_i| ||phi_i||. Effective size: units of at least 5 % of the largest. "
-            "Smallest set: the fewest of the most relevant units with at most twice the error of all; the others' "
-            "eigenvalues are 0, nothing is retrained.",
-            "- n: seeds, each with its own data, order and first weights. Sizes: median (smallest to largest); others: "
-            "mean ± standard deviation.",
-            *([f"- {missing} runs of the script's are not in it yet."] if missing else []),
-            f"- {hardware(results.values())}; one thread a process.",
+            f"loss unless the row says otherwise. Group lasso: {LASSO:.4f} sum ||w_i|| instead, to which the two "
+            "penalties amount.",
+            "- A unit's importance is |lambda_i| ||phi_i||. Effective size: units with at least 5 % of the largest. "
+            "Smallest set: the fewest of the most important units with at most twice the error of all; the others' "
+            "eigenvalues are set to 0, without retraining.",
+            "- n: seeds, each with its own data, order and initial weights. Sizes: median (smallest to largest); "
+            "others: mean ± standard deviation.",
+            *([f"- {missing} of the script's runs are not included yet."] if missing else []),
+            f"- {hardware(results.values())}; one thread per process.",
             "",
             "![Error against units kept](spectral_teacher_student.png)",
             "",
@@ -327,7 +328,7 @@ def document(setting: Setting, results: dict[str, Line]) -> str:
             "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
             *rows,
             "",
-            "## What the paper has us expect, in the spectral runs at its settings",
+            "## What the paper predicts, in the spectral runs at its settings",
             "",
             "| of a teacher of 20 | runs |",
             "| --- | --- |",
@@ -335,7 +336,7 @@ def document(setting: Setting, results: dict[str, Line]) -> str:
             "",
             "## The transition",
             "",
-            "Error with the n most relevant units minus that with all, in variances of the teacher's output, by "
+            "Error with the n most important units minus that with all, in variances of the teacher's output, by "
             "student width:",
             "",
             "| n | " + " | ".join(str(arm.width) for arm in ours) + " |",

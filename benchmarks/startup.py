@@ -3,8 +3,8 @@
     python benchmarks/startup.py            # a few minutes
     python benchmarks/startup.py --quick    # each command once; writes no document
 
-Each command is carried out in a process of its own, several times; CPU seconds and the largest resident memory are
-what the kernel counted for it and for what it had started.
+Each command is run several times, in its own process; CPU seconds and peak resident memory are what the kernel counted
+for it and the processes it started.
 """
 
 import os
@@ -102,13 +102,13 @@ def document(found: dict[Goal, list[tuple[float, float]]], load: float) -> str:
         [
             "# What a command costs before it does anything",
             "",
-            "Written by `python benchmarks/startup.py`. CPU seconds, the system's included, and the largest resident "
-            f"memory, MB, of a process of each command and of what it starts: medians of {times}. "
-            "`mistaken.yaml` has a key that does not exist; `small` is a study of four trials.",
+            "Written by `python benchmarks/startup.py`. CPU seconds (user and system) and peak resident memory in MB, "
+            f"of each command and the processes it starts: medians of {times}. "
+            "`mistaken.yaml` has an unknown key; `small` is a study of four trials.",
             "",
-            f"- {hardware([{}])}; load average {load:.1f} (where others work, too, CPU seconds are longer).",
+            f"- {hardware([{}])}; load average {load:.1f} (other work on the machine lengthens CPU seconds).",
             "",
-            "| command | CPU s | from to | goal | MB | goal | kept |",
+            "| command | CPU s | range | goal | MB | goal | met |",
             "| --- | --- | --- | --- | --- | --- | --- |",
             *rows,
             "",

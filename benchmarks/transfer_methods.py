@@ -1,12 +1,12 @@
 """Every transfer method on the same student, teacher, images and recipe; writes docs/transfer_methods.md.
 
-    python benchmarks/transfer_methods.py             # about 40 minutes on two cores; goes on where it was interrupted
-    python benchmarks/transfer_methods.py --quick     # minutes: is everything sound? writes no document
-    python benchmarks/transfer_methods.py --table     # the document again, from what has been run
+    python benchmarks/transfer_methods.py             # about 40 minutes on 2 cores; continues where it was interrupted
+    python benchmarks/transfer_methods.py --quick     # minutes: does everything work? writes no document
+    python benchmarks/transfer_methods.py --table     # only writes the document, from existing results
 
-Fashion-MNIST, a stated subset; accuracy on the whole test split, of which nothing is selected. Students of one seed
-begin with the same weights and see the same batches, so methods are compared seed by seed. Each finished trial is a
-line of a JSON-lines file under --home, and is not run again; after a change of the methods, delete the file.
+Fashion-MNIST, a stated subset; accuracy on the whole test split, which is not used to select anything. Students with
+one seed start from the same weights and see the same batches, so methods are compared seed by seed. Each finished trial
+is a line of a JSON-lines file under --home, and is not run again; delete the file after changing a method.
 """
 
 import time
@@ -108,7 +108,7 @@ class Job:
 
 
 def jobs(setting: Setting) -> Iterator[Job]:
-    """All trials, those first that tell most."""
+    """All trials, the most informative first."""
 
     def job(transfer: str, options: dict[str, Scalar], seed: int) -> Job:
         label = transfer + "".join(f", {name} {value}" for name, value in options.items())
@@ -157,7 +157,7 @@ def run(setting: Setting, home: Path, path: Path, processes: int) -> None:
         return
     load_task(setting.spec, home)
     _, knowledge = loaded_task()
-    for recipe in {job.recipe for job in left}:  # so that no two processes wait for each other
+    for recipe in {job.recipe for job in left}:  # so that processes do not wait for each other
         method, options = method_of(Recipe.from_json(recipe))
         knowledge.prepare(method.needs(options))
     run_all(left, carry_out, path, processes, shown=shown, load=load_task, load_with=(setting.spec, home))
@@ -204,8 +204,8 @@ def document(setting: Setting, home: Path, path: Path) -> str:
         shown_by[all(verdicts[label].endswith("better") for label in labels)].append(other)
     named = {which: ", ".join(f"`{name}`" for name in names) for which, names in shown_by.items()}
     conclusion = (
-        f"So at this scale the claim is reproduced against {named[True] or 'no method'}, and it is not against "
-        f"{named[False] or 'any'}: each variant of a method that was tried would have to be beaten by more than the "
+        f"At this scale, then, the claim is reproduced against {named[True] or 'no method'} and not reproduced against "
+        f"{named[False] or 'any'}: factor transfer would have to beat each variant of a method by more than the "
         "spread."
     )
     depth, width, epochs = setting.teacher
@@ -213,19 +213,19 @@ def document(setting: Setting, home: Path, path: Path) -> str:
         [
             "# Transfer methods, one recipe",
             "",
-            "Written by `python benchmarks/transfer_methods.py`. Every method at its defaults, none tuned here; where "
-            "a parameter differs, the row says so.",
+            "Written by `python benchmarks/transfer_methods.py`. Every method at its defaults, none tuned here, unless "
+            "the row names a parameter.",
             "",
-            f"- Fashion-MNIST: {setting.images:,} training images, evenly over the classes, no augmentation; accuracy "
+            f"- Fashion-MNIST: {setting.images:,} training images, stratified by class, no augmentation; accuracy "
             f"on all {len(task.data.test):,} test images, after the last epoch.",
             f"- Teacher: resnet {depth}, width {width:g}, {epochs} epochs: {100 * teacher['accuracy']:.2f} %, "
             f"{teacher['parameters']:,.0f} parameters.",
             f"- Student: resnet {setting.student[0]}, width {setting.student[1]:g}, {student:,.0f} parameters; "
             f"{setting.epochs} epochs, batches of {setting.batch_size}, SGD {setting.learning_rate:g} with Nesterov "
-            "momentum 0.9, warm-up and cosine, L2 of 2.5e-4 on eigenvalues and eigenvectors, nothing pruned.",
-            "- Students of one seed begin alike and see the same batches (but for those of `ab` and `fsp`, which train "
-            f"longer). Seeds: {setting.main_seeds} for {', '.join(MAIN)}, {setting.seeds} for the others.",
-            f"- {hardware(results.values())}; one thread a trial.",
+            "momentum 0.9, warm-up and cosine decay, L2 of 2.5e-4 on eigenvalues and eigenvectors, no pruning.",
+            "- Students with one seed start from the same weights and see the same batches (except for `ab` and `fsp`, "
+            f"which train longer). Seeds: {setting.main_seeds} for {', '.join(MAIN)}, {setting.seeds} for the others.",
+            f"- {hardware(results.values())}; one thread per trial.",
             "",
             "## All methods",
             "",
@@ -233,7 +233,7 @@ def document(setting: Setting, home: Path, path: Path) -> str:
             "`none` of the same seed, with the half-width of its 95 % interval (Student's t); where the interval "
             "contains 0, the difference does not exceed the spread.",
             "",
-            "| method | n | accuracy | difference from none | s a trial |",
+            "| method | n | accuracy | difference from none | s per trial |",
             "| --- | --- | --- | --- | --- |",
             *rows,
             "",
@@ -256,9 +256,9 @@ def document(setting: Setting, home: Path, path: Path) -> str:
                 for name, found in long.items()
             ),
             "",
-            "What was tried for the claim beside the defaults is in the first table: the weight of `factor` (its "
-            "default is the authors' 500 in their reduction), its rate, soft labels beside it; and other weights for "
-            "the methods it is compared with.",
+            "The first table shows what was tried for the claim besides the defaults: other values for the weight of "
+            "`factor` (its default is the authors' 500 in their reduction) and for its rate, additional soft labels, "
+            "and other weights for the methods it is compared with.",
             "",
         ]
     )

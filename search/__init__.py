@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AllFailed", "Entry", "Front", "Interrupted", "Study", "StudyFile"]
 
-_FOUND_IN = {
+_MODULES = {
     "AllFailed": "errors",
     "Interrupted": "errors",
     "Entry": "fronts.front",
@@ -22,7 +22,7 @@ _FOUND_IN = {
 
 
 def __getattr__(name: str) -> Any:
-    # on demand: they need torch, which `dux --help` and a study file that is refused should not wait seconds for
+    # on demand: they need torch, and `dux --help` and a refused study file should not wait seconds for it
     if name not in __all__:
         raise AttributeError(f"module 'search' has no attribute {name!r}")
-    return getattr(import_module(f"search.{_FOUND_IN[name]}"), name)
+    return getattr(import_module(f"search.{_MODULES[name]}"), name)

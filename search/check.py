@@ -22,6 +22,7 @@ from trainers.measure import measure, predictions
 from trainers.store import load_student, save_student
 from trainers.task import Task
 from trainers.task_spec import TaskSpec
+from trainers.teacher_spec import TeacherSpec
 from trainers.trial import TrialResult, run_trial
 
 IMAGES = 512
@@ -45,6 +46,8 @@ class Checked:
     """
     notes: tuple[str, ...] = ()
     """What the data's owner may not expect of them, a line each."""
+    teacher_notes: tuple[str, ...] = ()
+    """What the teacher's owner may want to know of it, a line each."""
     diverged: tuple[str, ...] = ()
     """What diverged with the study's own learning rates, a line each; the rest was tried with gentler ones."""
 
@@ -84,7 +87,9 @@ def check(file: StudyFile, format: Format = DEFAULT) -> Checked:
     clock.did(f"data: {images:,} images to train on, {len(whole.validation):,} to validate with")
     with scratch_folder() as scratch, computing(file.search.cpus):
         task, teacher_s = _tiny_task(spec, limit, scratch, diverged)
-        clock.did(f"teacher: built, two epochs of {tiny} images")
+        trained = sum(member.training_epochs for member in spec.teacher.each)
+        accuracy = f"accuracy {task.teacher_measurements['accuracy']:.3f}, chance {1 / whole.classes:.3f}"
+        clock.did(f"teacher: built, two epochs of {tiny} images" if trained else f"teacher: read, measured: {accuracy}")
         recipe = _recipe(file)
         result, both_s = _tiny_trial(recipe, task, file.search.cpus, diverged)
         units = f"{result.units_cut} of {result.units} units cut"
@@ -107,25 +112,32 @@ def check(file: StudyFile, format: Format = DEFAULT) -> Checked:
     epochs = max(r.training.epochs + r.pruning.fine_tune_epochs for r in file.space.extremes(*names))
     # an epoch of a trial ends with a look at the validation data, whose number the tiny trial did not shrink
     trial_s = epochs * (max(0.0, both_s - validation_s) * images / tiny + validation_s)
-    teacher_s *= images / tiny * spec.teacher.epochs * spec.teacher.members
+    teacher_s *= images / tiny * trained
     study_s = teacher_s + trial_s * file.trials / file.search.at_a_time
-    return Checked(tuple(clock.steps), study_s, whole.notes, tuple(diverged))
+    return Checked(tuple(clock.steps), study_s, whole.notes, task.notes, tuple(diverged))
 
 
 def _tiny_task(spec: TaskSpec, limit: int | None, scratch: Path, diverged: list[str]) -> tuple[Task, float]:
     """The task with few images to train on and a teacher of two epochs, and the seconds of the second epoch: the first
-    has start-up in it."""
-    teacher = spec.teacher.model_copy(update={"epochs": 2})
+    has start-up in it. A teacher that is not trained takes none."""
     ends: list[float] = []
 
     def teach(gentleness: float) -> Task:
         ends.clear()
-        gentle = teacher.model_copy(update={"learning_rate": teacher.learning_rate * gentleness})
-        small = spec.model_copy(update={"train_limit": limit, "teacher": gentle})
-        return Task.load(small, scratch, lambda epoch, loss: ends.append(time.monotonic()))
+        small = {"train_limit": limit, "teacher": _tiny_teacher(spec.teacher, gentleness)}
+        return Task.load(spec.model_copy(update=small), scratch, lambda epoch, loss: ends.append(time.monotonic()))
 
-    task = _gently(teach, "teacher", "task.teacher.learning_rate", teacher.learning_rate, diverged)
-    return task, ends[1] - ends[0]
+    task = _gently(teach, "teacher", "task.teacher.learning_rate", spec.teacher.training_rate, diverged)
+    return task, ends[1] - ends[0] if ends else 0.0
+
+
+def _tiny_teacher(teacher: TeacherSpec, gentleness: float) -> TeacherSpec:
+    """The same, each member that is trained at all trained for two epochs."""
+    if isinstance(teacher.members, list):
+        return teacher.model_copy(update={"members": [_tiny_teacher(one, gentleness) for one in teacher.members]})
+    if not teacher.training_epochs:
+        return teacher
+    return teacher.model_copy(update={"epochs": 2, "learning_rate": teacher.training_rate * gentleness})
 
 
 def _tiny_trial(recipe: Recipe, task: Task, threads: int, diverged: list[str]) -> tuple[TrialResult, float]:

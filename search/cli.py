@@ -1,4 +1,4 @@
-"""The command line: which commands there are, and how what goes wrong in them becomes a line and an exit code."""
+"""The command line: its commands, and how their errors become one line and an exit code."""
 
 import errno
 import logging
@@ -10,12 +10,12 @@ import typer
 
 from search.commands import look, work
 from search.commands.shared import fail, say, say_once
-from search.ledger.locks import told_of_locks
+from search.ledger.locks import notified_of_locks
 from search.output import NobodyReads, NotWritten, standard_streams
 from search.signals import INTERRUPTED, if_interrupted
 from spaces.errors import BadInput
 
-# Typer brings its own click and names only this one of its errors; what we catch is their common base
+# Typer bundles its own click and exports only this one of its errors; we catch their common base
 _ClickException: Any = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
@@ -37,7 +37,7 @@ def _version(asked: bool) -> None:
 @app.callback()
 def dux(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and end.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Searches for the best small students of a trained teacher network."""
@@ -61,15 +61,15 @@ for _command in (
 def main() -> int:
     """Run a command; returns its exit code.
 
-    0 well, 1 refused or out of reach, 2 bad input, 3 no such student, 4 all trials failed, 130 interrupted.
+    0 success, 1 refused or out of reach, 2 bad input, 3 no such student, 4 all trials failed, 130 interrupted.
     """
-    warnings.simplefilter("ignore")  # other libraries' notes to their developers
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it keeps its fonts if HOME cannot be written
+    warnings.simplefilter("ignore")  # libraries' notes to developers
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it says where it puts its fonts if HOME is read-only
     code = 0
     try:
         with standard_streams():
             try:
-                with told_of_locks(say_once("the ledger is locked by another process; waiting")):
+                with notified_of_locks(say_once("the ledger is locked by another process; waiting")):
                     _run_command()
             except SystemExit as ended:
                 code = int(ended.code or 0)
@@ -82,10 +82,10 @@ def main() -> int:
 
 
 def _run_command() -> None:
-    """What the command line asks for; not by typer's own way, which has other codes for what goes wrong."""
+    """Run what the command line asks for; not through typer's own runner, which has other exit codes for errors."""
     try:
         command: Any = typer.main.get_command(app)
-        command._main_shell_completion({}, "dux")  # where a shell asks what a word could become
+        command._main_shell_completion({}, "dux")  # if a shell asks for completions
         with command.make_context("dux", sys.argv[1:]) as context:
             command.invoke(context)
     except typer.Exit as ended:
@@ -105,8 +105,8 @@ def _run_command() -> None:
         fail(INTERRUPTED, if_interrupted())
     except (typer.Abort, EOFError):
         fail(INTERRUPTED, "not confirmed; nothing was done")
-    except OSError as error:  # a folder that cannot be written, a disk that is full, a server that does not answer
+    except OSError as error:  # a read-only folder, a full disk, a server that does not answer
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             where = f"{error.filename} cannot be written" if error.filename else "a file could not be written"
-            fail(1, f"{where} ({error.strerror}); make room: {if_interrupted().partition('; ')[2]}")
+            fail(1, f"{where} ({error.strerror}); make room, then {if_interrupted().partition('; ')[2]}")
         fail(1, str(error))

@@ -1,4 +1,4 @@
-"""Constraints: what a student must keep to be on the front, whatever it reaches elsewhere."""
+"""Constraints: limits that a student must meet to be on the front, however good it is otherwise."""
 
 import math
 from collections.abc import Mapping
@@ -18,14 +18,14 @@ def _quantity(raw: object) -> object:
     try:
         return parse_quantity(raw)
     except BadInput:
-        raise ValueError(f"must be a number, as 0.9, 50k, 1.5M or 2G{number_hint(raw)}") from None
+        raise ValueError(f"must be a number, such as 0.9, 50k, 1.5M or 2G{number_hint(raw)}") from None
 
 
 Quantity = Annotated[float | None, BeforeValidator(_quantity)]
 
 
 class Limits(Part):
-    """The least and the greatest value of one measurement, both allowed; at least one of them is given."""
+    """The minimum and maximum of one measurement, both inclusive; at least one of them is given."""
 
     min: Quantity = None
     max: Quantity = None
@@ -40,20 +40,20 @@ class Limits(Part):
 
 
 def violations(constraints: Mapping[str, Limits], measurements: Mapping[str, float]) -> dict[str, float]:
-    """How far each limit is overstepped, as a share of it; 0 and below: it is kept. Infinite without a measurement.
+    """By how much each limit is exceeded, as a fraction of it; 0 and below: it is met. Infinite without a measurement.
 
-    The keys read "parameters <= 200000". As a share, so that the sampler can add up parameters and accuracies.
+    The keys read "parameters <= 200000". Fractions, so that the sampler can add up parameters and accuracies.
     """
-    found: dict[str, float] = {}
+    excess: dict[str, float] = {}
     for name, limits in constraints.items():
         value = measurements.get(name, math.nan)
         for sign, symbol, limit in ((-1, ">=", limits.min), (1, "<=", limits.max)):
             if limit is not None:
                 over = sign * (value - limit) / (abs(limit) or 1.0)
-                found[f"{name} {symbol} {limit:.12g}"] = math.inf if math.isnan(over) else over
-    return found
+                excess[f"{name} {symbol} {limit:.12g}"] = math.inf if math.isnan(over) else over
+    return excess
 
 
 def broken(constraints: Mapping[str, Limits], measurements: Mapping[str, float]) -> list[str]:
-    """The limits that are overstepped."""
+    """The limits that are exceeded."""
     return [limit for limit, over in violations(constraints, measurements).items() if over > 0]

@@ -1,4 +1,4 @@
-"""Who shows how a study goes, while it goes."""
+"""The interface of whatever shows a running study's progress."""
 
 import time
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from search.standing import Standing
 
 @dataclass(frozen=True)
 class Progress:
-    """How a study goes at this moment."""
+    """A study's progress at one moment."""
 
     phase: str
-    """What is going on, in words."""
+    """What the study is doing, in words."""
     standing: Standing
     running: int
     """Trials and repeats that workers have."""
@@ -21,13 +21,13 @@ class Progress:
 
 
 class Display(Protocol):
-    """Who shows progress; called often."""
+    """Shows progress; called often."""
 
     def show(self, progress: Progress) -> None:
-        """The study stands like this now."""
+        """Show the study's current progress."""
 
     def say(self, line: str) -> None:
-        """Something happened that the user is to know, and that stays on the screen."""
+        """Show a line that the user should see, and that stays on the screen."""
 
 
 class Silent:
@@ -41,28 +41,28 @@ class Silent:
 
 
 class Gauge:
-    """Tells a display how a session goes.
+    """Keeps a display up to date during a session.
 
     Args:
-        display: who shows it.
-        standing: how the study stands at any moment.
+        display: what shows it.
+        standing: the study's current state.
     """
 
     def __init__(self, display: Display, standing: Standing) -> None:
         self._display, self._standing = display, standing
         self._phase = "checking"
         self._shares: dict[int, float] = {}
-        """Trial that runs -> share of it that is done."""
+        """Running trial -> the share of it that is done."""
         self._began = self._shown = 0.0
         self._done_before = 0
 
     def now(self, phase: str) -> None:
-        """Something else goes on from here on."""
+        """The study enters another phase."""
         self._phase = phase
         self._show(phase)
 
     def begin(self) -> None:
-        """The first of the session's trials is about to begin."""
+        """The session's first trial is about to begin."""
         self._began, self._done_before = time.monotonic(), self._standing.done + self._standing.repeated
 
     def started(self, trial: int) -> None:
@@ -71,7 +71,7 @@ class Gauge:
         self._shares[trial] = 0.0
 
     def reached(self, trial: int, share: float) -> None:
-        """So much of a trial is done."""
+        """This share of a trial is done."""
         self._shares[trial] = share
 
     def ended(self, trial: int) -> None:
@@ -79,13 +79,13 @@ class Gauge:
         self._shares.pop(trial, None)
 
     def tick(self) -> None:
-        """Show how it goes, four times a second at most."""
+        """Refresh the display, at most four times a second."""
         if time.monotonic() - self._shown > 0.25:
             self._shown = time.monotonic()
             self._show(self._phase)
 
     def locked(self) -> None:
-        """Another process has the ledger's lock: what is shown until it is given back."""
+        """Another process holds the ledger's lock: say so until it is released."""
         self._show("waiting: another process has locked the ledger")
 
     def _show(self, phase: str) -> None:

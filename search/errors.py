@@ -1,4 +1,4 @@
-"""How a study may end otherwise than with its front. Of all these the command line shows the message, a line."""
+"""The ways in which a study may end without its front. The command line shows the message of each, one line."""
 
 from spaces import BadInput
 
@@ -8,7 +8,7 @@ class AllFailed(RuntimeError):
 
 
 class ExportRefused(RuntimeError):
-    """The student's files, or the exported one, are not what was measured, or cannot be written; nothing was."""
+    """The student's files or the exported file differ from what was measured, or cannot be written; no file was."""
 
 
 class LedgerGone(BadInput):
@@ -16,16 +16,16 @@ class LedgerGone(BadInput):
 
 
 class RecordGone(BadInput):
-    """What the study knows of its teacher is not there any more; the message says how to have it again."""
+    """The study's record of its teacher is gone; the message says how to restore it."""
 
 
 class LedgerLost(ConnectionError):
-    """The ledger's database went away in mid-study; the message says how to go on."""
+    """The connection to the ledger's database was lost during the study; the message says how to continue."""
 
 
 class Interrupted(RuntimeError):
-    """The study was told to stop before it was finished; the message says how to go on."""
+    """The study was told to stop before it was finished; the message says how to continue."""
 
 
 class NotStarted(Interrupted):
-    """Ray, which carries trials out, does not start on this machine; the message says why."""
+    """Ray, which runs the trials, does not start on this machine; the message says why."""

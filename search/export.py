@@ -1,7 +1,7 @@
-"""Export: a student as a file that a device can run, proved to be the one that was measured, with a card.
+"""Export: a student as a file that a device can run, proved to compute what was measured, with a card.
 
-The network takes images (B, C, H, W) float32 in [0, 1] and returns logits (B, classes); normalisation is inside. So is
-the averaging of a BatchEnsemble's members: softmax of these logits is the mean of their probabilities.
+The network takes images (B, C, H, W) float32 in [0, 1] and returns logits (B, classes); normalisation is built in, and
+so is the averaging of a BatchEnsemble's members: the softmax of these logits is the mean of their probabilities.
 """
 
 import hashlib
@@ -34,12 +34,12 @@ from trainers.store import load_student
 from trainers.task import key_of
 
 TOLERANCE = 1e-4
-"""Largest difference between a logit of the exported and of the measured network, as a share of the largest logit:
-float rounds large numbers more coarsely."""
+"""Largest difference between a logit of the exported and of the measured network, as a fraction of the largest logit:
+floats round large numbers more coarsely."""
 
 
 def metadata_of(data: Dataset) -> dict[str, str]:
-    """What an exported file has inside of it, so that its numbers can be read without the card."""
+    """The metadata inside an exported file, so that its outputs can be interpreted without the card."""
     return {
         "class_names": json_text(data.class_names),
         "image_shape": json.dumps(data.image_shape),
@@ -52,18 +52,18 @@ def verify(exported: torch.Tensor, expected: torch.Tensor, split: Split, accurac
     """The largest difference between logits (N, classes) of the exported and of the measured network.
 
     Raises:
-        ExportRefused: it is above TOLERANCE of the largest logit, an image is predicted otherwise, or the accuracy on
+        ExportRefused: it exceeds TOLERANCE of the largest logit, an image is predicted differently, or the accuracy on
             the split is not the recorded one.
     """
     difference, largest = float((exported - expected).abs().max()), float(expected.abs().max())
     if not difference <= TOLERANCE * largest:
         raise ExportRefused(
-            f"{what} must compute the measured network within {TOLERANCE:g} of its largest logit, which is "
+            f"{what} must match the measured network within {TOLERANCE:g} of its largest logit, which is "
             f"{largest:.4g}, but differs by {difference:.3g}"
         )
     if others := int((exported.argmax(1) != expected.argmax(1)).sum()):
         raise ExportRefused(
-            f"{what} must predict for every image what the measured network does, but does not for {others} of "
+            f"{what} must predict the same as the measured network for every image, but does not for {others} of "
             f"{len(exported)}"
         )
     reached = quality(exported, split.labels)["accuracy"]
@@ -73,20 +73,20 @@ def verify(exported: torch.Tensor, expected: torch.Tensor, split: Split, accurac
 
 
 def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = (DEFAULT.name,)) -> list[Path]:
-    """Write a student in the given formats, and `card.json`; all of it or nothing.
+    """Write a student in the given formats, and `card.json`: all files or none.
 
     The test split is read here, once, for the card.
 
     Args:
-        study: where the student is from.
+        study: the student's study.
         entry: the student.
-        folder: where the files go.
+        folder: where to write the files.
         formats: names in FORMATS.
 
     Raises:
         BadInput: an unknown format, or the data were changed.
-        ExportRefused: the student's files, or an exported one, do not compute what was measured; or the folder cannot
-            be written into. What was in it stays as it was.
+        ExportRefused: the student's files, or an exported file, do not compute what was measured, or the folder cannot
+            be written to. Its previous contents are left unchanged.
     """
     for name in formats:
         if name not in FORMATS:
@@ -97,7 +97,8 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = (D
         find_modules_in(Path())
     network = load_student(entry.folder)
     data = study.file.task.load_data()
-    study.files.check_data(key_of(study.file.task, data), study.file.task.root)
+    teacher = study.files.teacher_identity(study.file.task)
+    study.files.check_data(key_of(study.file.task, data, teacher), study.file.task, teacher)
     with computing(study.file.search.cpus):  # as it was measured
         measured = measure(network, data.validation)
         expected = predictions(network, data.validation)
@@ -124,8 +125,8 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = (D
             write_together(folder, contents)
     except OSError as error:
         raise ExportRefused(
-            "all files of an export are written or none, but "
-            f"{error.filename or folder} cannot be ({error.strerror}); name another folder with `--out`"
+            "either all files of an export are written or none, but "
+            f"{error.filename or folder} cannot be written ({error.strerror}); name another folder with `--out`"
         ) from None
     return [folder / name for name in contents]
 
@@ -133,7 +134,7 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = (D
 def _check_measured(entry: Entry, measured: Mapping[str, float]) -> None:
     for name in ("accuracy", "parameters", "nll"):
         recorded = entry.measurements[name]
-        # nll is a sum over logits, which another machine may round differently; the others are counts
+        # another machine may round nll, a sum over logits, differently; the others are counts
         if not math.isclose(measured[name], recorded, rel_tol=TOLERANCE if name == "nll" else 0.0):
             raise ExportRefused(
                 f"the files of {entry.called} must have the measured {name} {recorded}, "
@@ -149,7 +150,7 @@ def _card(
     test: Mapping[str, float],
     files: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """What whoever uses the student must know of it."""
+    """What users of the student need to know."""
     packages = ("dux-search", "torch", *(package for row in FORMATS.values() for package in row.packages))
     return {
         "study": study.name,

@@ -1,4 +1,4 @@
-"""The formats of exported students: a row each, with how it is written and run, and what is said of it.
+"""The formats of exported students: one row each, with how it is written and run, and how it is documented.
 
 Importing this needs no torch, so that the command line can name the formats at once.
 """
@@ -24,19 +24,19 @@ class Format:
     """One format of a file that holds a network."""
 
     name: str
-    """By which it is asked for; the ending of its files."""
+    """As in `--format`; also the extension of its files."""
     title: str
     runtime: str
     """What runs the file."""
     write: Callable[[nn.Module, torch.Tensor, Mapping[str, str]], bytes]
-    """The file of a network, an example (B, C, H, W) with B > 1, and metadata, which become the file's own; it takes
-    batches of any size."""
+    """Writes a file that takes batches of any size, given a network, an example (B, C, H, W) with B > 1, and metadata
+    to store in the file."""
     run: Callable[[bytes, torch.Tensor], torch.Tensor]
-    """Logits (N, classes) that the runtime computes of images (N, C, H, W) uint8, on the CPU."""
+    """Logits (N, classes) that the runtime computes from images (N, C, H, W) uint8, on the CPU."""
     metadata: str
-    """Where a program finds them."""
+    """Where a program finds the metadata."""
     packages: tuple[str, ...] = ()
-    """Whose versions matter beside torch's."""
+    """Packages whose versions matter besides torch's."""
 
 
 def _write_onnx(network: nn.Module, example: torch.Tensor, metadata: Mapping[str, str]) -> bytes:
@@ -48,7 +48,7 @@ def _write_onnx(network: nn.Module, example: torch.Tensor, metadata: Mapping[str
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter warns of its own dependencies
+            warnings.simplefilter("ignore")  # the exporter warns about its own dependencies
             program = torch.onnx.export(
                 network,
                 (example,),
@@ -88,8 +88,8 @@ def _run_onnx(content: bytes, images: torch.Tensor) -> torch.Tensor:
 
 
 def _without_telemetry() -> None:
-    """Before ONNX Runtime is imported: it then leaves a device id in the user's home and tells its maker what it is
-    used for."""
+    """Call before importing ONNX Runtime, which would otherwise leave a device id in the user's home and send usage
+    data to its vendor."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
@@ -103,7 +103,7 @@ def _write_pt2(network: nn.Module, example: torch.Tensor, metadata: Mapping[str,
 
 
 def _run_pt2(content: bytes, images: torch.Tensor) -> torch.Tensor:
-    """By the archive alone, without our classes."""
+    """Runs the archive alone, without our classes."""
     import torch
 
     from trainers.data import pixels
@@ -130,4 +130,4 @@ _ROWS = (
 FORMATS: Mapping[str, Format] = MappingProxyType({row.name: row for row in _ROWS})
 
 DEFAULT = _ROWS[0]
-"""What `dux export` writes if nothing else is asked for, and what `dux check` tries."""
+"""What `dux export` writes by default, and what `dux check` tries."""

@@ -1,9 +1,9 @@
-"""Processes that end with this one, however it ends: after SIGKILL, too, where no `finally` is reached.
+"""Processes that end with this one, however it ends, even by SIGKILL, after which no `finally` runs.
 
-A small process of our own waits until this one is gone, and then ends whatever bears the mark that everything started
-here inherits in its environment. Ids would not do: Ray's daemon starts others on its own, and an id is given anew.
-Asking the kernel (PR_SET_PDEATHSIG) would not, either: it reaches children, and not theirs. This file is both sides:
-the module, and the program of that small process, which knows nothing but the standard library.
+A small guard process waits until this one is gone, and then kills every process with the mark that everything started
+here inherits in its environment. Process ids would not do: Ray's daemon starts processes of its own, and ids are
+reused. Nor would asking the kernel (PR_SET_PDEATHSIG): it reaches children, but not their children. This file is both
+the module and the program of the guard process, which uses only the standard library.
 """
 
 import os
@@ -21,28 +21,28 @@ _PATIENCE_S = 10.0
 
 
 class Guard:
-    """Ends the processes that are started with `environment`, at the latest when this process is gone."""
+    """Ends the processes started with `environment`, at the latest when this process is gone."""
 
     def __init__(self) -> None:
-        # Ray's agents and workers give themselves names, which would be written over what they inherited, mark included
+        # Ray's agents and workers rename themselves, which would overwrite the inherited environment, mark included
         self.environment: Mapping[str, str] = {_MARK: uuid.uuid4().hex, "SPT_NOENV": "1"}
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__, self.environment[_MARK]],
-            stdin=subprocess.PIPE,  # its end is ours: it closes when we end
+            stdin=subprocess.PIPE,  # closes when this process ends
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={name: value for name, value in os.environ.items() if name != _MARK},  # it ends by itself
-            start_new_session=True,  # Ctrl-C is not for it
+            env={name: value for name, value in os.environ.items() if name != _MARK},  # the guard ends by itself
+            start_new_session=True,  # out of reach of Ctrl-C
         )
 
     def close(self) -> None:
-        """End what is left; safe to call twice."""
+        """End the remaining processes; safe to call twice."""
         self._process.communicate()
 
 
 @contextmanager
 def children_end_with_us() -> Iterator[None]:
-    """What is started inside, by whatever library, ends with this process; what is left at the end, then."""
+    """Processes started inside, by whatever library, end with this process, or when the block is left."""
     guard = Guard()
     before = {name: os.environ.get(name) for name in guard.environment}
     os.environ.update(guard.environment)
@@ -58,12 +58,12 @@ def children_end_with_us() -> Iterator[None]:
 
 
 def _marked(mark: bytes) -> set[int]:
-    """The processes that have the mark in their environment, as far as this user may look."""
+    """The processes with the mark in their environment, as far as this user may see."""
     marked = set()
     if Path("/proc/self/environ").exists():
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                if mark in (folder / "environ").read_bytes():  # empty for one that has ended
+                if mark in (folder / "environ").read_bytes():  # empty if it has ended
                     marked.add(int(folder.name))
         return marked
     listed = subprocess.run(["/bin/ps", "-axEww", "-o", "pid=,command="], capture_output=True, check=False).stdout
@@ -74,7 +74,7 @@ def _marked(mark: bytes) -> set[int]:
 
 
 def _end(mark: bytes) -> None:
-    """Kill all that bear the mark, and those that they were just starting."""
+    """Kill all processes with the mark, and those that they were just starting."""
     deadline = time.monotonic() + _PATIENCE_S
     while (marked := _marked(mark)) and time.monotonic() < deadline:
         for pid in marked:
@@ -84,5 +84,5 @@ def _end(mark: bytes) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdin.buffer.read()  # until there is nobody any more who could write
+    sys.stdin.buffer.read()  # until no process is left that could write
     _end(f"{_MARK}={sys.argv[1]}".encode())

@@ -1,4 +1,4 @@
-"""The home folder: where studies, teachers and the local stores are kept. Only its owner can read it."""
+"""The home folder: where studies, teachers and the local databases are kept. Only its owner can read it."""
 
 import os
 from pathlib import Path
@@ -12,26 +12,26 @@ _LONGEST_SOCKET = 107
 
 
 def default_home() -> Path:
-    """Where studies, teachers and the local stores are kept: `$DUX_HOME`, or `.dux` in the user's home."""
+    """Where studies, teachers and the local databases are kept: `$DUX_HOME`, or `.dux` in the user's home."""
     return Path(os.environ.get("DUX_HOME") or Path.home() / ".dux").expanduser().absolute()
 
 
 def ledger_url(home: Path) -> str:
-    """Of the database with the home's ledgers: `$DUX_STORAGE`, or a file there."""
+    """The URL of the database with the home's ledgers: `$DUX_STORAGE`, or a file in the home folder."""
     return os.environ.get("DUX_STORAGE") or sqlite_url(home / "ledger.db")
 
 
 def shown_database() -> str:
-    """What `DUX_STORAGE` names, without its secrets; empty where it is not set."""
+    """The value of `DUX_STORAGE` without secrets; empty if it is not set."""
     url = os.environ.get("DUX_STORAGE")
     return without_secrets(url) if url else ""
 
 
 def make_writable(folder: Path, home: Path) -> None:
-    """Make a folder in `home`, and `home` itself for its owner alone, where they are not there yet.
+    """Create a folder in `home`, and `home` itself readable by its owner alone, unless they exist.
 
     Raises:
-        BadInput: one of them cannot be made or written.
+        BadInput: one of them cannot be created or written.
     """
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -42,22 +42,22 @@ def make_writable(folder: Path, home: Path) -> None:
 
 
 def check_writable(home: Path, *folders: Path) -> None:
-    """Raise BadInput where somebody else's files would have to be changed."""
+    """Raise BadInput if another user's files would have to be changed."""
     for each in (home, *folders):
         if each.exists() and not os.access(each, os.W_OK | os.X_OK):
-            _refuse(home, f"{each} belongs to somebody else, or its disk takes nothing")
+            _refuse(home, f"{each} belongs to another user, or its disk is read-only")
 
 
 def check_ray_folders() -> None:
-    """Raise BadInput where a local Ray could not keep its sockets or its token."""
+    """Raise BadInput if a local Ray could not store its sockets or its token."""
     name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), None)
     if name is not None:
         folder = os.environ[name]
         longest = len(os.fsencode(folder + _RAY_SOCKET.format(pid=os.getpid())))
         if longest > _LONGEST_SOCKET:
             raise BadInput(
-                f"`{name}` must be so short that a socket of Ray's in it has at most {_LONGEST_SOCKET} bytes, but "
-                f"{folder} makes that {longest}; set {name} to a shorter one, such as /tmp"
+                f"`{name}` must be short enough for Ray's socket paths to have at most {_LONGEST_SOCKET} bytes, but "
+                f"{folder} makes them {longest}; set {name} to a shorter one, such as /tmp"
             )
         if os.path.lexists(folder) and not os.access(folder, os.W_OK | os.X_OK):
             raise BadInput(f"`{name}` must be a folder that can be written, but {folder} is not; set it to another")

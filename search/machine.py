@@ -1,4 +1,4 @@
-"""What the kernel says of this process's share of the machine."""
+"""What the kernel says about this process's share of the machine."""
 
 import os
 import socket
@@ -13,11 +13,11 @@ _ANSWER_S = 5.0
 
 
 def usable_cpus(root: Path = Path("/")) -> int:
-    """The CPUs that this process may use, at least one: those it may run on (`taskset`, a batch system), and no more
-    whole ones than its control group and those above it have time for (a container's `--cpus`).
+    """How many CPUs this process may use, at least one: those it may run on (`taskset`, a batch system), up to the
+    whole number that its control groups allow (a container's `--cpus`).
 
     Args:
-        root: of the file system; a test's own.
+        root: of the file system; tests pass their own.
     """
     try:
         cpus = len(os.sched_getaffinity(0))
@@ -34,23 +34,23 @@ def usable_cpus(root: Path = Path("/")) -> int:
 
 
 def check_loopback() -> None:
-    """Raise BadInput where this machine's processes do not reach each other: whoever starts servers would wait long."""
+    """Raise BadInput if this machine's processes cannot reach each other: starting servers would hang for long."""
     try:
         with socket.create_server(("127.0.0.1", 0)) as server:
             socket.create_connection(server.getsockname(), timeout=_ANSWER_S).close()
     except OSError as error:
         raise BadInput(
-            f"a machine's processes must reach each other at 127.0.0.1, but here they do not ({error}); "
+            f"a machine's processes must reach each other at 127.0.0.1, but here they cannot ({error}); "
             "start its loopback interface (`ip link set lo up`)"
         ) from None
 
 
 def oom_kills(root: Path = Path("/")) -> int | None:
-    """How many processes the kernel has killed for want of memory, in this process's control group where it says so,
-    else on the whole machine; None where it does not count them.
+    """How many processes the kernel has killed for lack of memory, in this process's control group if it counts them,
+    otherwise on the whole machine; None if there is no count.
 
     Args:
-        root: of the file system; a test's own.
+        root: of the file system; tests pass their own.
     """
     for file in [*_group_files(root, "memory", "memory.events", "memory.oom_control"), root / "proc" / "vmstat"]:
         with suppress(OSError):
@@ -62,14 +62,14 @@ def oom_kills(root: Path = Path("/")) -> int | None:
 
 
 def _group_files(root: Path, controller: str, unified: str, legacy: str) -> Iterator[Path]:
-    """A file of this process's control group and of all above it, the innermost first.
+    """A file in this process's control group and all its parents, the innermost first.
 
-    A container may show its group as the root of the mounted hierarchy, whatever the path says: the root is always
-    among them.
+    A container may show its group as the root of the mounted hierarchy, whatever the path says, so the root is always
+    included.
 
     Args:
         root: of the file system.
-        controller: what the file belongs to.
+        controller: that the file belongs to.
         unified: the file's name in cgroup v2.
         legacy: its name in cgroup v1.
     """
@@ -80,7 +80,7 @@ def _group_files(root: Path, controller: str, unified: str, legacy: str) -> Iter
     groups = root / "sys" / "fs" / "cgroup"
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if not controllers:  # cgroup v2; beside v1 it is mounted deeper, and has few controllers or none
+        if not controllers:  # cgroup v2; next to v1 it is mounted deeper, and has few controllers or none
             mounts, name = [groups, groups / "unified"], unified
         elif controller in controllers.split(","):
             mounts, name = [groups / controller, groups / controllers], legacy
@@ -93,12 +93,12 @@ def _group_files(root: Path, controller: str, unified: str, legacy: str) -> Iter
 
 
 def check_machine(cpus: int, gpus: float, *, starts_ray: bool) -> None:
-    """Raise BadInput where a trial wants more CPUs or GPUs than this machine has: it would wait for ever, or fail.
+    """Raise BadInput if a trial needs more CPUs or GPUs than this machine has: it would wait forever, or fail.
 
     Args:
-        cpus: of a trial.
-        gpus: of a trial.
-        starts_ray: whether Ray is to be started here, too.
+        cpus: per trial.
+        gpus: per trial.
+        starts_ray: whether Ray will also be started here.
     """
     if starts_ray:
         check_ray_folders()

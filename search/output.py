@@ -1,7 +1,7 @@
-"""Standard output and error as users have them: closed early, on a full disk, or of few characters.
+"""Standard output and error as users have them: closed early, on a full disk, or with a small character set.
 
-`dux front | head -1` is no error. What nobody can be told is not told, and no study ends for it. A character that the
-output cannot encode is shown by a plain one.
+`dux front | head -1` is not an error. What cannot be printed is dropped, and no study ends because of it. A character
+that the output cannot encode is replaced by a plain one.
 """
 
 import codecs
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
 WIDTH = 100
-"""Characters that a table has at most, where no terminal says otherwise."""
+"""Maximum width of a table in characters, unless a terminal says otherwise."""
 
 _PLAIN = {
     **dict.fromkeys("‐‑‒–—―─━═╌╸╺−", "-"),
@@ -36,7 +36,7 @@ _PLAIN = {
 
 
 class NobodyReads(Exception):
-    """The reader of standard output is gone, as `head` is when it has its lines."""
+    """The reader of standard output is gone, like `head` once it has its lines."""
 
 
 class NotWritten(Exception):
@@ -44,18 +44,18 @@ class NotWritten(Exception):
 
 
 def plain(text: str) -> str:
-    """`text` in ASCII, as well as that goes; what has no likeness is a question mark."""
-    found = []
+    """`text` in ASCII, as well as possible; a character without an equivalent becomes a question mark."""
+    characters = []
     for character in text:
         like = _PLAIN.get(character) or unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
-        found.append(like or ("" if unicodedata.combining(character) else "?"))
-    return "".join(found)
+        characters.append(like or ("" if unicodedata.combining(character) else "?"))
+    return "".join(characters)
 
 
 def _encoded_otherwise(error: UnicodeError) -> tuple[str | bytes, int]:
     assert isinstance(error, UnicodeEncodeError)
     wrong = error.object[error.start : error.end]
-    if all("\udc80" <= character <= "\udcff" for character in wrong):  # of a file's name: its own bytes
+    if all("\udc80" <= character <= "\udcff" for character in wrong):  # from a file name: its own bytes
         return wrong.encode("utf-8", "surrogateescape"), error.end
     return plain(wrong), error.end
 
@@ -65,11 +65,11 @@ codecs.register_error("dux.plain", _encoded_otherwise)
 
 @contextmanager
 def standard_streams() -> Iterator[None]:
-    """Inside, what is printed comes out as well as it can.
+    """Inside, printing works as well as the streams allow.
 
     Raises:
-        NobodyReads: it is, and nobody does.
-        NotWritten: it cannot be.
+        NobodyReads: the reader of standard output is gone.
+        NotWritten: standard output cannot be written.
     """
     out, err = sys.stdout, sys.stderr
     for stream in (out, err):
@@ -85,22 +85,22 @@ def standard_streams() -> Iterator[None]:
 
 
 def open_closed_streams() -> None:
-    """Where a shell has closed a standard stream (`>&-`), nothing is read or written there; a file of ours, which would
-    get the number that is free, is not.
+    """If a shell has closed a standard stream (`>&-`), put the null device in its place, so that no file of ours gets
+    its number.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the least number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
             stream = open(number, "w" if number else "r", encoding="utf-8", closefd=False)  # noqa: SIM115
             setattr(sys, name, stream)
 
 
 class _Stream:
-    """A stream whose errors are told apart from those of files and connections.
+    """A stream whose errors can be distinguished from those of files and connections.
 
-    Without `buffer`, past which others would write.
+    It has no `buffer`, through which others could write around it.
     """
 
     def __init__(self, stream: TextIO, *, is_heard: bool) -> None:

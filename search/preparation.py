@@ -1,15 +1,16 @@
-"""What a study must have before its trials begin: its task with the teacher, what students learn of it, sound files.
+"""What a study needs before its trials begin: its task with the teacher, the teacher's knowledge, intact files.
 
-Torch and the methods are imported with it, so that a look at a study need not wait for them.
+This imports torch and the methods, so that showing a study need not wait for them.
 """
 
 import importlib.util
 import itertools
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from search.backends.backend import Job
 from search.folder import StudyFolder
@@ -28,29 +29,31 @@ from trainers.store import weights_bytes
 from trainers.task import Task
 from trainers.transfer import Needs, StageFailed, method_named
 
-Tell = Callable[[str], object]
+Say = Callable[[str], object]
 
 
-def prepare(file: StudyFile, files: StudyFolder, begun: bool, now: Tell, say: Tell) -> tuple[Task, Knowledge]:
-    """The study's task, on record in its folder, and what its methods need of the teacher.
+def prepare(file: StudyFile, files: StudyFolder, begun: bool, now: Say, say: Say) -> tuple[Task, Knowledge]:
+    """Load the study's task, record it in the study's folder, and prepare what its methods need from the teacher.
 
     Args:
-        file: what the study is.
-        files: where it is kept.
-        begun: whether trials have learned from the task already, so that it may not be another.
-        now: told what goes on.
-        say: told what the user is to know.
+        file: the study.
+        files: its files.
+        begun: whether trials have already learned from the task, so that it must not change.
+        now: called with the current phase.
+        say: called with lines for the user.
 
     Raises:
-        BadInput: the data or the teacher are others than the trials learned from, the teacher cannot be trained, or a
-            method cannot work with it.
+        BadInput: the data or the teacher are not those that the trials learned from, the teacher cannot be trained, or
+            a method cannot work with it.
     """
     _name_own_code(file, say)
     task = _load(file, files, begun, now)
+    for note in task.notes:
+        say(f"teacher: {note}")
     knowledge = Knowledge(task, files.home / "knowledge", say=say)
     for method in file.space.methods:
         for needs in needs_of(file.space, method):
-            now(f"computing what students learn of the teacher by {method}")
+            now(f"computing what students learn from the teacher by {method}")
             try:
                 knowledge.prepare(needs)
             except StageFailed as error:
@@ -62,29 +65,29 @@ def prepare(file: StudyFile, files: StudyFolder, begun: bool, now: Tell, say: Te
     return task, knowledge
 
 
-def _name_own_code(file: StudyFile, say: Tell) -> None:
-    """Say what of the user's will be imported, and from where, before it is."""
+def _name_own_code(file: StudyFile, say: Say) -> None:
+    """Say which of the user's code will be imported, and from where, before it is."""
     find_modules_in(Path())
     for reference in file.own_code:
         module = reference.partition(":")[0].partition(".")[0]
         if module not in sys.modules:
             spec = importlib.util.find_spec(module)
             where = "" if spec is None else spec.origin or next(iter(spec.submodule_search_locations or ()), "")
-            say(f"imports {reference}, which the study names, {f'from {where}' if where else ''}")
+            say(f"importing {reference}, which the study names, {f'from {where}' if where else ''}")
 
 
-def _load(file: StudyFile, files: StudyFolder, begun: bool, now: Tell) -> Task:
-    """The task, with its teacher trained where there was none; written down in the study's folder."""
+def _load(file: StudyFile, files: StudyFolder, begun: bool, now: Say) -> Task:
+    """The task, recorded in the study's folder; its teacher is trained if there was none."""
     now("reading the data, looking for the teacher")
-    epochs = file.task.teacher.epochs * file.task.teacher.members
+    epochs = sum(member.training_epochs for member in file.task.teacher.each)
 
     def on_epoch(epoch: int, loss: float) -> None:
         raise_if_pressed()
         now(f"training the teacher: epoch {epoch} of {epochs}")
 
-    def check_data(key: str) -> None:
+    def check_data(key: str, teacher: Mapping[str, Any]) -> None:
         if begun:
-            files.check_data(key, file.task.root)
+            files.check_data(key, file.task, teacher)
 
     try:
         task = Task.load(file.task, files.home, on_epoch, check_data)
@@ -102,6 +105,7 @@ def _load(file: StudyFile, files: StudyFolder, begun: bool, now: Tell) -> Task:
         "notes": list(task.data.notes),
         "teacher": {**task.teacher_measurements, **_teacher_latency(file, files, task)},
         "teacher_sha256": weights,
+        "teacher_identity": dict(task.identity),
         "data": data_of(task),
     }
     if file.task.root is not None and not begun:
@@ -111,17 +115,17 @@ def _load(file: StudyFile, files: StudyFolder, begun: bool, now: Tell) -> Task:
 
 
 def _check_teacher(files: StudyFolder, weights: str) -> None:
-    """Raise BadInput where the study's trials learned from another teacher: both would stand on one front."""
+    """Raise BadInput if the study's trials learned from another teacher: both would be on one front."""
     if files.has_task and files.task().get("teacher_sha256") != weights:
         raise BadInput(
             f"the teacher of {files.name!r} must be the one that its trials learned from, but in "
-            f"{files.home / 'teachers' / files.task()['key']} is another; put that one back, or begin anew "
+            f"{files.home / 'teachers' / files.task()['key']} is another; put that one back, or start over "
             "under another name"
         )
 
 
 def _teacher_latency(file: StudyFile, files: StudyFolder, task: Task) -> dict[str, float]:
-    """Measured once a study, if it asks for latency: the front is reckoned from it."""
+    """Measured once per study, if it asks for latency: the front is computed from it."""
     if not file.timed:
         return {}
     try:
@@ -133,9 +137,9 @@ def _teacher_latency(file: StudyFile, files: StudyFolder, task: Task) -> dict[st
 
 
 def needs_of(space: Space, method: str) -> list[Needs]:
-    """What a method of the space needs of the teacher, as far as that can be listed before recipes are drawn.
+    """What a method of the space needs from the teacher, as far as that can be listed before recipes are drawn.
 
-    Empty where a stage depends on a parameter drawn from an interval: that is left to the first trial that needs it.
+    Empty if a stage depends on a parameter drawn from an interval: the first trial that needs it then prepares it.
     """
     own = {key: domain for key, domain in space.parameters.items() if key.rpartition(".")[0] == method}
     options = [key.rpartition(".")[2] for key in own]
@@ -147,18 +151,18 @@ def needs_of(space: Space, method: str) -> list[Needs]:
     return sorted(needed, key=repr) if listed else []
 
 
-def drop_changed_checkpoints(files: StudyFolder, say: Tell) -> None:
-    """Delete those that were changed, with a line: their trials begin anew."""
+def drop_changed_checkpoints(files: StudyFolder, say: Say) -> None:
+    """Delete checkpoints that were changed, with a line each: their trials start over."""
     for file in sorted(files.checkpoints.glob("*.safetensors")):
         with suppress(Damaged):
             if is_sound(read_whole(file)):
                 continue
-        say(f"{file.name} was changed; the trial of that checkpoint begins anew (in {file.parent})")
+        say(f"{file.name} was changed; the trial of that checkpoint starts over (in {file.parent})")
         shutil.rmtree(file) if file.is_dir() else file.unlink()
 
 
 def job_of(file: StudyFile, files: StudyFolder, task: Task) -> Job:
-    """What the study's workers need beside numbers."""
+    """What the study's workers need besides arrays."""
     return Job(
         task=file.task,
         task_key=task.key,

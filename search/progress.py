@@ -37,7 +37,7 @@ class Terminal:
             self._live.stop()
 
     def show(self, progress: Progress) -> None:
-        """The study stands like this now."""
+        """Show the study's current progress."""
         if self._live is not None:
             self._live.update(drawn(self._study, progress, time.monotonic() - self._began))
 
@@ -62,7 +62,7 @@ def drawn(study: str, progress: Progress, elapsed_s: float) -> RenderableType:
             + (f"; {standing.repeated}/{len(repeats)} repeats" if repeats else "")
         ),
         Text(
-            f"{duration(elapsed_s)} gone"
+            f"{duration(elapsed_s)} elapsed"
             + (f", {duration(progress.seconds_left)} left" if progress.seconds_left else "")
         ),
     )

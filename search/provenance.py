@@ -1,4 +1,4 @@
-"""Where a study's numbers come from, as MLflow keeps it: versions, the study file, the data."""
+"""Where a study's numbers come from, for MLflow: versions, the study file, the data."""
 
 import json
 import platform
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # torch takes seconds
 
 
 def data_of(task: "Task") -> list[dict[str, object]]:
-    """What students are trained on and validated with, as `Tracker.data_described` takes it."""
+    """The training and validation splits, as `DataDescribed` takes them."""
     data, spec = task.data, task.spec
     return [
         {
@@ -50,11 +50,11 @@ def flattened(file: StudyFile) -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """What computed, as tags: the versions and, where Dux is run from a checkout, its commit ("-dirty" if changed)."""
+    """The software used, as tags: versions and, if Dux runs from a checkout, its commit ("-dirty" if changed)."""
     tags = {"dux.version": version("dux-search"), "dux.version.python": platform.python_version()}
     tags |= {f"dux.version.{name}": version(name) for name in ("torch", "ray", "optuna", "mlflow")}
     here = Path(__file__).resolve()
-    # a checkout, and not a repository that has Dux installed somewhere in it
+    # a checkout of Dux, not a repository in which Dux happens to be installed
     is_tracked = ["git", "-C", str(here.parent), "ls-files", "--error-unmatch", here.name]
     commit = ["git", "-C", str(here.parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

@@ -1,6 +1,6 @@
-"""A study removed: its ledger, its files, what no other study needs, and its place in MLflow.
+"""Removing a study: its ledger, its files, what no other study needs, and its place in MLflow.
 
-Nothing of the study is believed, since it may be damaged or half removed already: each step does what is left of it.
+The study may be damaged or half removed already, so nothing about it is trusted: each step removes what is left.
 """
 
 import json
@@ -26,10 +26,10 @@ from trainers.files import read_whole
 
 
 def check_removable(name: str, home: Path) -> str:
-    """What there is of a study, in words.
+    """What exists of a study, in words.
 
     Raises:
-        BadInput: there is nothing, its ledger is in another database, or that does not answer.
+        BadInput: nothing does, its ledger is in another database, or the database does not answer.
     """
     check_name(name)
     folder, storage = home / "studies" / name, ledger_url(home)
@@ -43,8 +43,8 @@ def check_removable(name: str, home: Path) -> str:
         if there != here:
             noted = shown(there, 300).strip("'") or "not set"
             raise BadInput(
-                f"`DUX_STORAGE` must name the database that {name!r} was begun with, but is {here or 'not set'} "
-                f"instead of {noted}; set it so, or, where the database is gone, delete {note}"
+                f"`DUX_STORAGE` must name the database that {name!r} was started with, but is {here or 'not set'} "
+                f"instead of {noted}; set it so or, if the database is gone, delete {note}"
             )
         trials = sum(1 for _ in folder.glob("trials/*"))
         parts.append(f"the files of {trials} trials in {folder}")
@@ -60,15 +60,15 @@ def check_removable(name: str, home: Path) -> str:
 def remove(name: str, home: Path, *, with_runs: bool = False) -> list[str]:
     """Remove a study; returns what was removed, a line each.
 
-    Its experiment in MLflow is renamed, so that a new study of the name does not go on in it, or deleted.
+    Its experiment in MLflow is renamed, so that a new study of the same name does not continue in it, or deleted.
 
     Args:
-        name: the study's.
-        home: where it is.
-        with_runs: whether its runs in MLflow are deleted, too.
+        name: the study's name.
+        home: the home folder.
+        with_runs: whether to delete its runs in MLflow, too.
 
     Raises:
-        BadInput: as `check_removable`, or a process works on the study.
+        BadInput: as `check_removable`, or a process is running the study.
     """
     check_removable(name, home)
     check_writable(home, home / "studies", home / "studies" / name)
@@ -79,7 +79,7 @@ def remove(name: str, home: Path, *, with_runs: bool = False) -> list[str]:
                 stack.enter_context(FileLock(folder / ".driver.lock").acquire(timeout=0.5))
             except Timeout:
                 raise BadInput(
-                    f"a study must be at rest to be deleted, but a process works on {name!r}; stop it first"
+                    f"a study must not be running when it is deleted, but a process is running {name!r}; stop it first"
                 ) from None
         uri = os.environ.get("MLFLOW_TRACKING_URI") or sqlite_url(home / "mlflow.db")
         try:
@@ -87,7 +87,7 @@ def remove(name: str, home: Path, *, with_runs: bool = False) -> list[str]:
         except ConnectionError as error:
             if with_runs:
                 raise
-            done.append(f"its experiment in MLflow keeps its name, in which a new {name!r} would go on: {error}")
+            done.append(f"its experiment in MLflow keeps its name; a new {name!r} would continue in it: {error}")
         for unused in _unused(home, name):
             shutil.rmtree(unused, ignore_errors=True)
             unused.with_name(f".{unused.name}.lock").unlink(missing_ok=True)
@@ -102,7 +102,7 @@ def remove(name: str, home: Path, *, with_runs: bool = False) -> list[str]:
 
 
 def _unused(home: Path, name: str) -> Iterator[Path]:
-    """The folders of the study's teacher and knowledge, if no other study has the same or may come to have it."""
+    """The folders of the study's teacher and knowledge, if no other study uses or may come to use them."""
     own = home / "studies" / name
     key = _content(own / "task.json").get("key")
     if not isinstance(key, str) or not re.fullmatch(r"[0-9a-f]+", key):

@@ -1,4 +1,4 @@
-"""What MLflow is told of a study, and what it was told in earlier sessions."""
+"""What is reported of a study to MLflow, in this and earlier sessions."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,94 +31,96 @@ from search.tracking.mlflow_runs import ANSWER_S, find_runs
 from search.tracking.tracker import Tracker
 
 FLUSH_S = 45.0
-"""How long a study waits for MLflow at its end, in all; what is not sent by then goes out with `dux resume`."""
+"""How long a study waits for MLflow when it ends, in all; `dux resume` sends what is left."""
 SILENT_S = 3.0
-"""How long of that without a word."""
+"""How long of that before it says so."""
 
 
 class Reporter:
-    """Puts what happens into the tracker's words.
+    """Turns what happens in a study into the tracker's events.
 
     Args:
-        file: what the study is.
-        files: where it is kept.
-        display: told what the user is to know.
+        file: the study.
+        files: its files.
+        display: shows lines to the user.
     """
 
     def __init__(self, file: StudyFile, files: StudyFolder, display: Display) -> None:
         self._file, self._files, self._display = file, files, display
         self._tracker = Tracker(files.path, file.name, files.tracking_uri)
-        self._told_members: set[int] = set()
-        """Those on the front by what MLflow was told last."""
+        self._reported_members: set[int] = set()
+        """The members of the front as last reported to MLflow."""
         self._steps: dict[int, int] = {}
-        """Trial that runs -> the last step that was reported."""
+        """Running trial -> the last step that was reported."""
         self._waits_until: float | None = None
-        """For MLflow, at the end; None before."""
+        """Until when to wait for MLflow at the end; None before."""
         self.gave_up = False
-        """Whether Ctrl-C ended that."""
+        """Whether Ctrl-C ended the wait."""
 
     @property
     def numbers_given(self) -> int:
-        """The number after that of the last trial of which anything was told."""
+        """The number after that of the last trial that was reported."""
         return self._tracker.history.numbers_given
 
     @property
     def is_finished(self) -> bool:
-        """Whether the end of the whole study was told."""
+        """Whether the end of the whole study was reported."""
         return self._tracker.history.is_finished
 
     def start(self) -> None:
-        """Tell what the study, its data and its teacher are."""
+        """Report the study, its data and its teacher."""
         file, history, record = self._file, self._tracker.history, self._files.task()
         asked = str(file.search.trials)
         before = {} if history.first_start is None else history.first_start.parameters
-        parameters = flattened(file)  # MLflow takes no other value than the first: what was carried on is in the tag
+        parameters = flattened(
+            file
+        )  # MLflow keeps the first value: the number of trials of an extended study is in the tag
         parameters["search.trials"] = str(before.get("search.trials", asked))
         tags = {**versions(), "dux.trials": asked}
-        self._tracker.tell(StudyStarted.of(parameters, tags, file.objectives, file.space))
-        if not history.has_data:  # once, in whichever session: another store gets the whole spool
+        self._tracker.record(StudyStarted.of(parameters, tags, file.objectives, file.space))
+        if not history.has_data:  # only once over all sessions: another store is sent the whole spool
             names, images = record.get("class_names", ()), record.get("images", {})
-            self._tracker.tell(DataDescribed(record["data"], names, images))
+            self._tracker.record(DataDescribed(record["data"], names, images))
         if not history.has_teacher:
             metrics = {f"teacher.{name}": value for name, value in record["teacher"].items()}
-            self._tracker.tell(TeacherMeasured(metrics, {"dataset": file.task.dataset, **vars(file.task.teacher)}))
+            self._tracker.record(TeacherMeasured(metrics, {"dataset": file.task.dataset, **vars(file.task.teacher)}))
 
     def began(self, line: Line) -> None:
         """A worker has the trial."""
         assert line.recipe is not None
         repeat_of = None if line.repeat is None else line.repeat.of
-        self._tracker.tell(TrialStarted.of(line.trial, line.recipe.flat(), self._file.space, repeat_of))
+        self._tracker.record(TrialStarted.of(line.trial, line.recipe.flat(), self._file.space, repeat_of))
 
     def reached(self, trial: int, step: int, metrics: Mapping[str, float]) -> None:
         """An epoch is over."""
         self._steps[trial] = step
-        self._tracker.tell(TrialReported(trial, step, {f"epoch.{name}": value for name, value in metrics.items()}))
+        self._tracker.record(TrialReported(trial, step, {f"epoch.{name}": value for name, value in metrics.items()}))
 
     def ended(self, line: Line, points: Sequence[Line], standing: Standing) -> None:
-        """A trial has its outcome; `points`: of its curve."""
+        """A trial has its outcome; `points`: the points of its curve."""
         self._end(line)
         self._curve(line.trial, points)
         front = standing.front
         if front is not None and line.counts:
             members = {entry.trial for entry in front.non_dominated}
-            if members != self._told_members:
+            if members != self._reported_members:
                 self._points(members, standing)
-                self._tracker.tell(FrontMembers(sorted(members)))
-                self._told_members = members
-            self._tracker.tell(FrontChanged(standing.done, front.hypervolume, len(members)))
+                self._tracker.record(FrontMembers(sorted(members)))
+                self._reported_members = members
+            self._tracker.record(FrontChanged(standing.done, front.hypervolume, len(members)))
 
     def _curve(self, trial: int, points: Sequence[Line]) -> None:
-        """All points of a trial's curve, as a table of its run."""
+        """Report all points of a trial's curve, as a table of its run."""
         if points:
             rows = [
                 {"trial": point.trial, **point.measurements, **point.recipe.flat()}
                 for point in points
                 if point.recipe is not None
             ]
-            self._tracker.tell(CurveMeasured(trial, rows))
+            self._tracker.record(CurveMeasured(trial, rows))
 
     def _points(self, members: set[int], standing: Standing) -> None:
-        """The points of curves that are on the front, as runs; of the others a study has some ten a trial."""
+        """Report curve points on the front as runs; the others would be about ten per trial."""
         for trial in sorted(members - self._tracker.history.ends.keys()):
             line = standing.line(trial)
             if line.is_point:
@@ -133,17 +135,17 @@ class Reporter:
             tags = {"dux.broken_constraints": ", ".join(limits)} if limits else {}
             tags |= {"dux.curve_of": str(line.kind.of)} if isinstance(line.kind, CurvePoint) else {}
             metrics = {**line.measurements, "seconds": line.seconds}
-            self._tracker.tell(TrialFinished(trial, "FINISHED", step, metrics, tags, files))
+            self._tracker.record(TrialFinished(trial, "FINISHED", step, metrics, tags, files))
         elif line.outcome == "stopped":
             tags = {"dux.stopped_at": str(line.stopped_at)}
-            self._tracker.tell(TrialFinished(trial, "KILLED", step, {"seconds": line.seconds}, tags, files))
+            self._tracker.record(TrialFinished(trial, "KILLED", step, {"seconds": line.seconds}, tags, files))
         else:
-            self._tracker.tell(TrialFinished(trial, "FAILED", step, {}, {"dux.reason": line.reason}, files))
+            self._tracker.record(TrialFinished(trial, "FAILED", step, {}, {"dux.reason": line.reason}, files))
 
     def catch_up(self, lines: Sequence[Line]) -> None:
-        """MLflow's runs after an interruption: those cut short are closed, and what a kill kept untold is told."""
+        """Complete the runs after an interruption: close those cut short, report what a kill left unreported."""
         history = self._tracker.history
-        begun = history.started | self.run_ids().keys()  # a power cut may take lines that were sent
+        begun = history.started | self.run_ids().keys()  # a power failure may destroy lines that were sent
         curves: dict[int, list[Line]] = {}
         for line in lines:
             if isinstance(line.kind, CurvePoint):
@@ -157,19 +159,19 @@ class Reporter:
                     self.began(line)
                 self._end(line)
             elif line.trial in begun:
-                self._tracker.tell(TrialFinished(line.trial, "KILLED", self._steps.pop(line.trial, 0)))
+                self._tracker.record(TrialFinished(line.trial, "KILLED", self._steps.pop(line.trial, 0)))
         for trial in sorted(curves.keys() - history.curves):
             self._curve(trial, curves[trial])
 
     def front(self, standing: Standing) -> None:
-        """Which students the front has at the end of the session."""
+        """Report the front's students at the end of the session."""
         assert standing.front is not None
         members = [entry.trial for entry in standing.front.non_dominated]
         self._points({*members}, standing)
-        self._tracker.tell(FrontMembers(sorted(members)))
+        self._tracker.record(FrontMembers(sorted(members)))
 
     def finish(self, front: Front, paths: Sequence[Path], complete: bool) -> None:
-        """The session ends; `paths`: of what shows the front."""
+        """The session ends; `paths`: the files that show the front."""
         rows = [
             {
                 "trial": entry.trial,
@@ -182,27 +184,27 @@ class Reporter:
         ]
         if complete:
             for entry in front.non_dominated:
-                if entry.trial in self._tracker.history.ends:  # else the disk had no room for it
+                if entry.trial in self._tracker.history.ends:  # unless the disk had no room for it
                     at, end = self._tracker.history.ends[entry.trial]
-                    self._tracker.tell(StudentKept(entry.trial, entry.recipe, entry.measurements, end.step, at))
+                    self._tracker.record(StudentKept(entry.trial, entry.recipe, entry.measurements, end.step, at))
         artifacts = [path.absolute() for path in paths]
-        self._tracker.tell(StudyFinished("FINISHED" if complete else "KILLED", artifacts, rows))
+        self._tracker.record(StudyFinished("FINISHED" if complete else "KILLED", artifacts, rows))
 
     @property
     def sends_the_rest(self) -> str:
-        """The way out where MLflow has not everything, for messages."""
+        """The way out if MLflow does not have everything, for messages."""
         return f"{self._files.command('resume')} sends the rest"
 
     def _patience(self) -> float:
-        """For how many seconds MLflow is still waited for; they begin with the first call."""
+        """How many more seconds to wait for MLflow; the time starts with the first call."""
         if self._waits_until is None:
             self._waits_until = time.monotonic() + FLUSH_S
         return max(0.0, self._waits_until - time.monotonic())
 
     def wait(self, now: Callable[[str], object]) -> int:
-        """Wait until MLflow has all that it was told, patience ends or Ctrl-C; returns how many events it has not.
+        """Wait until MLflow has everything, time is up or Ctrl-C; returns the number of events that it does not have.
 
-        `now` is told what goes on.
+        `now` is called with the current phase.
         """
         silent = self._waits_until is None
         try:
@@ -211,8 +213,8 @@ class Reporter:
                 if silent:
                     store = without_secrets(self._files.tracking_uri)
                     self._display.say(
-                        f"waiting at most {self._patience():.0f} s for MLflow ({store}), which has not taken {unsent} "
-                        f"events yet; Ctrl-C ends the waiting, and {self.sends_the_rest}"
+                        f"waiting at most {self._patience():.0f} s for MLflow ({store}), which has not accepted "
+                        f"{unsent} events yet; Ctrl-C ends the wait, and {self.sends_the_rest}"
                     )
                 now("waiting for MLflow")
                 unsent = self._tracker.flush(self._patience())
@@ -222,7 +224,7 @@ class Reporter:
         return unsent
 
     def run_ids(self) -> dict[int, str]:
-        """Trial -> run, as far as MLflow has them and answers in time."""
+        """Trial -> run, as far as MLflow has runs and answers in time."""
         with suppress(ConnectionError):
             runs = find_runs(
                 self._files.path, self._file.name, self._files.tracking_uri, min(ANSWER_S, self._patience())
@@ -231,10 +233,10 @@ class Reporter:
         return {}
 
     def close(self, timeout_s: float = 0.0) -> None:
-        """No more will be told in this session."""
+        """Nothing more will be reported in this session."""
         self._tracker.close(timeout_s)
 
     @property
     def in_the_way(self) -> str:
-        """Why MLflow has not what it has not, in brief."""
+        """Why MLflow does not have all events, in brief."""
         return self._tracker.in_the_way

@@ -1,8 +1,8 @@
-"""What messages, files and tags show of a URL: nothing that could be a password, a token or a key. And URLs of files.
+"""What messages, files and tags show of a URL: nothing that could be a password, a token or a key. Also URLs of files.
 
-Passwords are written into URLs as they are, and parsers do not agree on what that means: of `u:p@s/s@host` SQLAlchemy
-takes `p` for the password and urllib `p@s/s@host` for a path. So where a URL can be read in two ways, no more than its
-scheme is shown, and of a query only the values that are known to be harmless.
+People write passwords into URLs unescaped, and parsers disagree about them: in `u:p@s/s@host`, SQLAlchemy takes `p` for
+the password and urllib takes `p@s/s@host` for a path. So if a URL can be read in two ways, only its scheme is shown,
+and of a query only values that are known to be harmless.
 """
 
 import os
@@ -27,28 +27,30 @@ _HARMLESS = {
     "timeout",
     "uri",
 }
-"""Keys of a query whose values may be seen; of all others only the key."""
+"""Keys of a query whose values may be shown; of all others only the key."""
 
 _IN_THE_ENVIRONMENT = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD")
 _URL = re.compile(r"([A-Za-z][\w+.-]*)://(.*)", re.DOTALL)
 _SHORT = 4
-"""A secret of fewer characters is hidden in a text where it is a word, and not within other words."""
+"""A secret with fewer characters is hidden only where it is a whole word."""
 
 
 def sqlite_url(file: Path) -> str:
-    """Of a SQLite database, whatever characters its path has."""
-    return "sqlite:///" + str(file).replace("%", "%25").replace("?", "%3F")  # all else SQLAlchemy reads as it is
+    """The URL of a SQLite database, whatever characters its path has."""
+    return "sqlite:///" + str(file).replace("%", "%25").replace(
+        "?", "%3F"
+    )  # SQLAlchemy takes everything else literally
 
 
 def without_secrets(url: str) -> str:
-    """`url` as it may be shown; of what is no URL, or can be read in two ways, nothing but the scheme.
+    """`url` as it may be shown; if it is not a URL, or can be read in two ways, only its scheme.
 
-    Of a database's URL the user stays; of a server's there is nobody to be seen, since a token may stand there.
+    The user name is shown for a database, but not for a server, where it may be a token.
     """
-    found = _URL.fullmatch(url.strip())
-    if found is None:
+    match = _URL.fullmatch(url.strip())
+    if match is None:
         return HIDDEN
-    scheme, rest = found.groups()
+    scheme, rest = match.groups()
     is_file = scheme.startswith("sqlite") and rest.startswith("/")
     parts = re.fullmatch(r"([^?]*)()(?:\?(.*))?" if is_file else r"([^/?#]*)([^?#]*)(?:\?(.*))?", rest, re.DOTALL)
     if parts is None:  # with a fragment
@@ -70,7 +72,7 @@ def without_secrets(url: str) -> str:
 
 
 def redacted(text: str, *urls: str) -> str:
-    """`text` without the secrets of any URL in it, nor those of `urls` anywhere, in whatever form."""
+    """`text` without the secrets of any URL in it, and without those of `urls` in any form."""
     secrets = {secret for url in urls for secret in _secrets(url)}
     secrets |= {secret for name in _IN_THE_ENVIRONMENT if (secret := os.environ.get(name))}
     for url in urls:
@@ -95,17 +97,17 @@ def _query(query: str) -> str:
 
 
 def _secrets(url: str) -> Iterator[str]:
-    """All that may be secret in a URL by any reading of it, as it stands there, decoded and encoded."""
-    found = _URL.fullmatch(url.strip())
-    rest = url if found is None else found[2]
+    """Everything that may be secret in a URL by any reading of it: as written, decoded and encoded."""
+    match = _URL.fullmatch(url.strip())
+    rest = url if match is None else match[2]
     raw = set()
     for pair in re.finditer(r"[?&;]([^=&;]*)=(?=(([^&;]*).*))", rest, re.DOTALL):
         if pair[1].lower() not in _HARMLESS:
-            raw |= {pair[2], pair[3]}  # a `&` may be a character of it
+            raw |= {pair[2], pair[3]}  # a `&` may be part of it
     if not rest.startswith("/") and "@" in rest:
         userinfo = rest.rpartition("@")[0]
         raw.add(userinfo.partition(":")[2] or userinfo)
-    # in pieces, too, of which a parser that reads it otherwise may complain
+    # also in pieces, which a parser with another reading may quote in its error
     for value in {piece for secret in raw for piece in (secret, *re.split("[@/?#:&;=]", secret))} - {""}:
         decoded = {value, unquote(value), unquote_plus(value), repr(value)[1:-1]}
         yield from decoded | {quote(each, safe="") for each in decoded} | {quote_plus(each) for each in decoded}

@@ -1,4 +1,4 @@
-"""A session: what one process does with a study, from the lock to the front, in the order of docs/architecture.md."""
+"""A session: what one process does with a study, from lock to front, in the order of docs/architecture.md."""
 
 import os
 import shutil
@@ -15,13 +15,13 @@ from search.errors import AllFailed, Interrupted, LedgerLost, NotStarted
 from search.fronts.front import Front
 from search.home import make_writable
 from search.ledger.lines import Repeat, grouped
-from search.ledger.locks import told_of_locks
+from search.ledger.locks import notified_of_locks
 from search.ledger.storage import delete, in_ledger, lost_database, why_lost
 from search.machine import check_machine
 from search.remarks import remarks
 from search.reporting import Reporter
 from search.secrets import redacted
-from search.signals import ctrl_c_is_kept, end
+from search.signals import catch_ctrl_c, end
 from search.standing import Standing
 from search.stopping import Halving
 from search.tracking.spool import Refused
@@ -35,20 +35,20 @@ if TYPE_CHECKING:  # it imports us
 def carry_out(
     study: "Study", address: str | None, backend: BackendName, display: Display, verbose: bool, carried_on: bool
 ) -> Front:
-    """The whole study, or what is left of it, by the one process that may; arguments and errors as of `Study.search`.
+    """Run the study, or what is left of it, as its only process; arguments and errors as for `Study.search`.
 
-    `carried_on`: whether its file was changed since it was begun.
+    `carried_on`: whether the study file was changed since the study began.
     """
     files = study.files
     study.file.task.check()
     if address is None:
         check_machine(study.file.search.cpus, study.file.search.gpus, starts_ray=backend == "ray")
     elif backend != "ray":
-        raise BadInput(f"an address must be of a Ray cluster, but the backend is {backend!r}; leave one of them out")
+        raise BadInput(f"an address must be that of a Ray cluster, but the backend is {backend!r}; leave one out")
     if os.environ.get("DUX_STORAGE"):
-        in_ledger(files.storage, study.name)  # a database that does not answer is told before anything is written
+        in_ledger(files.storage, study.name)  # report a database that does not answer before anything is written
     with ExitStack() as stack:
-        if address is not None:  # joined first: an address where nothing answers is told before anything is written
+        if address is not None:  # join first, to report an address where nothing answers before anything is written
             from search.backends.cluster import cluster
 
             joined = cluster(address, cpus=0, gpus=0.0, store_bytes=0, verbose=verbose, on_death=_ends_at_once(study))
@@ -56,19 +56,19 @@ def carry_out(
         files.check_name_is_free()  # before anything is written, and again under the lock
         make_writable(files.path, files.home)
         try:
-            stack.enter_context(files.lock.acquire(timeout=0.5))  # `at_work` holds it for a moment, too
+            stack.enter_context(files.lock.acquire(timeout=0.5))  # `at_work` also holds it for a moment
         except Timeout:
             raise BadInput(
-                f"one process at a time may work on a study, but another works on {study.name!r}; "
+                f"only one process may run a study at a time, but another is running {study.name!r}; "
                 f"{files.command('status')} shows it"
             ) from None
         files.check_name_is_free()
         new = not files.exists
         before = files.write_down(study.file, carried_on)
-        stack.enter_context(ctrl_c_is_kept())
+        stack.enter_context(catch_ctrl_c())
         try:
             session = Session(study, display, verbose)
-            stack.enter_context(told_of_locks(session.gauge.locked))
+            stack.enter_context(notified_of_locks(session.gauge.locked))
             return session.run(address, backend)
         except BadInput:
             _take_back(study, new, before)
@@ -76,17 +76,17 @@ def carry_out(
         except Exception as error:
             if (lost := lost_database(error)) is None:
                 raise
-            # whatever else was under way: nothing can be recorded
+            # whatever else was going on: nothing can be recorded
             raise LedgerLost(
-                f"the ledger's database does not work any more ({redacted(why_lost(lost), files.storage)}); "
-                f"{files.command('resume')} goes on when it does"
+                f"the ledger's database has stopped working ({redacted(why_lost(lost), files.storage)}); "
+                f"{files.command('resume')} continues once it works"
             ) from error
-        except KeyboardInterrupt:  # while it waited for the ledger, or told to stop once more
-            raise Interrupted(f"stopped; {files.command('resume')} goes on") from None
+        except KeyboardInterrupt:  # while it waited for the ledger, or a second one
+            raise Interrupted(f"stopped; {files.command('resume')} continues") from None
 
 
 def _take_back(study: "Study", new: bool, before: bytes | None) -> None:
-    """A study that is refused is as it was: a new one's name stays free, if nothing was tried, for a corrected file."""
+    """Leave a refused study as it was; if it is new and nothing was tried, its name is free for a corrected file."""
     if before is not None:
         write_whole(study.files.path / "study.json", before)
     elif new and not study.lines():
@@ -96,14 +96,14 @@ def _take_back(study: "Study", new: bool, before: bytes | None) -> None:
 
 def _ends_at_once(study: "Study") -> Any:
     def end_at_once(why: str) -> NoReturn:
-        """End the process, as a kill would: Ray's calls hang, and would end it later. The ledger has what ended."""
-        end(f"stopped, because {why}; {study.files.command('resume')} goes on")
+        """End the process like a kill: Ray's calls hang, and would end it later. Finished trials are in the ledger."""
+        end(f"stopped, because {why}; {study.files.command('resume')} continues")
 
     return end_at_once
 
 
 class Session:
-    """One process at work on a study: it is the watcher of the trials, and tells MLflow and the display."""
+    """One process running a study: it watches the trials, and informs MLflow and the display."""
 
     def __init__(self, study: "Study", display: Display, verbose: bool) -> None:
         self._study, self._display, self._verbose = study, display, verbose
@@ -119,12 +119,12 @@ class Session:
         )
         self.gauge = Gauge(display, self._standing)
         self._remarked: set[str] = set()
-        """What was said of all trials so far."""
+        """The remarks made so far."""
         self._stopped_by = Interrupted
-        """What the study raises where it ends early."""
+        """What the study raises if it ends early."""
 
     def run(self, address: str | None, backend: BackendName) -> Front:
-        """The whole study, or what is left of it."""
+        """Run the study, or what is left of it."""
         why = ""
         try:
             self._restore_ledger()
@@ -135,7 +135,7 @@ class Session:
         again = self._ledger.reconcile(self._result)
         self._read_ledger()
         self._files.drop_checkpoints(self._standing.lines)
-        # without its record the front is not known: it is written anew on the way
+        # without the task's record there is no front: running the study writes it again
         complete = self._standing.is_complete and not again and self._files.has_task
         if not (complete and self._reporter.is_finished):
             try:
@@ -144,31 +144,31 @@ class Session:
                 else:
                     why = self._carry_out(address, backend)
             except (KeyboardInterrupt, SystemExit):
-                pass  # Ctrl-C outside of Tune's own loop, or SIGTERM while Ray started: it exits then
+                pass  # Ctrl-C outside Tune's own loop, or SIGTERM while Ray was starting, on which Ray exits
             except BadInput:
                 self._reporter.close()
                 raise
             finally:
-                self._ledger.reconcile(self._result)  # what is still open was cut short; it is queued for next time
+                self._ledger.reconcile(self._result)  # trials still open were cut short; they are queued for next time
             if not self._files.has_task:
                 self._reporter.close(1.0)
-                raise Interrupted(f"stopped before the first trial; {self._files.command('resume')} goes on")
+                raise Interrupted(f"stopped before the first trial; {self._files.command('resume')} continues")
             self._read_ledger()
             complete = self._standing.is_complete
             self._finish(complete)
         elif self._reporter.wait(self.gauge.now) == 0 and not self._files.front_names(self._reporter.run_ids()):
-            self._finish(True)  # MLflow has now what it had not at the study's end
+            self._finish(True)  # MLflow now has runs that it did not have when the study ended
         return self._end(complete, why)
 
     def _restore_ledger(self) -> None:
-        """Have the ledger know again what the study's files know."""
+        """Restore to the ledger the trials that only the study's files have."""
         numbers_given = self._reporter.numbers_given
         run_ids = self._study.run_ids() if numbers_given else {}
         if self._ledger.restore(self._files.trials, max(numbers_given, max(run_ids, default=-1) + 1)):
             self._ledger.note_runs(run_ids)
 
     def _tell_the_sampler(self) -> None:
-        """What to try first, and what an earlier study found."""
+        """Give the sampler the recipes to try first, and an earlier study's results."""
         search, proposals = self._study.file.search, self._ledger.proposals
         if search.start_from is not None and not proposals.has_learned:
             earlier = self._study.earlier(search.start_from)
@@ -180,14 +180,14 @@ class Session:
         proposals.try_first(search.first)
 
     def _read_ledger(self) -> None:
-        """Know how the study stands."""
+        """Bring the standing up to date with the ledger."""
         if self._files.has_task:
             self._standing.measure_by(self._study.axes())
         for line in self._ledger.lines():
             self._standing.add(line)
 
     def _carry_out(self, address: str | None, backend: BackendName) -> str:
-        """The trials; returns why they ended early, where that is for the user to know."""
+        """Run the trials; returns why they ended early, if the user should know."""
         from search.preparation import job_of, prepare
 
         file, search = self._study.file, self._study.file.search
@@ -215,7 +215,7 @@ class Session:
         return ""
 
     def _backend(self, address: str | None, name: BackendName) -> Backend:
-        # imported here: Ray takes seconds, which `dux front` and bad input need not wait for
+        # imported here, so that `dux front` and bad input need not wait seconds for Ray
         if name == "local":
             from search.backends.local import LocalBackend
 
@@ -234,7 +234,7 @@ class Session:
         )
 
     def _halving(self) -> Halving | None:
-        """Early stopping as it stood when the last session ended."""
+        """Early stopping in the state at the end of the last session."""
         search = self._study.file.search
         if search.stopping == "none":
             return None
@@ -254,7 +254,7 @@ class Session:
         return self._standing.left
 
     def repeats(self) -> list[Repeat]:
-        """What the workers are to do when all trials are done."""
+        """What is left to do once all trials are done."""
         return self._standing.repeats_left
 
     def trial_started(self, trial: int, recipe: Recipe) -> None:
@@ -276,10 +276,10 @@ class Session:
         for each in (line, *points):
             self._standing.add(each)
         if not self._standing.is_complete:
-            told = remarks(self._standing.lines, self._study.file.constraints)
-            for about in told.keys() - self._remarked:
-                self._display.say(told[about])
-            self._remarked |= told.keys()
+            said = remarks(self._standing.lines, self._study.file.constraints)
+            for about in said.keys() - self._remarked:
+                self._display.say(said[about])
+            self._remarked |= said.keys()
         self._files.drop_checkpoints([line])
         self._reporter.ended(line, points, self._standing)
 
@@ -288,11 +288,11 @@ class Session:
         self.gauge.tick()
 
     def _result(self, trial: int) -> dict[str, Any] | None:
-        """What a trial left that was over when the driver was killed."""
+        """The result of a trial that had ended when the driver was killed."""
         return self._files.result(trial, self._display.say)
 
     def _finish(self, complete: bool) -> None:
-        """Put the front beside the study and into MLflow."""
+        """Write the front to the study's folder and to MLflow."""
         from search.fronts.files import write_front
 
         self.gauge.now("writing the front")
@@ -308,20 +308,20 @@ class Session:
         self._reporter.finish(front, paths, complete)
 
     def _end(self, complete: bool, why: str) -> Front:
-        """The front, or in words why there is none; `why` the study ended early, where the user is to know."""
+        """Return the front, or raise the reason why there is none; `why`: the study ended early, if not by the user."""
         standing, reporter = self._standing, self._reporter
         unsent = reporter.wait(self.gauge.now)
         reporter.close()
         if refused := Refused.of(self._files.path):
             self._display.say(str(refused))
-        left = f"MLflow has not taken {unsent} event{'s' if unsent > 1 else ''} ({reporter.in_the_way})"
+        left = f"MLflow has not accepted {unsent} event{'s' if unsent > 1 else ''} ({reporter.in_the_way})"
         if not complete:
             repeats = standing.repeats
             again = f" and {standing.repeated} of {len(repeats)} repeats" if repeats else ""
             why += f"; {left}" if unsent else ""
             raise self._stopped_by(
                 f"stopped after {standing.done} of {standing.trials} trials{again}{why}; "
-                f"{self._files.command('resume')} goes on"
+                f"{self._files.command('resume')} continues"
             )
         if unsent and reporter.gave_up:
             raise Interrupted(f"stopped waiting; all trials are done, but {left}; {reporter.sends_the_rest}")

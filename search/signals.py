@@ -1,6 +1,6 @@
-"""Ctrl-C that is not lost, and SIGTERM, which schedulers send, taken as Ctrl-C.
+"""Makes sure that no Ctrl-C is lost, and treats SIGTERM, which schedulers send, like Ctrl-C.
 
-A command ends at once, in a line, whatever it is doing; a study that is under way, and a server, end tidily.
+A command ends at once with one line, whatever it is doing; a running study or server shuts down cleanly.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import NoReturn
 
 INTERRUPTED = 130
 """The exit code."""
-BEGIN_ANEW = "interrupted before anything was written; the same command begins anew"
+BEGIN_ANEW = "interrupted before anything was written; run the same command again"
 
 _OURS = (signal.SIGINT, signal.SIGTERM)
 _IMPORT_S = 0.1
@@ -23,11 +23,11 @@ _way_out: str | Callable[[], str] = BEGIN_ANEW
 
 
 def end_at_once() -> None:
-    """From now on Ctrl-C and SIGTERM end the process at once, in the line that `say_if_interrupted` was given.
+    """From now on Ctrl-C and SIGTERM end the process at once, with the line given to `say_if_interrupted`.
 
-    For the command alone, not for a user's program. A KeyboardInterrupt in the middle of an import would be lost, or
-    shown by libraries with all their lines. Not where the signal is ignored, as a shell's script has Ctrl-C ignored for
-    what it starts with `&`.
+    Only for the command, not for a user's program. A KeyboardInterrupt in the middle of an import would be lost, or
+    libraries would show their tracebacks. Ignored signals stay ignored, such as Ctrl-C for what a shell script starts
+    with `&`.
     """
     for number in _OURS:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -35,19 +35,19 @@ def end_at_once() -> None:
 
 
 def say_if_interrupted(line: str | Callable[[], str]) -> None:
-    """What an interruption is told by from now on: what was written, and how to go on."""
+    """Set the line that reports an interruption from now on: what was written, and how to continue."""
     global _way_out
     _way_out = line
 
 
 def if_interrupted() -> str:
-    """The line that `say_if_interrupted` was given."""
+    """The line given to `say_if_interrupted`."""
     return _way_out if isinstance(_way_out, str) else _way_out()
 
 
 def end(line: str) -> NoReturn:
-    """End the process now, as a kill would, but with a line on standard error."""
-    shown = "\x1b[?25h\n" if os.isatty(2) else ""  # the cursor, which a progress line hides
+    """End the process now, like a kill, but with a line on standard error."""
+    shown = "\x1b[?25h\n" if os.isatty(2) else ""  # show the cursor, which a progress line hides
     with suppress(OSError):
         os.write(2, f"{shown}dux: {line}\n".encode(errors="replace"))
     if files := sys.modules.get("trainers.files"):
@@ -55,35 +55,36 @@ def end(line: str) -> NoReturn:
     os._exit(INTERRUPTED)
 
 
-def is_told() -> None:
-    """The interruption is about to be told in a line: another one is told no second time."""
+def is_being_reported() -> None:
+    """The interruption is about to be reported: a second one is not reported again."""
     for number in _OURS:
         if signal.getsignal(number) is _end_at_once:
             signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
-def ctrl_c_is_kept() -> Iterator[None]:
-    """Inside, in the main thread, SIGTERM is Ctrl-C, and `raise_if_pressed` knows of either; elsewhere nothing changes.
+def catch_ctrl_c() -> Iterator[None]:
+    """Inside, in the main thread, SIGTERM acts like Ctrl-C, and `raise_if_pressed` knows of both; other threads are
+    unaffected.
 
-    A KeyboardInterrupt may be lost where it meets a destructor, or what catches everything. It does not meet an import
-    (torch imports much in the middle of training), which libraries try and go on without.
+    A KeyboardInterrupt may be lost in a destructor, or in code that catches everything. It is not raised during an
+    import (torch imports a lot in the middle of training): libraries try imports and continue without them.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGTERM, _terminated)
     kept = signal.getsignal(signal.SIGINT)
-    told = sys.unraisablehook
+    hook = sys.unraisablehook
     if kept in _REPLACED:
         _pressed.clear()
-        sys.unraisablehook = lambda lost: None if lost.exc_type is KeyboardInterrupt else told(lost)
-        if kept is not signal.SIG_IGN:  # else SIGTERM is what becomes an interrupt
+        sys.unraisablehook = lambda lost: None if lost.exc_type is KeyboardInterrupt else hook(lost)
+        if kept is not signal.SIG_IGN:  # otherwise SIGTERM becomes the interrupt
             signal.signal(signal.SIGINT, _interrupted)
     try:
         yield
     finally:
-        sys.unraisablehook = told
+        sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, before)
         if kept in _REPLACED:
             _pressed.clear()
@@ -92,9 +93,10 @@ def ctrl_c_is_kept() -> Iterator[None]:
 
 @contextmanager
 def signals_wait() -> Iterator[None]:
-    """Inside, in the main thread, Ctrl-C and SIGTERM do nothing; the first that came is sent anew at the end.
+    """Inside, in the main thread, Ctrl-C and SIGTERM are held back; the first one received is sent again at the end.
 
-    Ray's shutdown must not be cut short: whatever of Ray's objects dies after half of one ends the process, silently.
+    Ray's shutdown must not be cut short: after half a shutdown, the destruction of any Ray object silently ends the
+    process.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -112,7 +114,7 @@ def signals_wait() -> Iterator[None]:
 
 @contextmanager
 def handlers_stay() -> Iterator[None]:
-    """At the end, in the main thread, Ctrl-C and SIGTERM do what they did at the beginning."""
+    """At the end, in the main thread, the handlers of Ctrl-C and SIGTERM are what they were at the beginning."""
     before = {number: signal.getsignal(number) for number in _OURS}
     try:
         yield
@@ -124,14 +126,14 @@ def handlers_stay() -> Iterator[None]:
 
 @contextmanager
 def ctrl_c_raises() -> Iterator[None]:
-    """Inside, in the main thread, Ctrl-C and SIGTERM are a KeyboardInterrupt at once; Tune only makes a note of them,
-    for when its loop turns again.
+    """Inside, in the main thread, Ctrl-C and SIGTERM raise a KeyboardInterrupt at once; Tune would only note them until
+    the next turn of its loop.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     if signal.getsignal(signal.SIGINT) in _REPLACED:
-        _pressed.clear()  # which an earlier wait was ended by
+        _pressed.clear()  # left over from the end of an earlier wait
     before = {number: signal.signal(number, _interrupted) for number in _OURS}
     try:
         yield
@@ -141,7 +143,7 @@ def ctrl_c_raises() -> Iterator[None]:
 
 
 def raise_if_pressed() -> None:
-    """Raise KeyboardInterrupt if Ctrl-C was pressed, and what it raised then was lost."""
+    """Raise KeyboardInterrupt if Ctrl-C was pressed and the exception was lost."""
     if _pressed.is_set():
         raise KeyboardInterrupt
 
@@ -161,7 +163,7 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
 
 
 def _importing(frame: FrameType | None) -> bool:
-    """Whether what is being executed is a part of an import."""
+    """Whether the code being executed is part of an import."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib."):
             return True
@@ -171,9 +173,9 @@ def _importing(frame: FrameType | None) -> bool:
 
 def _terminated(*_: object) -> None:
     if signal.getsignal(signal.SIGINT) in _REPLACED:
-        signal.signal(signal.SIGINT, _interrupted)  # what a shell's script starts with & ignores Ctrl-C
+        signal.signal(signal.SIGINT, _interrupted)  # what a shell script starts with & ignores Ctrl-C
     os.kill(os.getpid(), signal.SIGINT)
 
 
 _REPLACED = (signal.default_int_handler, signal.SIG_IGN, _end_at_once)
-"""What SIGINT does where nobody wants it to do anything else."""
+"""The handlers of SIGINT that may be replaced: nobody has set their own."""

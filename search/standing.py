@@ -1,4 +1,4 @@
-"""How a study stands: what its ledger's lines amount to."""
+"""The state of a study, derived from the lines of its ledger."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,18 +12,18 @@ from trainers.metrics import Direction
 
 
 class Standing:
-    """Takes the ledger's lines one at a time, and knows at any moment what is done, what leads and what is left.
+    """Takes the ledger's lines one at a time, and always knows what is done, what is on the front and what is left.
 
-    Nothing here reads or writes: terminal, JSON, MLflow, whoever hands out trials and early end all ask it. Taking a
-    line costs the same however many there are; the front is found anew where a line has changed it.
+    It reads and writes nothing: the terminal, JSON, MLflow, the scheduler and the end of a session all ask it. Adding a
+    line costs the same however many there are; the front is recomputed if a line has changed it.
 
     Args:
         objectives: measurement -> "max" or "min", the most important first.
         constraints: measurement -> its limits.
         trials: how many were asked for.
-        seeds: with how many the front's trials are to be carried out.
-        trials_folder: where the files of trials are.
-        lines: those that there are already.
+        seeds: how many seeds the trials on the front are run with.
+        trials_folder: the folder with the trials' files.
+        lines: the existing lines.
     """
 
     def __init__(
@@ -43,10 +43,10 @@ class Standing:
         self._count: Counter[tuple[type, Outcome]] = Counter()
         self._running: dict[int, Line] = {}
         self._students: list[Line] = []
-        """That may come to the front."""
+        """Candidates for the front."""
         self._broken = 0
         self._measured_again: dict[tuple[int, int | None], dict[int, Mapping[str, float]]] = {}
-        """(trial, None), or (trial, place on its curve) -> number of a line -> what it measured with another seed."""
+        """(trial, None), or (trial, place on its curve) -> number of a line -> its measurements with another seed."""
         self._failed_again: Counter[int] = Counter()
         """Trial -> how many of its repeats failed."""
         self._repeats_ended: set[Repeat] = set()
@@ -55,7 +55,7 @@ class Standing:
             self.add(line)
 
     def add(self, line: Line) -> None:
-        """Take a line that is new, or that has changed; one that has ended does not change any more."""
+        """Take a line that is new or has changed; one that has ended never changes again."""
         before = self._lines.get(line.trial)
         if before is not None:
             if before.ended:
@@ -87,7 +87,7 @@ class Standing:
             self._measured_again.setdefault((repeat.of, place), {})[line.trial] = line.measurements
 
     def measure_by(self, axes: Sequence[Axis]) -> None:
-        """Say how far each objective goes, one axis each: before that there is no front."""
+        """Set the axes of the objectives, one each: before that there is no front."""
         self._axes, self._front = tuple(axes), None
 
     @property
@@ -96,50 +96,50 @@ class Standing:
         return [self._lines[trial] for trial in sorted(self._lines)]
 
     def line(self, trial: int) -> Line:
-        """The line of that number."""
+        """The line with this number."""
         return self._lines[trial]
 
     def of(self, outcome: Outcome) -> list[Line]:
-        """The trials and repeats that ended so, or run; without the points of their curves."""
+        """The trials and repeats with this outcome, without the points of their curves."""
         return [line for line in self.lines if line.outcome == outcome and not line.is_point]
 
     def count(self, outcome: Outcome) -> int:
-        """How many trials ended so, or run, repeats excluded."""
+        """How many trials have this outcome, repeats excluded."""
         return self._count[Trial, outcome]
 
     @property
     def done(self) -> int:
-        """How many of the trials asked for have ended, well or badly."""
+        """How many of the trials asked for have ended, including failed ones."""
         return self.count("complete") + self.count("failed") + self.count("stopped")
 
     @property
     def left(self) -> int:
-        """How many of them have not."""
+        """How many of the trials asked for have not ended."""
         return max(0, self.trials - self.done)
 
     @property
     def repeats_failed(self) -> int:
-        """Of the repeats that ended."""
+        """How many of the repeats that ended failed."""
         return self._count[Repeat, "failed"]
 
     @property
     def front(self) -> Front | None:
-        """The front of what has finished so far; None before it is known how far the objectives go."""
+        """The front of what has finished so far; None before the axes are set."""
         if self._front is None and self._axes is not None:
             self._front = self.front_of_runs({})
         return self._front
 
     def front_of_runs(self, run_ids: Mapping[int, str]) -> Front:
-        """The front, of which each student knows its run in MLflow; `run_ids`: trial -> run."""
+        """The front, with each student's run in MLflow; `run_ids`: trial -> run."""
         assert self._axes is not None
         entries = [self._entry(line, run_ids.get(line.trial)) for line in self._students]
         return Front.of(entries, self._objectives, self._axes, self._broken)
 
     @property
     def repeats(self) -> list[Repeat]:
-        """What is repeated with other seeds: of each trial that a student on the front comes from, all but one of
-        `search.seeds`. None before the trials asked for are done, since only then the front is settled; a repeat never
-        changes it. Those done are included."""
+        """The repeats with other seeds: one less than `search.seeds` of each trial that a student on the front comes
+        from, including finished ones. Empty before the trials asked for are done, since only then is the front final; a
+        repeat never changes it."""
         if self._seeds == 1 or self.left or self.front is None:
             return []
         members = self.front.non_dominated
@@ -153,7 +153,7 @@ class Standing:
 
     @property
     def repeats_left(self) -> list[Repeat]:
-        """Those of `repeats` that neither ended nor run."""
+        """Those of `repeats` that have neither ended nor started."""
         if not (repeats := self.repeats):
             return []
         under_way = {line.kind for line in self._running.values()}
@@ -161,7 +161,7 @@ class Standing:
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is left to be carried out."""
+        """Whether nothing is left to run."""
         return not self.left and all(repeat in self._repeats_ended for repeat in self.repeats)
 
     def _entry(self, line: Line, run_id: str | None) -> Entry:

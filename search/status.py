@@ -1,4 +1,4 @@
-"""How a study stands, by one look at its files."""
+"""The state of a study, read from its files."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,12 +16,12 @@ class Status:
     state: State
     standing: Standing
     refused: Refused | None = None
-    """What MLflow will never take."""
+    """Events that MLflow will never accept."""
     remarks: tuple[str, ...] = ()
-    """What all trials so far show to be wrong."""
+    """Problems that all trials so far share."""
 
     def to_json(self, study: str) -> dict[str, object]:
-        """What `json.dumps` takes."""
+        """The status as a value for `json.dumps`."""
         standing = self.standing
         repeats, front = standing.repeats, standing.front
         return {

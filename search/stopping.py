@@ -1,14 +1,14 @@
 """Pareto-aware early stopping: asynchronous successive halving by non-dominated rank.
 
-Rungs are the epochs `min_epochs * reduction**k`. A trial that comes to a rung is compared with all that came there
-before it, on every objective: accuracy and the like as they are at that epoch, size as far as it is known
-(`trainers.Report.cost`). It goes on if no other beats it, or if it is among the best 1/`reduction` of them, by the rank
-of the front it is on (0: no other beats it; 1: only those of rank 0 do; ...), and within a rank by what it adds to the
-hypervolume of that front. So small students are not measured by the accuracy of large ones, and a trial that beats all
-before it always goes on.
+Rungs are the epochs `min_epochs * reduction**k`. A trial that reaches a rung is compared with all trials that reached
+it earlier, on every objective: accuracy and the like at that epoch, and size as far as it is known
+(`trainers.Report.cost`). It continues if no other trial beats it, or if it is among the best 1/`reduction` of them by
+non-dominated rank (0: no other beats it; 1: only those of rank 0 do; ...), and within a rank by its contribution to the
+hypervolume of that front. So small students are not judged by the accuracy of large ones, and a trial that beats all
+earlier ones always continues.
 
 Li et al., "A system for massively parallel hyperparameter tuning", MLSys 2020 (asynchronous successive halving, one
-objective). Syne Tune's MOASHA has the rank in the place of the value, too; here nothing on a rung's front is stopped.
+objective). Syne Tune's MOASHA also replaces the value by the rank; here no trial on a rung's front is stopped.
 """
 
 import math
@@ -22,13 +22,13 @@ from search.fronts.pareto import Axis
 
 
 def should_continue(values: ArrayLike, axes: Sequence[Axis], reduction: int) -> bool:
-    """Whether the trial that came to a rung last goes on.
+    """Whether the last trial to reach a rung continues.
 
     Args:
-        values: (n, m), a row a trial in the order they came, the one in question last; a column an objective. A row
-            that holds NaN or an infinity is beaten by every row that does not, and changes nothing for those.
+        values: (n, m), one row per trial in the order they reached the rung, the one in question last; one column per
+            objective. A row with NaN or an infinity is beaten by every finite row, and does not affect those.
         axes: (m,) the objectives.
-        reduction: about one of so many goes on.
+        reduction: about one trial in so many continues.
     """
     points = np.asarray(values, dtype=np.float64)
     finite = np.asarray(np.isfinite(points).all(axis=1))
@@ -40,12 +40,12 @@ def should_continue(values: ArrayLike, axes: Sequence[Axis], reduction: int) -> 
         return True
     places = math.ceil(len(points) / reduction)
     added = _added(points[rank == rank[-1]], axes)
-    ahead = int((rank < rank[-1]).sum()) + int((added[:-1] >= added[-1]).sum())  # of equals, who came first
+    ahead = int((rank < rank[-1]).sum()) + int((added[:-1] >= added[-1]).sum())  # among equals, who came first
     return ahead < places
 
 
 def _added(points: NDArray[np.float64], axes: Sequence[Axis]) -> NDArray[np.float64]:
-    """(n,) what each of (n, m) points of one rank adds to their hypervolume; nothing where there are two of it."""
+    """(n,) what each of (n, m) points of one rank adds to their hypervolume; 0 for duplicates."""
     if len(axes) == 1:
         return np.zeros(len(points))  # points of one rank are equal
     normalised = np.column_stack([axis.normalise(points[:, j]) for j, axis in enumerate(axes)])
@@ -53,12 +53,12 @@ def _added(points: NDArray[np.float64], axes: Sequence[Axis]) -> NDArray[np.floa
 
 
 class Halving:
-    """Who came to which rung with what.
+    """The trials that reached each rung, with their measurements there.
 
     Args:
         axes: the objectives.
         min_epochs: the first rung.
-        reduction: between rungs epochs grow, and trials dwindle, by this factor; at least 2.
+        reduction: from rung to rung, epochs grow and trials shrink by this factor; at least 2.
     """
 
     def __init__(self, axes: Sequence[Axis], min_epochs: int, reduction: int) -> None:
@@ -73,16 +73,16 @@ class Halving:
         return rung == epoch
 
     def add(self, trial: int, epoch: int, measured: Mapping[str, float]) -> None:
-        """The trial was at a rung with these measurements; one that is no number, or lacks, compares as NaN does."""
+        """The trial reached a rung with these measurements; one that is missing or not a number counts as NaN."""
         self._rungs.setdefault(epoch, {})[trial] = [float(measured.get(axis.name, math.nan)) for axis in self._axes]
 
     def should_continue(self, trial: int, epoch: int) -> bool:
-        """Whether a trial that was added goes on, if it came last."""
+        """Whether a trial that was added continues, if it was the last to reach the rung."""
         rung = self._rungs[epoch]
         others = [values for other, values in rung.items() if other != trial]
         return should_continue([*others, rung[trial]], self._axes, self._reduction)
 
     def forget(self, trial: int) -> None:
-        """A trial that fails, or is cut short, counts for nobody."""
+        """Remove a trial that failed or was cut short: others are not compared with it."""
         for rung in self._rungs.values():
             rung.pop(trial, None)

@@ -1,4 +1,4 @@
-"""The study: many trials towards one front, resumable by its name. What the command line does is one call here."""
+"""The study: many trials that form one front, resumable by its name. Each command is one call here."""
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -30,8 +30,8 @@ class Study:
     """One study in a home folder.
 
     Args:
-        file: what the study is.
-        home: where its folder, the teachers and the local stores are.
+        file: the study's definition.
+        home: where its folder, the teachers and the local databases are.
     """
 
     file: StudyFile
@@ -39,7 +39,7 @@ class Study:
 
     @classmethod
     def open(cls, name: str, home: Path | None = None) -> Self:
-        """The study of that name.
+        """The study with this name.
 
         Raises:
             BadInput: there is none, or it is damaged.
@@ -49,7 +49,7 @@ class Study:
 
     @staticmethod
     def names(home: Path) -> list[str]:
-        """All studies of a home folder, the damaged ones included."""
+        """All studies of a home folder, including damaged ones."""
         return StudyFolder.names(home)
 
     @property
@@ -59,7 +59,7 @@ class Study:
 
     @cached_property
     def files(self) -> StudyFolder:
-        """What it keeps on disk."""
+        """Its files on disk."""
         return StudyFolder(self.name, self.home)
 
     @property
@@ -75,31 +75,31 @@ class Study:
         display: Display | None = None,
         verbose: bool = False,
     ) -> Front:
-        """Begin the study and carry it out.
+        """Start the study and run it.
 
         Args:
-            address: of a running Ray cluster; None computes on this machine. Where the cluster's head is silent for
-                20 s, Ray's calls hang, and the process ends with a line and code 130; `resume` goes on.
-            backend: who carries trials out: "ray", in worker processes; or "local", in this process, one after the
-                other (search/backends/local.py says what else differs). The numbers are the same.
-            display: who shows progress.
-            verbose: whether Ray's and MLflow's messages are shown.
+            address: of a running Ray cluster; None computes on this machine. If the cluster's head does not answer for
+                20 s, Ray's calls hang, and the process ends with a line and code 130; `resume` continues.
+            backend: what runs the trials: "ray", in worker processes; or "local", in this process, one after the other
+                (search/backends/local.py describes the differences). The numbers are the same.
+            display: shows progress.
+            verbose: whether to show Ray's and MLflow's messages.
 
         Raises:
-            BadInput: a study of this name exists, or its data do not.
-            Interrupted: it was told to stop; `resume` goes on.
+            BadInput: a study with this name exists, or its data do not.
+            Interrupted: it was told to stop; `resume` continues.
             AllFailed: no trial succeeded.
-            LedgerLost: the ledger's database went away.
+            LedgerLost: the connection to the ledger's database was lost.
         """
         if self.files.exists:
             raise BadInput(
                 f"a new study must have a new name, but {self.name!r} exists in {self.home}; "
-                f"{self.files.command('resume')} goes on with it, another `name:` begins anew"
+                f"{self.files.command('resume')} continues it, another `name:` starts a new study"
             )
         if self.file.search.start_from is not None:
             self.earlier(self.file.search.start_from)
         data, display = self.file.task.load_data(), display or Silent()
-        self.file.check_pairs(data)  # told now, before anything is written
+        self.file.check_pairs(data)  # report problems before anything is written
         for note in data.notes:
             display.say(f"data: {note}")
         return self._run(address, backend, display, verbose)
@@ -108,12 +108,12 @@ class Study:
         """The study that this one starts from.
 
         Raises:
-            BadInput: there is none of that name, or it has another task.
+            BadInput: there is no study with this name, or it has another task.
         """
-        found = type(self).open(name, self.home)
-        if found.file.task != self.file.task:
+        earlier = type(self).open(name, self.home)
+        if earlier.file.task != self.file.task:
             raise BadInput(f"`search.start_from` must be a study of the same task, but {name!r} has another `task`")
-        return found
+        return earlier
 
     def resume(
         self,
@@ -124,32 +124,34 @@ class Study:
         display: Display | None = None,
         verbose: bool = False,
     ) -> Front:
-        """Go on with a study after any interruption; a finished one is left as it is and its front returned.
+        """Continue a study after any interruption; a finished one is left as it is and its front returned.
 
         Args:
-            trials: how many there are to be in all from now on; None leaves it at what was asked for.
+            trials: the new total number of trials; None keeps the old one.
             address: as in `search`.
             backend: as in `search`.
             display: as in `search`.
             verbose: as in `search`.
 
         Raises:
-            BadInput: another process works on it, or more trials are done than there are to be.
+            BadInput: another process is running it, or more trials are done than `trials`.
             Interrupted: it was told to stop again.
             AllFailed: no trial succeeded.
-            LedgerLost: the ledger's database went away.
+            LedgerLost: the connection to the ledger's database was lost.
         """
         if trials is None or trials == self.file.search.trials:
             return self._run(address, backend, display or Silent(), verbose)
         with suppress(LedgerGone):
             if trials < (done := sum(line.counts for line in self.lines())):
-                raise BadInput(f"`--trials` must be at least the {done} that are done, but got {trials}; leave it out")
+                raise BadInput(
+                    f"`--trials` must be at least the {done} trials already done, but got {trials}; leave it out"
+                )
         search = self.file.search.model_copy(update={"trials": trials})
         longer = replace(self, file=self.file.model_copy(update={"search": search}))
         return longer._run(address, backend, display or Silent(), verbose, carried_on=True)
 
     def front(self, run_ids: Mapping[int, str] | None = None) -> Front:
-        """The front of what has finished so far; `run_ids`: trial -> MLflow run, for its students.
+        """The front of the students finished so far; `run_ids`: trial -> MLflow run, for its students.
 
         Raises:
             BadInput: the study has no teacher yet.
@@ -159,7 +161,7 @@ class Study:
         return standing.front_of_runs(run_ids or {})
 
     def standing(self) -> Standing:
-        """How the study stands by its ledger now; without a front as long as there is no teacher."""
+        """The study's state according to its ledger; without a front until there is a teacher."""
         file, lines = self.file, self.lines()
         standing = Standing(file.objectives, file.constraints, file.trials, file.search.seeds, self.files.trials, lines)
         if self.files.has_task or any(line.ended for line in lines):
@@ -167,15 +169,15 @@ class Study:
         return standing
 
     def status(self) -> Status:
-        """How the study stands now."""
-        at_work = self.files.at_work  # looked at first: what ends in between is rather called running than cut short
+        """The study's current state."""
+        at_work = self.files.at_work  # first: better to call a trial that ends in between running than cut short
         standing = self.standing()
         state: State = "running" if at_work else "finished" if standing.is_complete else "interrupted"
         said = remarks(standing.lines, self.file.constraints)
         return Status(state, standing, Refused.of(self.folder), tuple(said.values()))
 
     def axes(self) -> list[Axis]:
-        """The objectives, from what is worth nothing to what nothing can beat.
+        """The objectives' axes, from a worthless value to an unbeatable one.
 
         Raises:
             BadInput: the study has no teacher yet.
@@ -190,8 +192,8 @@ class Study:
         """Trial -> MLflow run, as far as MLflow has them.
 
         Args:
-            timeout_s: how long MLflow may take to answer, where it has to be asked.
-            say: told in a line if it does not answer.
+            timeout_s: how long MLflow may take to answer, if it has to be asked.
+            say: called with a line if it does not answer.
         """
         try:
             runs = find_runs(self.folder, self.name, self.files.tracking_uri, timeout_s)
@@ -201,19 +203,19 @@ class Study:
         return {} if runs is None else runs.run_ids
 
     def lines(self) -> list[Line]:
-        """Every line of the ledger; a look that writes nothing.
+        """Every line of the ledger, without writing anything.
 
         Raises:
-            LedgerGone: the study had a ledger that is not there any more, or lacks trials.
+            LedgerGone: the study's ledger is gone, or trials are missing from it.
             BadInput: as in `ledger`.
         """
         return self.files.lines()
 
     def ledger(self) -> Ledger:
-        """The study's ledger, for the process that works on it; made where there is none.
+        """The study's ledger, for the process that runs it; created if there is none.
 
         Raises:
-            BadInput: the study was begun with a ledger in another database, or the database does not answer.
+            BadInput: the study was started with a ledger in another database, or the database does not answer.
         """
         search = self.file.search
         self.files.check_database()

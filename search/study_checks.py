@@ -1,4 +1,4 @@
-"""What of a study file can be checked without its data: each rule, the value that breaks it, the way out."""
+"""The checks of a study file that need no data: each names the rule, the value that breaks it, and the way out."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -14,11 +14,11 @@ from trainers.depths import check_student
 from trainers.metrics import METRICS, Direction
 
 MOST_COMBINATIONS = 10_000
-"""Of the choices of a method's own parameters: what students learn of the teacher is looked up for each."""
+"""Combinations of a method's own parameters: what it needs from the teacher is looked up for each."""
 
 
 def check_objectives(objectives: Mapping[str, Direction]) -> None:
-    """Raise BadInput where an objective is no measurement, or turned the wrong way."""
+    """Raise BadInput if an objective is not a measurement, or has the wrong direction."""
     for name, direction in objectives.items():
         if name not in METRICS:
             raise BadInput(f"`objectives.{name}` must be a measurement; {known(METRICS, name)}")
@@ -30,13 +30,13 @@ def check_objectives(objectives: Mapping[str, Direction]) -> None:
 
 
 def check_constraints(constraints: Mapping[str, Limits], space: Space) -> None:
-    """Raise BadInput where no student of the space can keep a limit."""
+    """Raise BadInput if no student of the space can meet a limit."""
     for name, limits in constraints.items():
         if name not in METRICS:
             raise BadInput(f"`constraints.{name}` must be a measurement; {known(METRICS, name)}")
         least, most = METRICS[name].least, METRICS[name].most
         if name == "diversity" and {*space.extremes_of("student.members")} == {1}:
-            most = 0.0  # of a single network
+            most = 0.0  # for a single network
         if limits.min is not None and limits.min > most:
             raise BadInput(
                 f"`constraints.{name}.min` must be at most {most:g}, since no student of this space has more, but got "
@@ -50,13 +50,13 @@ def check_constraints(constraints: Mapping[str, Limits], space: Space) -> None:
 
 
 def check_space(space: Space) -> None:
-    """Raise BadInput where a method does not take an option, or a family has no network of a depth."""
+    """Raise BadInput if a method does not take an option, or a family has no network of a depth."""
     checks = {method: _check_of_options(method) for method in space.methods}
     for name, domain in space.parameters.items():
         method, _, option = name.rpartition(".")
         if method in checks:
             values = [*domain.extremes()]
-            if isinstance(domain, Float):  # inside, too: an option may take the ends alone, as 1 or 2
+            if isinstance(domain, Float):  # also a value inside: an option may take only the ends, such as 1 or 2
                 values.append(min(domain.high, domain.low + (domain.step or (domain.high - domain.low) / 2)))
             for value in values:
                 checks[method]({option: value})
@@ -70,7 +70,7 @@ def check_space(space: Space) -> None:
 
 
 def _check_of_options(method: str) -> Callable[[Mapping[str, Scalar]], object]:
-    """What raises BadInput where a method does not take options; needs no torch where Dux knows the method."""
+    """A function that raises BadInput if a method does not take options; needs no torch for Dux's own methods."""
     if method in catalogue.described():
         return partial(catalogue.check_options, method)
     try:
@@ -84,11 +84,11 @@ def _check_of_options(method: str) -> Callable[[Mapping[str, Scalar]], object]:
 
 
 def check_sizes(space: Space, *, looks_along_curve: bool, is_grid: bool) -> None:
-    """Raise BadInput where what is enumerated of a space would have no end that anybody waits for.
+    """Raise BadInput if enumerating a space would take unreasonably long.
 
     Args:
         space: the study's.
-        looks_along_curve: whether every student is measured at each fraction that the space has.
+        looks_along_curve: whether every student is measured at each pruning fraction of the space.
         is_grid: whether every recipe is tried.
     """
     for method in space.methods:

@@ -5,7 +5,7 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -129,7 +129,7 @@ class StudyFile(Part):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The study that a YAML file describes; a relative `task.root` is taken from the file's folder.
+        """The study that a YAML file describes; relative paths of `task` are taken from the file's folder.
 
         Raises:
             BadInput: the file cannot be read, is not YAML, or breaks a rule.
@@ -145,7 +145,7 @@ class StudyFile(Part):
 
         Args:
             raw: what the YAML file holds.
-            folder: where a relative `task.root` starts, and where the modules of a `space: module:function`, of a
+            folder: where relative paths of `task` start, and where the modules of a `space: module:function`, of a
                 method `module:Class` and of a family `module:function` may lie.
         """
         if not isinstance(raw, Mapping):
@@ -159,9 +159,7 @@ class StudyFile(Part):
         if isinstance(raw.get("space"), str):
             raw["space"] = _space_from_function(raw["space"])
         study = cls._made(raw)
-        if study.task.root is not None:
-            root = str(((folder or Path()) / Path(study.task.root).expanduser()).resolve())
-            study = study.model_copy(update={"task": study.task.model_copy(update={"root": root})})
+        study = study.model_copy(update={"task": study.task.beside(folder or Path())})
         study.task.check()
         check_space(study.space)
         make_sampler(study.search.sampler, study.search.seed)
@@ -205,8 +203,8 @@ class StudyFile(Part):
     def own_code(self) -> list[str]:
         """What of the user's is imported to carry the study out, as `package.module:name`."""
         families = {str(family) for family in self.space.extremes_of("student.family")}
-        named = {*self.space.methods, self.search.sampler, self.task.dataset, self.task.teacher.family, *families}
-        return sorted(name for name in named if ":" in name)
+        named = {*self.space.methods, self.search.sampler, self.task.dataset, *families}
+        return sorted({name for name in named if ":" in name} | {*self.task.teacher.own_code})
 
     @property
     def trials(self) -> int:
@@ -221,30 +219,31 @@ class StudyFile(Part):
             data: the task's; the features' sizes depend on its images.
         """
         # here: they need torch, and a mistake in the file is told before that is there
-        from trainers.planning import check_pair, check_size
+        from trainers.planning import TeacherShape, check_pair, check_size
 
-        check_size(self.task.teacher.student, data)
-        families, depths, widths, counts = (
-            self.space.extremes_of(f"student.{name}") for name in ("family", "depth", "width", "members")
+        teacher = TeacherShape.planned(self.task, data)
+        widths = sorted({min(own := self.space.extremes_of("student.width")), max(own)})
+        for student in self._students(widths):
+            check_size(student, data)
+        # what a method asks of the number of features and of their sizes, it asks of the least or of the most
+        for student, method in itertools.product(self._students(widths[:1]), self.space.methods):
+            try:
+                check_pair(Recipe(student=student, transfer=method), teacher, data)
+            except BadInput as error:
+                raise BadInput(f"space: with a student that is {titled(student)}: {error}") from None
+
+    def _students(self, widths: Sequence[float]) -> Iterator[Student]:
+        """Students of the space at the extremes of what their features depend on, of these widths."""
+        families, depths, counts = (
+            self.space.extremes_of(f"student.{name}") for name in ("family", "depth", "members")
         )
-        for family in families:
-            for width in sorted({min(widths), max(widths)}):
-                check_size(Student(family=str(family), depth=max(depths), width=width), data)
-            # what a method asks of the number of features and of their sizes, it asks of the least or of the most
-            for depth, members, method in itertools.product(
-                sorted({min(depths), max(depths)}), sorted({min(counts), max(counts)}), self.space.methods
-            ):
-                given = {
-                    "student.family": family,
-                    "student.depth": depth,
-                    "student.members": members,
-                    "transfer": method,
-                }
-                recipe = Recipe.from_flat(given)
-                try:
-                    check_pair(recipe, self.task, data)
-                except BadInput as error:
-                    raise BadInput(f"space: with a student that is {titled(recipe.student)}: {error}") from None
+        least_and_most = [sorted({min(values), max(values)}) for values in (depths, counts)]
+        for start in self.space.extremes_of("student.start"):
+            if start == "teacher":
+                yield from (Student(start="teacher", width=width) for width in widths)
+                continue
+            for family, width, depth, members in itertools.product(families, widths, *least_and_most):
+                yield Student(family=str(family), depth=depth, width=width, members=members)
 
     def to_json(self) -> str:
         """What `from_json` reads back as an equal study; the space of a Python function is written out."""
@@ -278,8 +277,10 @@ def _names_a_module(raw: Mapping[Any, Any]) -> bool:
         for drawn in (space.get("transfer"), space.get("student.family"), nested):
             named += drawn if isinstance(drawn, list) else [drawn]
     teacher = task.get("teacher") if isinstance(task, Mapping) else None
-    parts = ((search, "sampler"), (task, "dataset"), (teacher, "family"))
-    named += [part.get(key) for part, key in parts if isinstance(part, Mapping)]
+    members = teacher.get("members") if isinstance(teacher, Mapping) else None
+    teachers = [teacher, *(members if isinstance(members, list) else ())]
+    named += [part.get(key) for part in teachers if isinstance(part, Mapping) for key in ("family", "network")]
+    named += [part.get(key) for part, key in ((search, "sampler"), (task, "dataset")) if isinstance(part, Mapping)]
     return any(":" in str(name) for name in named)
 
 

@@ -119,14 +119,14 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             line = f"line {key.start_mark.line + 1}"
             if not isinstance(key, yaml.ScalarNode):
-                raise BadInput(f"a key must be a text, but a list or a mapping is one in {line}; write it as a text")
+                raise BadInput(f"a key must be a string, but a list or a mapping is one in {line}; write a string")
             if len(key.value) > MOST_CHARACTERS_OF_A_KEY:
                 raise BadInput(
                     f"a key must have at most {MOST_CHARACTERS_OF_A_KEY} characters, but one in {line} has "
                     f"{len(key.value):,}; shorten it"
                 )
             if key.value in seen:  # YAML would take the last and forget the first
-                raise BadInput(f"key `{key.value}` stands twice ({line}); write it once")
+                raise BadInput(f"key `{key.value}` appears twice ({line}); write it once")
             seen.add(key.value)
         for (_, number), (key, value) in itertools.pairwise(node.value):
             if key.tag in _NUMBERS and value.value == "" and number.tag in _NUMBERS:  # in {a: 0,5} a comma ends the 0
@@ -140,7 +140,7 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_scalar_node(anchor)
         most = MOST_DIGITS if node.tag in _NUMBERS else MOST_CHARACTERS
         if len(node.value) > most:
-            what = "a number" if node.tag in _NUMBERS else "a text"
+            what = "a number" if node.tag in _NUMBERS else "a string"
             raise BadInput(
                 f"{what} must have at most {most:,} characters, but one in line {node.start_mark.line + 1} has "
                 f"{len(node.value):,}; shorten it"

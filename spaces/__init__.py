@@ -1,4 +1,4 @@
-"""Dux, what a trial is: the recipe and the space recipes are drawn from."""
+"""Dux, what a trial is: the recipe, and the space that recipes are drawn from."""
 
 from spaces.errors import BadInput
 from spaces.recipe import Pruning, Recipe, Scalar, Spectral, Student, Training

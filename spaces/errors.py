@@ -1,4 +1,4 @@
-"""The one error a user's input can raise, and how pydantic's findings are put into it."""
+"""The one error that user input can raise, and how pydantic's errors are turned into it."""
 
 import difflib
 import itertools
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 
 class BadInput(ValueError):
-    """What the user gave breaks a rule; the message says the rule, the value and the way out in one line.
+    """User input breaks a rule; the message gives the rule, the value and the way out in one line.
 
     The command line prints the message and exits with code 2; nothing has been started or written by then.
 
@@ -28,12 +28,12 @@ class BadInput(ValueError):
 
 
 def in_one_line(text: str) -> str:
-    """The text with its control characters written out: names may hold some."""
+    """The text with control characters escaped: names may contain some."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class _Brief(reprlib.Repr):
-    """`repr` that looks at no more than it shows, whatever it is given."""
+    """A `repr` that reads no more of a value than it shows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def shown(value: object, length: int = 80) -> str:
 
 
 def known(names: Iterable[str], asked: object) -> str:
-    """The way out when a name is unknown: the near match first, then all known names."""
+    """The way out for an unknown name: a close match first, then all known names."""
     listed = sorted(name[:80] for name in names)
     near = difflib.get_close_matches(str(asked).lower()[:80], [name.lower() for name in listed[:200]], n=1)
     hint = next((f"did you mean `{name}`? " for name in listed if name.lower() in near), "")
@@ -70,47 +70,50 @@ def known(names: Iterable[str], asked: object) -> str:
 
 
 def shown_all(names: Sequence[str]) -> str:
-    """Names in a row, of more than a hundred the first."""
+    """Names as a list, at most the first hundred."""
     more = f", and {len(names) - 100} more" if len(names) > 100 else ""
     return ", ".join(name[:80] for name in names[:100]) + more
 
 
 def number_hint(value: object) -> str:
-    """The way out where a text stands for a number or for true or false."""
+    """The way out if a string was given instead of a number, true or false."""
     if not isinstance(value, str) or len(value) > 40:
         return ""
     if re.fullmatch(r"[-+]?\d+,\d+", value):
-        return f" (a text, because of the comma: write {value.replace(',', '.')})"
+        return f" (a string, because of the comma: write {value.replace(',', '.')})"
     if re.fullmatch(r"[-+]?\d[\d_]*(\.[\d_]*)?", value) and "_" in value:
-        return f" (a text, because of the `_`: write {value.replace('_', '')})"
+        return f" (a string, because of the `_`: write {value.replace('_', '')})"
     if re.fullmatch(r"\d+(:\d+)+(\.\d*)?", value):
-        return " (a text, because of the colon: write one number)"
+        return " (a string, because of the colon: write one number)"
     if value.lower() in ("yes", "on", "y", "no", "off", "n"):
-        return f" (a text: write {'true' if value.lower() in ('yes', 'on', 'y') else 'false'})"
+        return f" (a string: write {'true' if value.lower() in ('yes', 'on', 'y') else 'false'})"
     if re.fullmatch(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|true|false", value):
-        return " (a text: write it without quotes)"
+        return " (a string: write it without quotes)"
     return ""
 
 
 def one_line(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
-    """The first finding of a pydantic check of `model` as rule, value and way out.
+    """The first error of a pydantic check of `model` as rule, value and way out.
 
-    `prefix` is where the model stands in what the user wrote.
+    `prefix` is the model's place in what the user wrote.
     """
     findings = error.errors(include_url=False)
     first = findings[0]
-    where = ".".join(str(part)[:80] for part in (*((prefix,) if prefix else ()), *first["loc"]))
+    place = tuple(part for part in first["loc"] if not str(part).startswith("<"))  # which of several types was meant
+    where = ".".join(str(part)[:80] for part in (*((prefix,) if prefix else ()), *place))
     more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
-    owner, field = _field(model, first["loc"])
+    owner, field = _field(model, place)
     if first["type"] == "extra_forbidden":
-        return f"`{where}` is not a known key; {known(owner.model_fields, first['loc'][-1])}{more}"
+        return f"`{where}` is not a known key; {known(owner.model_fields, place[-1])}{more}"
     if first["type"] == "missing":
-        return f"`{where}` must be given, but is not there; add it{more}"
+        return f"`{where}` must be given, but is missing; add it{more}"
     rule = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    way_out = "" if field is None or field.is_required() else f"; leave it out for {shown(field.default)}"
+    default = None if field is None or field.is_required() else field.get_default(call_default_factory=True)
+    usual = "its defaults" if isinstance(default, BaseModel) else shown(default)
+    way_out = "" if field is None or field.is_required() else f"; leave it out for {usual}"
     if first["type"] == "int_type" and isinstance(first["input"], float):
         way_out += " (a range of whole numbers has a whole `step`)"
-    # where a text is what is wanted, one that looks like a number is none to be written otherwise
+    # no hint if a string is wanted: one that looks like a number is fine then
     hint = number_hint(first["input"]) if first["type"] in ("int_type", "float_type", "bool_type") else ""
     return f"`{where}` {rule}, but got {shown(first['input'])}{hint}{way_out}{more}"
 

@@ -1,4 +1,4 @@
-"""Code of the user's own, named in a study file as `package.module:name`."""
+"""The user's own code, named in a study file as `package.module:name`."""
 
 import importlib
 import sys
@@ -10,16 +10,17 @@ _NOT_OWN = {*sys.stdlib_module_names, *sys.builtin_module_names, "dux"}
 
 
 def own_object(reference: str, where: str) -> Any:
-    """What `reference` names, its module imported.
+    """The object that `reference` names, after importing its module.
 
-    Python's own modules are refused before they are imported: they hold what ends, stops or waits (`os:abort`).
+    Python's own modules are refused before they are imported: they hold functions that exit, abort or block
+    (`os:abort`).
 
     Args:
         reference: `package.module:name`.
-        where: what of the study file it is, for errors, as "space".
+        where: its key in the study file, for errors, such as "space".
 
     Raises:
-        BadInput: it is no such name, or of Python's own modules, or cannot be imported.
+        BadInput: it is not such a name, belongs to one of Python's own modules, or cannot be imported.
     """
     module, _, name = reference.partition(":")
     if not (name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
@@ -27,14 +28,14 @@ def own_object(reference: str, where: str) -> Any:
     top = module.partition(".")[0]
     if top in _NOT_OWN:
         raise BadInput(
-            f"`{where}: {reference}` must be of a module of your own, but `{top}` is "
-            f"{'Dux' if top == 'dux' else 'Python'}'s; if yours has that name, give it another"
+            f"`{where}: {reference}` must be in a module of your own, but `{top}` is "
+            f"{'Dux' if top == 'dux' else 'Python'}'s; if yours has that name, rename it"
         )
     try:
         return getattr(importlib.import_module(module), name)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # whatever a module of somebody's may raise; it may be a script that exits
+    except BaseException as error:  # a user's module may raise anything; it may be a script that exits
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         missing = isinstance(error, ModuleNotFoundError)
         way_out = "modules are looked for beside the study file and in PYTHONPATH" if missing else "try it in Python"

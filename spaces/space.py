@@ -11,7 +11,7 @@ from spaces.recipe import RECIPE_NAMES, Recipe, Scalar, in_one_level
 
 
 class Suggest(Protocol):
-    """Who decides on a value; an `optuna.Trial` is one."""
+    """Chooses values; an `optuna.Trial` is one."""
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
@@ -27,12 +27,12 @@ class Suggest(Protocol):
 
 @dataclass(frozen=True)
 class Choice:
-    """One of the listed values; a single value is fixed and never asked for."""
+    """One of the listed values; a single value is fixed and never suggested."""
 
     values: tuple[Scalar, ...]
 
     def draw(self, name: str, suggest: Suggest) -> Scalar:
-        """The value `suggest` decides on."""
+        """The value that `suggest` chooses."""
         if len(self.values) == 1:
             return self.values[0]
         value: Scalar = suggest.suggest_categorical(name, self.values)
@@ -43,7 +43,7 @@ class Choice:
         return any(type(value) is type(own) and value == own for own in self.values)
 
     def extremes(self) -> tuple[Scalar, ...]:
-        """The values whose validity implies that of all others."""
+        """The values whose validity implies the validity of all others."""
         return self.values
 
 
@@ -57,18 +57,18 @@ class Float:
     log: bool = False
 
     def draw(self, name: str, suggest: Suggest) -> Scalar:
-        """The value `suggest` decides on."""
+        """The value that `suggest` chooses."""
         return suggest.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
 
     def holds(self, value: object) -> bool:
-        """Whether `value` may be drawn; a whole number will do."""
+        """Whether `value` may be drawn; integers are accepted."""
         if not isinstance(value, int | float) or isinstance(value, bool) or not self.low <= value <= self.high:
             return False
         steps = 0.0 if self.step is None else (value - self.low) / self.step
         return abs(steps - round(steps)) <= 1e-8
 
     def extremes(self) -> tuple[Scalar, ...]:
-        """The values whose validity implies that of all others."""
+        """The values whose validity implies the validity of all others."""
         return (self.low, self.high)
 
 
@@ -82,7 +82,7 @@ class Int:
     log: bool = False
 
     def draw(self, name: str, suggest: Suggest) -> Scalar:
-        """The value `suggest` decides on."""
+        """The value that `suggest` chooses."""
         return suggest.suggest_int(name, self.low, self.high, step=self.step, log=self.log)
 
     def holds(self, value: object) -> bool:
@@ -91,9 +91,9 @@ class Int:
         return whole and value in range(self.low, self.high + 1, self.step)
 
     def extremes(self) -> tuple[Scalar, ...]:
-        """Every value: the rules of a whole number (a residual network's depth, say) need not be intervals.
+        """Every value: the valid integers (such as depths of residual networks) need not be an interval.
 
-        Of more than 1,000 values, as a seed may have, the two ends.
+        If there are more than 1,000 values, as for a seed, only the two ends.
         """
         values = range(self.low, self.high + 1, self.step)
         return tuple(values) if len(values) <= MOST_CHOICES else (values[0], values[-1])
@@ -105,12 +105,21 @@ MOST_CHOICES = 1_000
 MOST_STEPS = 100_000
 """Values of an interval of numbers with a step."""
 LARGEST = 1e15
-"""Of a number in a space, without its sign; above it a float does not hold every whole number."""
+"""Magnitude of a number in a space; above it a float cannot represent every integer."""
 MOST_FRACTIONS = 100
-"""At which a trained student may be looked at."""
+"""Number of fractions at which a trained student may be measured."""
 
-TOGETHER = ("spectral.train_inputs", "spectral.train_outputs", "spectral.train_eigenvectors")
-"""Parameters with a rule that is about all of them."""
+TOGETHER = {
+    ("spectral.train_inputs", "spectral.train_outputs", "spectral.train_eigenvectors"): "fix one of them to true",
+    ("student.start", "student.width"): "lower it, or search the two starts in two studies",
+}
+"""Parameters with a rule that is about all of them, and what to do where it is broken."""
+
+FIRST = ("transfer", "student.start")
+"""Parameters that decide which others matter; they are drawn first."""
+
+_OF_A_FAMILY = ("family", "depth", "members", "fast_weights", "fast_weight_spread")
+"""Of a student that starts from scratch alone."""
 
 _DEFAULTS = Recipe().flat()
 
@@ -119,14 +128,14 @@ _DEFAULTS = Recipe().flat()
 class Space:
     """The namespaced parameters of a study, each with the values it may take.
 
-    A name under a transfer method (`kd.temperature`) is drawn only when that method is drawn. A name that is not among
-    them takes its default.
+    A method's parameter (`kd.temperature`) is drawn only when that method is drawn. Parameters that are not named take
+    their defaults.
     """
 
     parameters: Mapping[str, Domain]
 
     def __post_init__(self) -> None:
-        """Raise BadInput for a name no recipe has, or a value that no recipe takes."""
+        """Raise BadInput for a name that no recipe has, or a value that no recipe takes."""
         for name, domain in self.parameters.items():
             namespace, _, field = name.rpartition(".")
             if name not in RECIPE_NAMES:
@@ -143,26 +152,29 @@ class Space:
                     Recipe.from_flat({name: value})
                 except BadInput as error:
                     raise BadInput(f"space: {error}") from None
-        try:
-            for _ in self.extremes(*TOGETHER):
-                pass
-        except BadInput as error:
-            raise BadInput(f"space: {error}; fix one of them to true") from None
+        for names, way_out in TOGETHER.items():
+            try:
+                for _ in self.extremes(*names):
+                    pass
+            except BadInput as error:
+                raise BadInput(f"space: {error}; {way_out}") from None
 
     @classmethod
     def from_mapping(cls, raw: Mapping[Any, Any]) -> Self:
-        """The space a study file writes: a value (fixed), a list (choices), or `{low, high, step, log}`.
+        """The space as a study file writes it: a value (fixed), a list (choices), or `{low, high, step, log}`.
 
-        Between whole limits, whole numbers are drawn where the recipe's field is whole (`student.depth`). What kind of
-        number a method's own parameter is, a space cannot know: there a whole `step` asks for whole numbers, and
-        without one `kd.temperature: {low: 1, high: 8}` draws 2.7, too.
+        Integer limits draw integers if the recipe's field is an integer (`student.depth`). A space cannot know the type
+        of a method's own parameter: there an integer `step` asks for integers, and without one
+        `kd.temperature: {low: 1, high: 8}` may also draw 2.7.
 
         Raises:
-            BadInput: naming the parameter, the rule it breaks and the value.
+            BadInput: the message names the parameter, the rule it breaks and the value.
         """
         for name in raw:
             if not isinstance(name, str):
-                raise BadInput(f"names in `space` must be text, but got {shown(name)}; write it like `student.width`")
+                raise BadInput(
+                    f"names in `space` must be strings, but got {shown(name)}; write it like `student.width`"
+                )
         flat = in_one_level(raw, "space")
         return cls({name: _domain(f"space.{name}", value) for name, value in flat.items()})
 
@@ -173,25 +185,22 @@ class Space:
         return tuple(str(value) for value in domain.extremes())
 
     def extremes_of(self, name: str) -> tuple[Any, ...]:
-        """The values of a recipe's parameter whose validity implies that of all others; its default where not named."""
+        """The values of a parameter whose validity implies that of all others; its default if it is not named."""
         return self.parameters.get(name, Choice((_DEFAULTS[name],))).extremes()
 
     def draw(self, suggest: Suggest) -> Recipe:
         """One recipe; `suggest` is asked only for parameters that matter to it, the transfer method first."""
-        flat: dict[str, Scalar] = {}
-        if "transfer" in self.parameters:
-            flat["transfer"] = self.parameters["transfer"].draw("transfer", suggest)
-        method = flat.get("transfer", Recipe().transfer)
+        flat = {name: self.parameters[name].draw(name, suggest) for name in FIRST if name in self.parameters}
         for name, domain in self.parameters.items():
-            if name != "transfer" and (name in RECIPE_NAMES or name.rpartition(".")[0] == method):
+            if name not in FIRST and _matters(name, flat):
                 flat[name] = domain.draw(name, suggest)
         return Recipe.from_flat(flat)
 
     def fractions(self) -> tuple[float, ...]:
-        """Shares of pruning at which a trained student may be looked at: nine of an interval, all of a list.
+        """Pruning fractions at which a trained student may be measured: nine of an interval, all of a list.
 
-        The nine leave the same share of the units each time, so that sizes are as far apart on a logarithmic axis.
-        None where the space has one share only, or none.
+        Each of the nine leaves the same share of the units that the previous one leaves, so that sizes are evenly
+        spaced on a logarithmic axis. Empty if the space has a single fraction.
         """
         domain = self.parameters.get("pruning.fraction", Choice((0.0,)))
         if isinstance(domain, Float) and domain.step is None:
@@ -212,10 +221,10 @@ class Space:
             yield Recipe.from_flat(dict(zip(present, values, strict=True)))
 
     def partial(self, given: Mapping[str, Any]) -> dict[str, Scalar]:
-        """The parameters that a recipe begun by `given` has decided; those of a single value are never asked for.
+        """The parameters fixed by `given`, the beginning of a recipe; those with a single value are never suggested.
 
         Raises:
-            BadInput: a name or a value that is not in the space, or an option of a method other than the given one.
+            BadInput: a name or value that is not in the space, or an option of a method other than the given one.
         """
         method = given.get("transfer", self.methods[0] if len(self.methods) == 1 else None)
         found: dict[str, Scalar] = {}
@@ -226,7 +235,9 @@ class Space:
             if not domain.holds(value):
                 raise BadInput(f"`{name}` must be in the space, but got {shown(value)}; it has {_written(domain)}")
             if name not in RECIPE_NAMES and namespace != method:
-                raise BadInput(f"`{name}` must stand with `transfer: {namespace}`, but stands with {method or 'none'}")
+                raise BadInput(
+                    f"`{name}` must appear with `transfer: {namespace}`, but appears with {method or 'none'}"
+                )
             if _is_asked(domain):
                 found[name] = float(value) if isinstance(domain, Float) else value
         return found
@@ -236,12 +247,12 @@ class Space:
         """How many recipes there are.
 
         Raises:
-            BadInput: without number, since an interval has no step.
+            BadInput: infinitely many, since an interval has no step.
         """
         return sum(math.prod(len(values) for _, values in block) for block in self._grid())
 
     def combination(self, index: int) -> dict[str, Scalar]:
-        """What is drawn for the recipe of that number, from 0; the parameters of a single value left out."""
+        """What is drawn for the recipe with this number, from 0, without the parameters that have a single value."""
         for block in self._grid():
             count = math.prod(len(values) for _, values in block)
             if index < count:
@@ -255,23 +266,29 @@ class Space:
         raise IndexError(index)
 
     def _grid(self) -> Iterator[list[tuple[str, Sequence[Scalar]]]]:
-        """For each method the parameters that matter to it, with all their values."""
+        """For each method and start the parameters that matter to them, with all their values."""
         values = {name: _values(name, domain) for name, domain in self.parameters.items()}
-        for method in self.methods:
-            block = [
-                (name, own)
-                for name, own in values.items()
-                if name != "transfer" and (name in RECIPE_NAMES or name.rpartition(".")[0] == method)
-            ]
-            yield [*([("transfer", (method,))] if "transfer" in values else []), *block]
+        first = [name for name in FIRST if name in values]
+        for decided in itertools.product(*(values[name] for name in first)):
+            given = dict(zip(first, decided, strict=True))
+            block = [(name, own) for name, own in values.items() if name not in FIRST and _matters(name, given)]
+            yield [*((name, (value,)) for name, value in given.items()), *block]
 
     def to_mapping(self) -> dict[str, Any]:
         """What `from_mapping` reads back as an equal space."""
         return {name: _written(domain) for name, domain in self.parameters.items()}
 
 
+def _matters(name: str, decided: Mapping[str, Scalar]) -> bool:
+    """Whether a parameter says something of a recipe in which those of FIRST have been decided."""
+    if name not in RECIPE_NAMES:
+        return name.rpartition(".")[0] == decided.get("transfer", Recipe().transfer)
+    part, _, field = name.rpartition(".")
+    return not (decided.get("student.start") == "teacher" and part == "student" and field in _OF_A_FAMILY)
+
+
 def _is_asked(domain: Domain) -> bool:
-    """Whether drawing asks for the parameter."""
+    """Whether drawing a recipe asks for the parameter."""
     return not isinstance(domain, Choice) or len(domain.values) > 1
 
 
@@ -315,7 +332,7 @@ def _domain(name: str, raw: object) -> Domain:
     for value in values:
         if not (isinstance(value, bool | str) or _is_number(value)):
             raise BadInput(
-                f"choices of `{name}` must be finite numbers (at most {LARGEST:g}), texts or true/false, "
+                f"choices of `{name}` must be finite numbers (at most {LARGEST:g}), strings or true/false, "
                 f"but got {shown(value)}"
             )
     if len({(type(value), value) for value in values}) < len(values):

@@ -1,13 +1,13 @@
 """The transfer methods without torch: names, papers, parameters.
 
-A method is a `torch.nn.Module` in a file of its own, with its paper and its parameters; importing it takes seconds.
-`dux methods` and the check of a study file need only the latter. They are read from `catalogue.json`, which is
-generated, so that a method stays one file and nobody writes anything twice:
+A method is a `torch.nn.Module` in its own file, with its paper and its parameters; importing it takes seconds. `dux
+methods` and the check of a study file need only the paper and the parameters. They are read from `catalogue.json`,
+which is generated, so that a method remains one file and nothing is written twice:
 
     python -m trainers.transfer
 
-writes it, and a test says so when it is not what the methods say. (Parameters in files of their own beside the methods
-would part what is read together, twenty times; a `torch` that is imported on first use cannot be subclassed.)
+writes it, and a test fails if it is out of date. (Parameters in separate files would split what belongs together,
+twenty times; and a lazily imported `torch` cannot be subclassed.)
 """
 
 import json
@@ -25,24 +25,24 @@ FILE = Path(__file__).with_name("catalogue.json")
 
 _TYPES: Mapping[str, type[Scalar]] = {"integer": int, "number": float, "string": str, "boolean": bool}
 _LIMITS = {"exclusiveMinimum": "gt", "minimum": "ge", "exclusiveMaximum": "lt", "maximum": "le"}
-"""JSON schema's words for limits, and pydantic's."""
+"""JSON schema's names for limits, and pydantic's."""
 
 
 @cache
 def described() -> dict[str, dict[str, Any]]:
-    """Every known method by name: `abbreviation`, `paper` and `parameters`, these as a JSON schema has them."""
-    found: dict[str, dict[str, Any]] = json.loads(FILE.read_bytes())
-    return found
+    """Every known method by name: `abbreviation`, `paper` and `parameters`, the latter as in a JSON schema."""
+    methods: dict[str, dict[str, Any]] = json.loads(FILE.read_bytes())
+    return methods
 
 
 def unknown_method(name: str, names: Iterable[str]) -> BadInput:
-    """The error where a method that `transfer` names is none of `names`, and no class of the user's."""
+    """The error for a method that is neither one of `names` nor a class of the user's."""
     own = "; one of your own is named `package.module:Class`"
     return BadInput(f"`transfer` must be a known method, but got {shown(name)}; {known(names, name)}{own}")
 
 
 def check_options(method: str, options: Mapping[str, Scalar]) -> None:
-    """What the `parse` of a known method does with the same options, its messages included, and no value returned.
+    """Check options like the `parse` of a known method, with the same messages, but without returning a value.
 
     Raises:
         BadInput: an unknown name, or a value out of range.

@@ -1,4 +1,4 @@
-"""Checkpoints: how far a trial has come, so that one that is interrupted goes on as if nothing had been."""
+"""Checkpoints: how far a trial has come, so that an interrupted trial continues as if nothing had happened."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -16,32 +16,32 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a trial's checkpoint is kept: a place for bytes, whichever."""
+    """Where a trial's checkpoint is stored: any place that can hold bytes."""
 
     load: Callable[[], bytes | None]
-    """What was saved last, by this process or an earlier one; None if nothing was."""
+    """Returns what was last saved, by this process or an earlier one; None if nothing was."""
     save: Callable[[bytes], object]
-    """Replace it."""
+    """Replaces it."""
     seconds: float = 30.0
-    """The least time between two; 0 saves one after every epoch."""
+    """Minimum time between two checkpoints; 0 saves one after every epoch."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What a checkpoint holds."""
+    """The content of a checkpoint."""
 
     phase: str
     """`pretrain` or `train`."""
     state: State
     seconds: float
-    """That the trial has taken, in all the processes that worked on it."""
+    """Time that the trial has taken, in all processes that ran it."""
     reports: Sequence[tuple[str, Mapping[str, float]]]
     """Phase and metrics of each epoch."""
 
     def to_bytes(self, trial: str) -> bytes:
-        """A safetensors file that `from_bytes` reads where it is told the same `trial`: all that makes the result.
+        """A safetensors file that `from_bytes` reads if given the same `trial`: everything that determines the result.
 
-        Its metadata are `dux`, what it says of itself, and `sha256`, of the file as it is without that hash.
+        Its metadata are `dux`, a description, and `sha256`, the hash of the file without this entry.
         """
         about = {
             "format": FORMAT,
@@ -59,7 +59,7 @@ class Kept:
 
     @classmethod
     def from_bytes(cls, content: bytes, trial: str) -> "Kept | None":
-        """What was kept; None where the bytes are no checkpoint, were changed, or belong to another trial."""
+        """The content; None if the bytes are not a checkpoint, were changed, or belong to another trial."""
         try:
             tensors, about = _read(content)
             if (about["format"], about["trial"]) != (FORMAT, trial):
@@ -75,7 +75,7 @@ _UNREADABLE = (safetensors.SafetensorError, KeyError, RecursionError, TypeError,
 
 
 def is_sound(content: bytes) -> bool:
-    """Whether these are the bytes of a checkpoint as it was written, of whichever trial."""
+    """Whether these are the bytes of a checkpoint as it was written, of any trial."""
     try:
         _read(content)
     except _UNREADABLE:
@@ -84,7 +84,7 @@ def is_sound(content: bytes) -> bool:
 
 
 def _read(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors, and what the checkpoint says of itself; one of _UNREADABLE where it was changed."""
+    """The tensors and the description of a checkpoint; raises one of _UNREADABLE if it was changed."""
     tensors: dict[str, Tensor] = safetensors.torch.load(content)
     metadata = _metadata(content)
     if sha256(safetensors.torch.save(tensors, {"dux": metadata["dux"]})) != metadata["sha256"]:
@@ -93,12 +93,12 @@ def _read(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def described(content: bytes) -> dict[str, Any]:
-    """What a checkpoint says of itself, without its tensors."""
-    found: dict[str, Any] = json.loads(_metadata(content)["dux"])
-    return found
+    """The description of a checkpoint, without its tensors."""
+    description: dict[str, Any] = json.loads(_metadata(content)["dux"])
+    return description
 
 
 def _metadata(content: bytes) -> dict[str, str]:
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    found: dict[str, str] = header["__metadata__"]
-    return found
+    metadata: dict[str, str] = header["__metadata__"]
+    return metadata

@@ -1,4 +1,4 @@
-"""Which families of networks there are, and in which depths. Without torch, so that a mistake is told at once.
+"""The families of networks, and the depths of each. Without torch, so that mistakes are reported at once.
 
 A new family has its networks in `trainers/families/`, and its line here.
 """
@@ -13,12 +13,12 @@ from spaces.errors import known, shown
 from spaces.own import own_object
 
 _DEEPEST = 302
-"""Of residual networks. In its paper (He et al. 2016, section 4.2) a depth of 110 was better than one of 1202."""
+"""Maximum for residual networks. In the paper (He et al. 2016, section 4.2) a depth of 110 was better than 1202."""
 _VGGS = (8, 11, 13, 16, 19)
 
 
 def _residual(name: str, rest: int, deepest: int) -> Callable[[int], None]:
-    """Of three groups of n blocks, each of two layers."""
+    """Depths of three groups of n blocks, each of two layers."""
 
     def check(depth: int) -> None:
         if not 6 + rest <= depth <= deepest or (depth - rest) % 6:
@@ -55,17 +55,17 @@ DEPTHS: Mapping[str, Callable[[int], None] | int] = MappingProxyType(
         "mlp": _mlp,
     }
 )
-"""Family -> what raises BadInput unless it has networks of a depth; or the one depth that it has."""
+"""Family -> a function that raises BadInput unless the family has networks of a depth; or its only depth."""
 
 
 def shape_of(student: Student) -> tuple[str, int]:
-    """A student's family and depth as its network has them: layers with weights on the longest way.
+    """The actual family and depth of a student's network: layers with weights on the longest path.
 
-    A family's name may have the depth in it, as `resnet20`; `student.depth` then says nothing, as with families of one
-    depth, and with networks of one's own (whose depth is not known: 0).
+    A family's name may include the depth, as in `resnet20`; `student.depth` is then ignored, as it is for families with
+    a single depth and for the user's own networks (whose depth is unknown: 0).
 
     Raises:
-        BadInput: the family is not known, or does not have this depth; a function of one's own is not there.
+        BadInput: the family is unknown or does not have this depth, or the user's own function does not exist.
     """
     name, depth = student.family, student.depth
     if ":" in name:
@@ -92,7 +92,7 @@ def check_student(student: Student) -> None:
 
 
 def titled(student: Student) -> str:
-    """The student's family and depth in words, with an article."""
+    """The student's family and depth for messages, with an article."""
     bare = callable(DEPTHS.get(student.family))
     name = f"{student.family} of depth {student.depth}" if bare else student.family
     return f"{'an' if name[0] in 'aeiou' or name.startswith('mlp') else 'a'} {name}"

@@ -1,4 +1,4 @@
-"""Files that outlive a process: written whole or not at all, named and believed by what is in them. Without torch."""
+"""Persistent files: written completely or not at all, identified and verified by their content. Without torch."""
 
 import errno
 import hashlib
@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 _passing: set[Path] = set()
-"""Files and folders that are not to be there at the end."""
+"""Files and folders to remove at the end."""
 
 
 class Damaged(ValueError):
-    """A file that is not, or cannot be, what was once written; the message begins with its name."""
+    """A file is not, or cannot be, what was once written; the message begins with its name."""
 
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A new folder, which is removed at the end."""
+    """A new folder, removed at the end."""
     with tempfile.TemporaryDirectory(prefix="dux-", ignore_cleanup_errors=True) as folder, _removed_at_last(folder):
         yield Path(folder)
 
@@ -39,7 +39,7 @@ def _removed_at_last(path: Path | str) -> Iterator[None]:
 
 
 def remove_scratch() -> None:
-    """Remove what is half written or to be thrown away; for an end of the process that reaches no `finally`."""
+    """Remove half-written and temporary files, if the process ends without running its `finally` blocks."""
     for path in list(_passing):
         shutil.rmtree(path, ignore_errors=True)
         with suppress(OSError):
@@ -62,19 +62,19 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 
 def json_text(content: object, indent: int | None = None) -> str:
-    """JSON with all letters as they are, but for what is none, as a name of a file may hold."""
+    """JSON with all characters as they are, except invalid ones, which file names may contain."""
     return json.dumps(content, indent=indent, ensure_ascii=False).encode(errors="backslashreplace").decode()
 
 
 def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files into one folder: all of them or none, with what was there before as it was.
+    """Write files into one folder: all of them, or none, leaving previous contents unchanged.
 
     Args:
-        folder: is made, and unmade where the files cannot be written.
-        files: contents by name; the last one is put in its place last.
+        folder: is created, and removed again if the files cannot be written.
+        files: contents by name; the last one is put in place last.
 
     Raises:
-        OSError: something is in the way, or the disk is full; it names the file that could not be written.
+        OSError: something is in the way, or the disk is full; names the file that could not be written.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -106,7 +106,7 @@ def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _exchange(folder: Path, new: Path, old: Path, names: Iterable[str]) -> None:
-    """Move files out of `folder` into `old`, and those of `new` into their places; all of them or none."""
+    """Move files from `folder` into `old`, and those of `new` into their places; all of them or none."""
     moved: list[str] = []
     try:
         for name in names:
@@ -126,7 +126,7 @@ def _exchange(folder: Path, new: Path, old: Path, names: Iterable[str]) -> None:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """An error of a full disk names no file, others one that no user knows; it shall name `path`."""
+    """Let errors name `path`: that of a full disk names no file, others name a temporary one."""
     try:
         yield
     except OSError as error:
@@ -134,13 +134,13 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def check_kind(path: Path, *, folder: bool = False) -> None:
-    """Raise Damaged where something is at `path` that is no file, or no folder where one is wanted."""
+    """Raise Damaged if something other than a file, or than a folder if `folder`, is at `path`."""
     with suppress(FileNotFoundError):
         path.lstat()
         try:
             kind = path.stat().st_mode
         except FileNotFoundError:
-            raise Damaged(f"{path.name} is a link that leads nowhere") from None
+            raise Damaged(f"{path.name} is a broken link") from None
         except OSError as error:
             raise Damaged(f"{path.name} cannot be read ({error.strerror})") from None
         if not (stat.S_ISDIR(kind) if folder else stat.S_ISREG(kind)):
@@ -148,11 +148,11 @@ def check_kind(path: Path, *, folder: bool = False) -> None:
 
 
 def read_whole(path: Path) -> bytes:
-    """The content of a file; a pipe or a device in its place, which might never end, is not read.
+    """The content of a file; a pipe or device in its place, which might never end, is not read.
 
     Raises:
-        FileNotFoundError: there is none.
-        Damaged: it is no file, or cannot be read.
+        FileNotFoundError: there is no such file.
+        Damaged: it is not a file, or cannot be read.
     """
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
@@ -171,10 +171,10 @@ def sha256(content: bytes) -> str:
 
 
 def write_hashed(path: Path, content: bytes | str) -> None:
-    """`write_whole`, with the file's hash in another beside it, `NAME.sha256`.
+    """`write_whole`, with the file's hash in another file beside it, `NAME.sha256`.
 
-    The hash is there first, so that a file never lacks it; a kill in between leaves a file that is refused or none at
-    all. `sha256sum --check` in the folder above understands it.
+    The hash is written first, so that a file never lacks it; a kill in between leaves a file that is refused, or none.
+    `sha256sum --check` in the parent folder can read it.
     """
     content = content.encode() if isinstance(content, str) else content
     write_whole(_beside(path), _hash_line(path, content))
@@ -182,11 +182,11 @@ def write_hashed(path: Path, content: bytes | str) -> None:
 
 
 def read_hashed(path: Path) -> bytes:
-    """What `write_hashed` wrote at this very place.
+    """What `write_hashed` wrote at this path.
 
     Raises:
         FileNotFoundError: there is no such file.
-        Damaged: it was changed, or is another's, or its hash is not there.
+        Damaged: it was changed or comes from another path, or its hash is missing.
     """
     content = read_whole(path)
     try:
@@ -194,7 +194,7 @@ def read_hashed(path: Path) -> bytes:
     except FileNotFoundError:
         raise Damaged(f"{path.name} has no hash beside it") from None
     if noted.decode(errors="replace") != _hash_line(path, content):
-        raise Damaged(f"{path.name} was changed: it does not have the hash that {_beside(path).name} notes")
+        raise Damaged(f"{path.name} was changed: it does not have the hash in {_beside(path).name}")
     return content
 
 
@@ -203,12 +203,12 @@ def _beside(path: Path) -> Path:
 
 
 def _hash_line(path: Path, content: bytes) -> str:
-    """Names the folder, too, so that a file and its hash are not taken for those of another folder."""
+    """Includes the folder, so that a file and its hash cannot be mistaken for those of another folder."""
     return f"{sha256(content)}  {path.parent.name}/{path.name}\n"
 
 
 def sealed(record: Mapping[str, Any]) -> bytes:
-    """`record` as JSON, with its own hash as `sha256` in it."""
+    """`record` as JSON, including its own hash as `sha256`."""
     return json.dumps({**record, "sha256": sha256(json.dumps(record, indent=1).encode())}, indent=1).encode()
 
 
@@ -226,18 +226,18 @@ def unsealed(path: Path) -> dict[str, Any]:
     except Damaged:
         raise
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
-        raise Damaged(f"{path.name} is no record with a hash in it") from None
+        raise Damaged(f"{path.name} is not a record with a hash") from None
     if found_hash != noted:
-        raise Damaged(f"{path.name} was changed: it does not have the hash that it notes")
-    found: dict[str, Any] = record
-    return found
+        raise Damaged(f"{path.name} was changed: it does not match its own hash")
+    content: dict[str, Any] = record
+    return content
 
 
 def check_hashes(folder: Path, files: Mapping[str, str]) -> None:
-    """Whether `files`, hashes by name, are those of what is in `folder`.
+    """Check that the files in `folder` have the hashes `files`, by name.
 
     Raises:
-        FileNotFoundError: one of them is not there.
+        FileNotFoundError: one of them is missing.
         Damaged: one was changed.
     """
     for name, noted in files.items():
@@ -246,14 +246,14 @@ def check_hashes(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def listing(root: Path) -> dict[str, str]:
-    """Path from `root` -> hash of each file of a folder of images, ROOT/SPLIT/CLASS/...; hidden ones are left out."""
-    found = {}
+    """Path from `root` -> hash of each file of an image folder, ROOT/SPLIT/CLASS/..., without hidden ones."""
+    listed = {}
     for path in sorted(root.glob("*/*/**/*")):
         name = path.relative_to(root).as_posix()
         if path.is_file() and not f"/{name}".count("/."):
             with suppress(Damaged, FileNotFoundError):
-                found[name] = sha256(read_whole(path))
-    return found
+                listed[name] = sha256(read_whole(path))
+    return listed
 
 
 def hashes(files: Mapping[str, bytes]) -> dict[str, str]:
@@ -262,7 +262,7 @@ def hashes(files: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def digest(*values: object) -> str:
-    """A short name for values: 16 hex digits of SHA-256 over their JSON, or over their bytes as they are."""
+    """A short name for values: 16 hex digits of SHA-256 over their JSON, or over bytes as they are."""
     sha = hashlib.sha256()
     for value in values:
         sha.update(value if isinstance(value, bytes) else json.dumps(value, sort_keys=True).encode())
@@ -270,5 +270,5 @@ def digest(*values: object) -> str:
 
 
 def curve_folder(place: int) -> str:
-    """Where the files of a point of the pruning curve are, from its trial's folder."""
+    """The folder of a pruning curve point's files, relative to its trial's folder."""
     return f"curve/{place}"

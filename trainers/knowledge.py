@@ -1,8 +1,8 @@
-"""Knowledge: what all trials of a study share of the teacher, so that nobody computes it twice.
+"""Knowledge: what all trials of a study share from the teacher, so that it is computed only once.
 
-A transfer method says what it needs (`trainers.transfer.Needs`); whether that comes from a cache or from a forward pass
-is decided here. Outputs are cached where training images are not augmented, because then every image has one output for
-good. What is computed once is kept in memory, and in a folder if there is one.
+A transfer method declares what it needs (`trainers.transfer.Needs`); whether that comes from a cache or from a forward
+pass is decided here. Outputs are cached if training images are not augmented, because each image then always has the
+same output. What is computed once is kept in memory, and in a folder if there is one.
 """
 
 import io
@@ -31,7 +31,7 @@ from trainers.transfer import Needs, Stage, TeacherSignals
 from trainers.transfer.signals import Map, Pass, Signal
 
 CACHE_BYTES = 2**30
-"""A signal larger than this for the whole training split is computed batch by batch instead of kept."""
+"""A signal larger than this for the whole training split is computed batch by batch instead of cached."""
 STAGE_BATCH = 128
 COMPUTE_BATCH = 512
 
@@ -47,10 +47,10 @@ class Knowledge:
     """The teacher's outputs, features and factors on the training split of one task.
 
     Args:
-        task: whose teacher it is.
-        folder: where what is computed is kept, for other processes and other days; None keeps it in memory.
-        arrays: what `arrays` of another process's knowledge returned; read-only memory is fine.
-        say: told in a line of a file that was changed since it was written, and is computed anew.
+        task: the teacher's.
+        folder: where results are stored for other processes and later sessions; None keeps them in memory.
+        arrays: as returned by `arrays` of another process's knowledge; read-only memory is fine.
+        say: called with a line if a file was changed since it was written, and is computed again.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class Knowledge:
         self._stages: dict[str, nn.Module] = {}
 
     def prepare(self, needs: Needs) -> None:
-        """Compute now what `needs` names, unless it is there: stages are trained, and what fits is cached.
+        """Compute what `needs` names, unless it is there: stages are trained, and what fits is cached.
 
         Raises:
-            StageFailed: a stage did not learn what students need of it.
+            StageFailed: a stage did not learn what students need from it.
         """
         for signal in _flat(needs.signals(len(self.task.teacher.taps))):
             if signal.of_perturbed and needs.perturbation is not None:
@@ -80,16 +80,16 @@ class Knowledge:
                 self._stage(signal.stage)
 
     def forget(self) -> None:
-        """Delete what this process computed from the folder: nobody is to learn from it after all."""
+        """Delete from the folder what this process computed: nothing will learn from it after all."""
         for path in self._computed_here:
             for name in (path.name, f"{path.name}.sha256", f".{path.name}.lock"):
                 path.with_name(name).unlink(missing_ok=True)
         if self._folder is not None:
-            with suppress(OSError):  # not there, or another study's knowledge is in it
+            with suppress(OSError):  # missing, or with another study's knowledge
                 self._folder.rmdir()
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All that is cached, the stages' weights included, for Ray's object store."""
+        """Everything cached, including the stages' weights, for Ray's object store."""
         return dict(self._arrays)
 
     def signals(self, needs: Needs, batch: Batch, generator: torch.Generator) -> TeacherSignals:
@@ -98,7 +98,7 @@ class Knowledge:
         Args:
             needs: of the method.
             batch: of training images.
-            generator: of the CPU; perturbations come from it.
+            generator: on the CPU; perturbations are drawn from it.
         """
         asked = needs.signals(len(self.task.teacher.taps))
         perturbed = None
@@ -120,7 +120,7 @@ class Knowledge:
         return TeacherSignals(rows=rows, perturbed=perturbed, **fields)
 
     def _of_batch(self, signals: Sequence[Signal], batch: Batch) -> dict[Signal, Tensor]:
-        """Signals of a batch of training images: from their caches, the others by one forward pass."""
+        """Signals of a batch of training images: from caches, or else by one forward pass."""
         caches = {signal: self._cached(signal) for signal in signals}
         tensors = {
             signal: torch.from_numpy(cache[batch.index.numpy()]).to(batch.images.device)
@@ -139,7 +139,7 @@ class Knowledge:
             return {signal: signal.compute(seen) for signal in signals}
 
     def _cached(self, signal: Signal) -> np.ndarray | None:
-        """The signal of every training image, (N, ...), or None where it is not to be kept."""
+        """The signal of every training image, (N, ...), or None if it is not cached."""
         if signal.name not in self._arrays and self._fits(signal):
 
             def compute() -> bytes:
@@ -151,7 +151,7 @@ class Knowledge:
         return self._arrays.get(signal.name)
 
     def _fits(self, signal: Signal) -> bool:
-        """Whether the signal is the same in every epoch and small enough to be kept for all training images."""
+        """Whether the signal is the same in every epoch and small enough to cache for all training images."""
         images = self.task.data.train.images
         if self.task.spec.policy != "none":
             return False
@@ -173,7 +173,7 @@ class Knowledge:
                 module = stage.build((maps.shape[1], maps.shape[2], maps.shape[3]))
 
             def train() -> bytes:
-                # many passes over the same maps: kept for them, and no longer, since students are not handed the maps
+                # many passes over the same maps: cached only meanwhile, since students do not use the maps
                 whole = self._whole(tap) if self._fits(tap) else None
                 with torch.enable_grad(), SoundConvolutions():
                     record = stage.train(module, lambda: self._passes(tap, whole, generator))
@@ -190,7 +190,7 @@ class Knowledge:
         return self._stages[stage.key]
 
     def _passes(self, tap: Map, whole: np.ndarray | None, generator: torch.Generator) -> Iterator[Tensor]:
-        """One shuffled pass over the teacher's maps (B, C, H, W) of the training split, out of `whole` if given."""
+        """One shuffled pass over the teacher's maps (B, C, H, W) of the training split, from `whole` if given."""
         data, policy = self.task.data.train, self.task.spec.policy
         for batch in batches(data, STAGE_BATCH, policy, generator, torch.device("cpu")):
             if whole is not None:
@@ -199,7 +199,7 @@ class Knowledge:
                 yield self._computed([tap], batch.images)[tap]
 
     def _once(self, filename: str, compute: Callable[[], bytes]) -> bytes:
-        """The content of a file of the folder, computed by one process while others wait for it."""
+        """The content of a file in the folder, computed by one process while others wait for it."""
         if self._folder is None:
             with computing(self.task.spec.teacher.threads):
                 return compute()
@@ -211,7 +211,7 @@ class Knowledge:
             except FileNotFoundError:
                 pass
             except Damaged as error:
-                self._say(f"{error}; it is computed anew (in {self._folder})")
+                self._say(f"{error}; it is computed again (in {self._folder})")
             self._computed_here.append(path)
             with computing(self.task.spec.teacher.threads):
                 content = compute()

@@ -15,16 +15,16 @@ from trainers.families.batch_ensemble import BatchEnsemble
 from trainers.spectral.layers import spectral_layers
 
 WARM_UP = 0.05
-"""Share of the steps over which the learning rate rises; the rest is a cosine to zero."""
+"""Share of the steps during which the learning rate rises; then it decays to zero as a cosine."""
 
 
 class Diverged(RuntimeError):
-    """The loss, or what the network puts out, is no longer a number."""
+    """The loss, or the network's output, is no longer finite."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """index: (B,) rows of the split; images: (B, C, H, W) in [0, 1], augmented; labels: (B,)."""
+    """A batch. index: (B,) rows of the split; images: (B, C, H, W) in [0, 1], augmented; labels: (B,)."""
 
     index: Tensor
     images: Tensor
@@ -33,7 +33,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast."""
+    """How long to train, and at which rates."""
 
     epochs: int
     batch_size: int
@@ -41,30 +41,30 @@ class Schedule:
     momentum: float
     weight_decay: float
     fast_learning_rate: float = 1.0
-    """Of a BatchEnsemble's fast weights, as a multiple of `learning_rate`."""
+    """For a BatchEnsemble's fast weights, as a multiple of `learning_rate`."""
     fast_weight_decay: float = 0.0
 
 
 @dataclass(frozen=True)
 class State:
-    """All that `fit` goes on from after an epoch; to the bit, on a CPU."""
+    """Everything from which `fit` continues after an epoch; on a CPU, to the bit."""
 
     epoch: int
     """Epochs done."""
     step: int
     """Batches done."""
     tensors: Mapping[str, Tensor]
-    """By `modules.` or `momentum.` and a name in the modules that are trained, in their order; and `generator`."""
+    """Named `modules.` or `momentum.` plus a name in the trained modules, in their order; and `generator`."""
 
     def fits(self, modules: Iterable[nn.Module]) -> bool:
-        """Whether it is of such modules: the names and shapes of all that they keep."""
+        """Whether the modules have the same tensors, by name and shape."""
         prefix = "modules."
-        found = {name.removeprefix(prefix): t.shape for name, t in self.tensors.items() if name.startswith(prefix)}
-        return found == {name: getattr(t, "shape", None) for name, t in nn.ModuleList(modules).state_dict().items()}
+        shapes = {name.removeprefix(prefix): t.shape for name, t in self.tensors.items() if name.startswith(prefix)}
+        return shapes == {name: getattr(t, "shape", None) for name, t in nn.ModuleList(modules).state_dict().items()}
 
 
 def batches(split: Split, size: int, policy: str, generator: torch.Generator, device: torch.device) -> Iterator[Batch]:
-    """One shuffled pass; a last batch of a single image is left out (batch norm has nothing to average)."""
+    """One shuffled pass; a last batch with a single image is dropped (batch norm has nothing to average)."""
     order = torch.randperm(len(split.labels), generator=generator)
     for index in torch.split(order, size):
         if len(index) == 1 < len(order):
@@ -91,14 +91,14 @@ def fit(
     Args:
         network: in any mode; it is left in training mode.
         loss: of one batch, a scalar with gradient.
-        split: what is trained on.
+        split: to train on.
         schedule: epochs, batch size, learning rate and so on.
         policy: augmentation.
-        generator: the order of images and the augmentation come from it.
-        others: modules whose parameters are trained with the network's.
+        generator: for the order of images and the augmentation.
+        others: modules whose parameters are trained along with the network's.
         on_epoch: called with the epoch, from 1, and its mean loss; what it raises ends the training.
-        start: where another process was with equal modules; the epochs before are not done again.
-        on_state: called after `on_epoch` with what tells how to go on from here; the tensors are copies.
+        start: the state of another process with equal modules; earlier epochs are not repeated.
+        on_state: called after `on_epoch` with a function that returns the state; its tensors are copies.
 
     Raises:
         Diverged: the loss of an epoch is NaN or infinite.
@@ -139,37 +139,37 @@ def fit(
                 f"(now {schedule.learning_rate:g}) or the transfer weight"
             )
         on_epoch(epoch, mean_loss)
-        on_state(lambda epoch=epoch, step=step: State(epoch, step, _kept(whole, optimizer, generator)))  # type: ignore[misc]
+        on_state(lambda epoch=epoch, step=step: State(epoch, step, _saved(whole, optimizer, generator)))  # type: ignore[misc]
 
 
-def _kept(whole: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> dict[str, Tensor]:
-    """Copies of all that changes during training."""
-    kept = {f"modules.{name}": value for name, value in whole.state_dict().items()}
+def _saved(whole: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> dict[str, Tensor]:
+    """Copies of everything that changes during training."""
+    saved = {f"modules.{name}": value for name, value in whole.state_dict().items()}
     for name, p in whole.named_parameters():
         if (momentum := optimizer.state.get(p, {}).get("momentum_buffer")) is not None:
-            kept[f"momentum.{name}"] = momentum
-    kept["generator"] = generator.get_state()
-    return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in kept.items()}
+            saved[f"momentum.{name}"] = momentum
+    saved["generator"] = generator.get_state()
+    return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in saved.items()}
 
 
 def _restore(
-    kept: Mapping[str, Tensor], whole: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator
+    saved: Mapping[str, Tensor], whole: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator
 ) -> None:
-    """Put what `_kept` returned back, each tensor in the memory layout it had: another may round differently."""
+    """Put back what `_saved` returned, each tensor in the memory layout it had: another may round differently."""
     prefix = "modules."
-    whole.load_state_dict({name.removeprefix(prefix): t for name, t in kept.items() if name.startswith(prefix)})
+    whole.load_state_dict({name.removeprefix(prefix): t for name, t in saved.items() if name.startswith(prefix)})
     for name, p in whole.named_parameters():
-        if (momentum := kept.get(f"momentum.{name}")) is not None:
+        if (momentum := saved.get(f"momentum.{name}")) is not None:
             optimizer.state[p]["momentum_buffer"] = torch.empty_like(p, requires_grad=False).copy_(momentum)
-    generator.set_state(kept["generator"])
+    generator.set_state(saved["generator"])
 
 
 def _groups(modules: Iterable[nn.Module], schedule: Schedule) -> list[dict[str, Any]]:
-    """The parameters by how they are trained: `base` learning rate and weight decay."""
+    """The parameters grouped by `base` learning rate and weight decay."""
     groups: dict[str, list[nn.Parameter]] = {"decayed": [], "free": [], "fast": []}
     for module in modules:
         kinds: dict[int, str] = {}
-        for _, layer in spectral_layers(module):  # which have their own penalty, in the loss
+        for _, layer in spectral_layers(module):  # they have their own penalty in the loss
             kinds |= dict.fromkeys(map(id, layer.parameters()), "free")
         for ensemble in module.modules():
             if isinstance(ensemble, BatchEnsemble):
@@ -181,14 +181,14 @@ def _groups(modules: Iterable[nn.Module], schedule: Schedule) -> list[dict[str, 
     rates = {"fast": schedule.learning_rate * schedule.fast_learning_rate}
     decays = {"decayed": schedule.weight_decay, "fast": schedule.fast_weight_decay}
     return [
-        {"params": found, "weight_decay": decays.get(kind, 0.0), "base": rates.get(kind, schedule.learning_rate)}
-        for kind, found in groups.items()
-        if found
+        {"params": group, "weight_decay": decays.get(kind, 0.0), "base": rates.get(kind, schedule.learning_rate)}
+        for kind, group in groups.items()
+        if group
     ]
 
 
 def rate(step: int, total: int) -> float:
-    """The learning rate at `step` of `total` as a share of its maximum."""
+    """The learning rate at `step` of `total`, as a share of its maximum."""
     warm = max(1, round(WARM_UP * total))
     if step < warm:
         return (step + 1) / warm

@@ -1,4 +1,4 @@
-"""A network is measured: what the rows of `trainers.metrics` are computed from, and the calls that compute them."""
+"""Measures a network: the inputs of the rows of `trainers.metrics`, and the calls that compute them."""
 
 from collections.abc import Sequence
 
@@ -34,22 +34,22 @@ def outputs(network: nn.Module, split: Split) -> Tensor:
 
 
 def predictions(network: nn.Module, split: Split) -> Tensor:
-    """Logits (N, classes) of all images of a split, members averaged, in eval mode; the network's mode is restored."""
+    """Logits (N, classes) of all images of a split, averaged over members, in eval mode; the mode is restored."""
     logits = outputs(network, split)
     return combined(logits.flatten(0, 1), len(logits))
 
 
 def quality(logits: Tensor, labels: Tensor, names: Sequence[str] = ("accuracy", "nll")) -> dict[str, float]:
-    """Measurements of quality of one prediction: logits (N, classes) against labels (N,).
+    """Quality measurements of one prediction: logits (N, classes) against labels (N,).
 
     Raises:
-        Diverged: the logits are not all numbers.
+        Diverged: not all logits are finite.
     """
     return _computed(Predictions(logits[None], labels), names)
 
 
 def all_quality(predictions: Predictions) -> dict[str, float]:
-    """Every measurement of quality that can be computed from the predictions, in the order of METRICS."""
+    """Every quality measurement that can be computed from the predictions, in the order of METRICS."""
     return _computed(predictions, [name for name, row in METRICS.items() if isinstance(row, Quality)])
 
 
@@ -67,7 +67,7 @@ def ensemble_nlls(members: Tensor, labels: Tensor) -> tuple[float, ...]:
         labels: (N,).
 
     Returns:
-        M numbers: the mean over the M ensembles of neighbours in a ring; made never to rise.
+        M numbers: each the mean over the M ensembles of neighbouring members in a ring; made non-increasing.
     """
     M = len(members)
     nlls: list[float] = []
@@ -80,14 +80,14 @@ def ensemble_nlls(members: Tensor, labels: Tensor) -> tuple[float, ...]:
 
 
 def cost(network: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, float]:
-    """What a network costs for one image of (C, H, W), but what is timed; its mode is restored."""
+    """The cost measurements of a network for one image (C, H, W), except timed ones; its mode is restored."""
     return _cost(network, image_shape, timed=False)
 
 
 def timings(network: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, float]:
-    """The timed measurements of a network and one image of (C, H, W); its mode is restored.
+    """The timed measurements of a network for one image (C, H, W); its mode is restored.
 
-    With as many threads as torch has now, on this machine, as busy as it is.
+    They depend on torch's current number of threads, the machine and its load.
     """
     return _cost(network, image_shape, timed=True)
 
@@ -114,12 +114,12 @@ def measure(
     Args:
         network: in any mode.
         split: the images.
-        temperature: of the `calibrated` measurements; None fits it on these very images, as is done on validation data.
+        temperature: for the `calibrated` measurements; None fits it on these images, as for validation data.
         ensemble_nlls: of the teacher on the same split; without it there is no deep-ensemble equivalent.
-        timed: whether the timed ones are among them.
+        timed: whether to include timed measurements.
 
     Raises:
-        Diverged: the network's outputs are not all numbers.
+        Diverged: not all of the network's outputs are finite.
     """
     _, c, h, w = split.images.shape
     predicted = Predictions(outputs(network, split), split.labels, temperature=temperature, ensemble_nlls=ensemble_nlls)

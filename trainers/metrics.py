@@ -1,7 +1,7 @@
-"""What is measured of a network: every measurement is one row, with all that is known of it.
+"""The measurements of a network: each is one row, with everything that is known about it.
 
-Importing this needs no torch, so that a study file is checked, and a study looked at, at once: what computes a
-measurement imports it when it is called. The computations are called by `trainers.measure`.
+Importing this needs no torch, so that checking a study file and showing a study are fast: the functions that compute
+measurements import it when they are called. `trainers.measure` calls them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 Direction: TypeAlias = Literal["min", "max"]
 Scale: TypeAlias = Literal["linear", "log"]
 Ends: TypeAlias = Callable[[Direction, float, int], tuple[float, float]]
-"""From the direction that a study asks for, what the teacher measures (NaN where it was not measured), and how many
-classes the data have, to the values between which hypervolume is computed: worth nothing, and unbeatable."""
+"""From the study's direction, the teacher's measurement (NaN if not measured), and the number of classes, to the values
+between which hypervolume is computed: the worthless one and the unbeatable one."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +33,19 @@ class Metric:
 
     name: str
     direction: Direction | None
-    """Which is better; None where either may be wanted."""
+    """The better direction; None if a study may choose."""
     scale: Scale
-    """On which values are compared."""
+    """The scale on which values are compared."""
     unit: str
     ends: Ends
     _: KW_ONLY
     least: float = 0.0
-    """No network measures less, nor more than `most`."""
+    """No network has less, nor more than `most`."""
     most: float = math.inf
     label: str = ""
-    """Beside a picture's axis, where the name says too little."""
+    """Label of a picture's axis, if the name is not enough."""
     timed: bool = False
-    """Measured only in studies that name it: it is no property of the network alone, and never twice the same."""
+    """Measured only in studies that name it: it is not a property of the network alone, and never twice the same."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,15 @@ class Quality(Metric):
     """How good a network's predictions are."""
 
     compute: Callable[[Predictions], float | None]
-    """None where it takes something that these predictions do not have."""
+    """Computes it; None if the predictions lack what it needs."""
 
 
 @dataclass(frozen=True)
 class Cost(Metric):
-    """What a network costs, whatever it predicts."""
+    """What a network costs, independent of its predictions."""
 
     compute: Callable[[nn.Module, tuple[int, int, int]], float]
-    """Of a network in eval mode, for one image of (C, H, W)."""
+    """Computes it for a network in eval mode and one image (C, H, W)."""
 
 
 def _nll(logits: Tensor, labels: Tensor) -> float:
@@ -80,7 +80,7 @@ def _brier(logits: Tensor, labels: Tensor) -> float:
 
 
 def _ece(logits: Tensor, labels: Tensor) -> float:
-    """15 bins of equal width over the largest probability, gaps weighted by the images in them.
+    """15 bins of equal width over the largest probability, gaps weighted by the number of images.
 
     Naeini, Cooper, Hauskrecht: Obtaining well calibrated probabilities using Bayesian binning, AAAI 2015.
     """
@@ -111,7 +111,7 @@ def _diversity(members: Tensor) -> float:
 
 
 def deep_ensemble_equivalent(calibrated_nll: float, ensemble_nlls: Sequence[float]) -> float:
-    """The fewest members of the teacher that are as good: 0 to M, linear between whole numbers; 0 if worse than one.
+    """How many of the teacher's members are as good: 0 to M, interpolated linearly; 0 if worse than one member.
 
     A. Ashukha, A. Lyzhov, D. Molchanov, D. Vetrov: Pitfalls of in-domain uncertainty estimation and ensembling in deep
     learning, ICLR 2020 (arXiv 2002.06470), equation 6, on the teacher's own members instead of up to 100.
@@ -144,8 +144,7 @@ def _bytes_of_weights(network: nn.Module, image_shape: tuple[int, int, int]) -> 
 
 
 def _latency_ms(network: nn.Module, image_shape: tuple[int, int, int]) -> float:
-    """The median of 30 runs after 5 to warm up, with as many threads as torch has now, on this machine, as busy as it
-    is."""
+    """The median of 30 runs after 5 for warm-up, with torch's current number of threads."""
     import torch
 
     image = torch.zeros(1, *image_shape, device=next(network.parameters()).device)
@@ -167,17 +166,17 @@ def _from_the_teachers(best: float) -> Ends:
 
 
 def _from_guessing(direction: Direction, teacher: float, classes: int) -> tuple[float, float]:
-    """Of a negative log-likelihood."""
+    """For a negative log-likelihood."""
     return math.log(classes), 0.0
 
 
 def _from_guessing_squared(direction: Direction, teacher: float, classes: int) -> tuple[float, float]:
-    """Of a Brier score."""
+    """For a Brier score."""
     return 1.0 - 1.0 / classes, 0.0
 
 
 def _up_to_guessing(direction: Direction, teacher: float, classes: int) -> tuple[float, float]:
-    """Of an uncertainty; more of it is better, unless the study says otherwise."""
+    """For an uncertainty; more is better, unless the study says otherwise."""
     return (0.0, math.log(classes)) if direction == "max" else (math.log(classes), 0.0)
 
 

@@ -3,40 +3,90 @@
 import math
 from dataclasses import replace
 from functools import cache
+from typing import NamedTuple, Self
 
 import torch
 
 from spaces import BadInput, Pruning, Recipe, Student
 from trainers.data.dataset import Dataset
 from trainers.depths import titled
-from trainers.families import Network, build, capture
+from trainers.families import DeepEnsemble, Network, build, capture, outline
 from trainers.measure import cost
 from trainers.spectral import Traced, cut, plan, units_that_stay
 from trainers.task_spec import TaskSpec
+from trainers.teacher import untrained
 from trainers.transfer import Shapes, method_of
 
 MOST_PARAMETERS = 500_000_000
 """Of a network; with its gradients and momentum it has 6 GB."""
 
 
-def check_pair(recipe: Recipe, spec: TaskSpec, data: Dataset) -> None:
-    """Raise BadInput where the recipe's method cannot work with its student and the task's teacher; trains nothing."""
+class TeacherShape(NamedTuple):
+    """What a method may ask of a teacher before anything is trained."""
+
+    maps: tuple[tuple[int, int, int], ...]
+    """(C, H, W) of every tap; of an ensemble those of its first member."""
+    members: int
+
+    @classmethod
+    def of(cls, teacher: Network, image_shape: tuple[int, int, int]) -> Self:
+        """That of a teacher that is there."""
+        single = teacher.networks[0] if isinstance(teacher, DeepEnsemble) else teacher
+        assert isinstance(single, Network)
+        return cls(taps(single, image_shape), teacher.members)
+
+    @classmethod
+    def planned(cls, spec: TaskSpec, data: Dataset) -> Self:
+        """That of a teacher that is yet to be made.
+
+        Raises:
+            BadInput: it has more parameters than any machine trains here, or is no network for such data.
+        """
+        kinds = [place for place, member in enumerate(spec.teacher.each) if place == 0 or member.network is not None]
+        members = [_planned_member(spec, place, data) for place in kinds]
+        return cls(taps(members[0], data.image_shape), spec.teacher.count)
+
+
+def check_pair(recipe: Recipe, teacher: TeacherShape, data: Dataset) -> None:
+    """Raise BadInput where the recipe's method cannot work with its student and the teacher; trains nothing."""
     method_type, options = method_of(recipe)
-    student, teacher = (
-        _planned(shape, data.image_shape, data.classes)[0] for shape in (recipe.student, spec.teacher.student)
-    )
-    members = recipe.student.members, spec.teacher.members
-    method_type.check(options, Shapes(student, teacher, data.train.labels, *members))
+    student = recipe.student
+    if student.start == "teacher":
+        if teacher.members > 1:
+            raise BadInput(
+                f"`student.start: teacher` must be of a single network, but the teacher has {teacher.members} members; "
+                "have students start from scratch"
+            )
+        # cut by the ranks of its units, which are known only then; about so many stay
+        maps, members = tuple((max(1, round(student.width * c)), h, w) for c, h, w in teacher.maps), 1
+    else:
+        maps, members = _planned(student, data.image_shape, data.classes)[0], student.members
+    method_type.check(options, Shapes(maps, teacher.maps, data.train.labels, members, teacher.members))
 
 
 def check_size(shape: Student, data: Dataset) -> None:
     """Raise BadInput where a network has more parameters than any machine trains here."""
     _, parameters = _planned(shape, data.image_shape, data.classes)
+    _check_parameters(parameters, f"{titled(shape)}, {shape.width:g} times as wide, has", "lower its depth or width")
+
+
+def _check_parameters(parameters: int, has: str, way_out: str) -> None:
     if parameters > MOST_PARAMETERS:
         raise BadInput(
-            f"a network must have at most {MOST_PARAMETERS:,} parameters, but {titled(shape)}, {shape.width:g} "
-            f"times as wide, has {parameters:,}; lower its depth or width"
+            f"a network must have at most {MOST_PARAMETERS:,} parameters, but {has} {parameters:,}; {way_out}"
         )
+
+
+def _planned_member(spec: TaskSpec, place: int, data: Dataset) -> Network:
+    """A member of the teacher in its shapes alone, where that is possible."""
+    member = spec.teacher.each[place]
+    if member.network is None:
+        check_size(member.student, data)
+        return outline(member.student, data.image_shape, data.classes)
+    network = untrained(spec, place, data.image_shape, data.classes)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    _check_parameters(parameters, f"{member.network} has", "take a smaller one")
+    return network
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What a network predicts of the images of a split, as measurements of quality want it."""
+"""A network's predictions for the images of a split, as needed by quality measurements."""
 
 import math
 from collections.abc import Sequence
@@ -13,16 +13,16 @@ from trainers.loop import Diverged
 
 
 class Predictions:
-    """A network's logits, as they are and calibrated, with the labels that they should have led to.
+    """A network's logits, raw and calibrated, with the true labels.
 
     Args:
         members: every member's logits, (members, N, classes).
         labels: (N,).
-        temperature: of the `calibrated` measurements; None fits it on these very images.
-        ensemble_nlls: of the teacher on the same images (`ensemble_nlls`), if it is to be compared with.
+        temperature: for the `calibrated` measurements; None fits it on these images.
+        ensemble_nlls: of the teacher on the same images (`ensemble_nlls`), for a comparison with it.
 
     Raises:
-        Diverged: the members' mean prediction is not all numbers.
+        Diverged: the members' mean prediction is not finite.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Predictions:
         self.members, self.ensemble_nlls = members, ensemble_nlls
         self.labels = labels.to(members.device)
         self.logits = combined(members.flatten(0, 1), len(members))
-        """(N, classes), members averaged."""
+        """(N, classes), averaged over members."""
         self._temperature = temperature
         if not self.logits.isfinite().all():
             raise Diverged(

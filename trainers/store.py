@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar
 
 import safetensors.torch
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, JsonValue, ValidationError
 from pydantic_core import from_json
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from spaces.recipe import Part
 from trainers.depths import shape_of
 from trainers.families import Network, outline
 from trainers.files import Damaged, read_whole, write_whole
+from trainers.networks import own_network_of
+from trainers.teacher_spec import TeacherSpec
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -36,8 +38,32 @@ def _tensors(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if first.setdefault(id(tensor), name) == name}
 
 
-def network_description(student: Student, image_shape: tuple[int, int, int], classes: int) -> dict[str, Any]:
-    """What `load_network` needs besides the tensors: JSON."""
+_USUAL = TeacherSpec()
+
+
+def network_description(
+    student: Student,
+    image_shape: tuple[int, int, int],
+    classes: int,
+    teacher: TeacherSpec = _USUAL,
+    *,
+    reordered: bool = False,
+) -> dict[str, Any]:
+    """What `load_network` needs besides the tensors: JSON.
+
+    Args:
+        student: whose network it is.
+        image_shape: (C, H, W).
+        classes: number of logits.
+        teacher: of one member: what a student is that starts as the teacher.
+        reordered: whether the teacher's classes may come in another order than the data's.
+    """
+    shape = {"image_shape": list(image_shape), "classes": classes}
+    if student.start == "teacher":
+        if teacher.network is not None:
+            own = {"network": teacher.network, "arguments": teacher.arguments, "taps": teacher.taps}
+            return {"format": 2, **own, "reordered": reordered, **shape}
+        student = teacher.student
     family, depth = shape_of(student)
     return {
         "format": 1,
@@ -45,8 +71,7 @@ def network_description(student: Student, image_shape: tuple[int, int, int], cla
         "depth": depth,
         "width": student.width,
         "members": student.members,
-        "image_shape": list(image_shape),
-        "classes": classes,
+        **shape,
     }
 
 
@@ -54,12 +79,65 @@ class _Description(Part):
     """What `network_description` writes, as far as it can be of a network at all."""
 
     format: int
+    image_shape: list[Annotated[int, Field(ge=1, le=2**16)]] = Field(min_length=3, max_length=3)
+    classes: int = Field(ge=1, le=2**24)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        c, h, w = self.image_shape
+        return c, h, w
+
+    @property
+    def is_own(self) -> bool:
+        """Whether code of the user's makes the network."""
+        raise NotImplementedError
+
+    def made(self, tensors: int) -> Network:
+        """The network before it was cut, of which the shapes are right; `tensors`: how many it has at most."""
+        raise NotImplementedError
+
+
+class _OfFamily(_Description):
+    """Of a network of one of the families."""
+
     family: str
     depth: int = Field(ge=0)
     width: float = Field(gt=0.0, le=64.0)
     members: int = Field(ge=1, le=64)
-    image_shape: list[Annotated[int, Field(ge=1, le=2**16)]] = Field(min_length=3, max_length=3)
-    classes: int = Field(ge=1, le=2**24)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether code of the user's makes the network."""
+        return ":" in self.family
+
+    def made(self, tensors: int) -> Network:
+        """The network's shapes."""
+        if self.depth > tensors:  # a layer has a tensor at least
+            raise Damaged(f"must have a tensor for each of {self.depth} layers, but has {tensors}")
+        student = Student(family=self.family, depth=self.depth or 2, width=self.width, members=self.members)
+        return outline(student, self.shape, self.classes)
+
+
+class _OfNetwork(_Description):
+    """Of a network of a library's, or of the user's own."""
+
+    network: str
+    arguments: dict[str, JsonValue]
+    taps: list[str] | None
+    reordered: bool
+
+    @property
+    def is_own(self) -> bool:
+        """Whether code of the user's makes the network; a library may be gone as well."""
+        return True
+
+    def made(self, tensors: int) -> Network:
+        """The network, made for real: code that somebody else wrote may compute constants."""
+        return own_network_of(self.network, self.arguments, self.shape, self.classes, self.taps, self.reordered)
+
+
+_FORMATS: Mapping[int, type[_Description]] = {1: _OfFamily, 2: _OfNetwork}
 
 
 def load_network(description: Mapping[str, Any], weights: Path) -> Network:
@@ -78,12 +156,14 @@ def load_network(description: Mapping[str, Any], weights: Path) -> Network:
 
 def _described(description: object) -> _Description:
     version = description.get("format") if isinstance(description, Mapping) else None
-    if version != 1:
-        raise Damaged(f"format of a student's description must be 1, but got {shown(version)}; update Dux")
+    if not isinstance(version, int) or version not in _FORMATS:
+        numbers = " or ".join(map(str, _FORMATS))
+        raise Damaged(f"format of a student's description must be {numbers}, but got {shown(version)}; update Dux")
+    kind = _FORMATS[version]
     try:
-        return _Description.model_validate(description)
+        return kind.model_validate(description)
     except ValidationError as error:
-        raise Damaged(f"description of a student: {one_line(error, _Description)}") from None
+        raise Damaged(f"description of a student: {one_line(error, kind)}") from None
 
 
 def _network(d: _Description, weights: bytes, name: str) -> Network:
@@ -93,17 +173,16 @@ def _network(d: _Description, weights: bytes, name: str) -> Network:
         tensors: dict[str, Tensor] = safetensors.torch.load(weights)
     except (SafetensorError, ValueError, KeyError) as error:
         raise Damaged(f"{name} must hold tensors, but cannot be read as such ({_line(error)})") from None
-    if d.depth > len(tensors):  # a layer has a tensor at least
-        raise Damaged(f"{name} must have a tensor for each of {d.depth} layers, but has {len(tensors)}")
-    c, h, w = d.image_shape
+    c, h, w = d.shape
     try:
-        student = Student(family=d.family, depth=d.depth or 2, width=d.width, members=d.members)
-        network = outline(student, (c, h, w), d.classes)
+        network = d.made(len(tensors))
     except ValidationError as error:
         raise Damaged(f"description of a student: {one_line(error, Student)}") from None
+    except Damaged as error:
+        raise Damaged(f"{name} {error}") from None
     except (BadInput, RuntimeError) as error:  # the latter torch's: more numbers than it can count
-        if ":" in d.family and isinstance(error, BadInput):
-            raise  # the user's function is not there, or does not make what it did
+        if d.is_own and isinstance(error, BadInput):
+            raise  # what makes it is not there, or does not make what it did
         raise Damaged(f"description of a student must be of a network that can be, but {_line(error)}") from None
     _check_tensors(_tensors(network), tensors, name)
     try:

@@ -1,5 +1,6 @@
 """Training the networks of one trial: by their transfer method, reported epoch by epoch, kept in checkpoints."""
 
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -164,9 +165,22 @@ class Trainer:
 
     def build(self) -> Network:
         """A student with spectral layers."""
-        student = build(self._recipe.student, self._shape, self._task.data.classes, generator=self.generator)
-        student.set_normalization(*self._task.data.mean_std())
+        if self._recipe.student.start == "teacher":
+            student = self._of_teacher()
+        else:
+            student = build(self._recipe.student, self._shape, self._task.data.classes, generator=self.generator)
+            student.set_normalization(*self._task.data.mean_std())
         return self.spectral(student).to(self._device).to(memory_format=torch.channels_last)
+
+    def _of_teacher(self) -> Network:
+        """The teacher with its weights, in each group of coupled units the share of the student's width."""
+        whole = copy.deepcopy(self._task.teacher).to(self._device).requires_grad_(True)
+        p, share = self._recipe.pruning, self._recipe.student.width
+        if share == 1.0:
+            return whole
+        whole = self.spectral(whole)
+        cuts = plan(self.trace(whole), 1.0 - share, floor=0.0, scope="layer", round_to=p.round_to)
+        return self._without(whole, cuts, self.generator)
 
     def spectral(self, network: Network) -> Network:
         """The network with spectral layers, of which the recipe says what is trained."""
@@ -272,11 +286,15 @@ class Trainer:
         """
         p = self._recipe.pruning
         cuts = plan(traced, fraction, floor=p.floor, scope=p.scope, round_to=p.round_to, earlier=earlier)
+        return self._without(network, cuts, generator), cuts
+
+    def _without(self, network: Network, cuts: Plan, generator: torch.Generator) -> Network:
+        """The network without the planned units, weights fitted and batch norms recalibrated."""
         if not cuts.removed:
-            return cut(network, cuts), cuts
+            return cut(network, cuts)
         size, data = self._recipe.training.batch_size, self._task.data
         seen = batches(data.train, size, self._task.spec.policy, generator, torch.device(self._device))
         images = [batch.images for batch in islice(seen, math.ceil(SEEN / size))]
-        smaller = cut(network, cuts, images=torch.cat(images) if p.reconstruct else None)
+        smaller = cut(network, cuts, images=torch.cat(images) if self._recipe.pruning.reconstruct else None)
         recalibrate(smaller, images)
-        return smaller, cuts
+        return smaller

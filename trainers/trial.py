@@ -1,4 +1,4 @@
-"""A trial: one recipe carried out."""
+"""A trial: running one recipe."""
 
 import copy
 import json
@@ -15,7 +15,7 @@ from trainers.families import Network
 from trainers.files import curve_folder, digest, hashes, sealed
 from trainers.knowledge import Knowledge
 from trainers.measure import cost, measure
-from trainers.planning import check_pair, expected_cost
+from trainers.planning import TeacherShape, check_pair, expected_cost
 from trainers.spectral import Plan, fold
 from trainers.store import network_description, weights_bytes
 from trainers.task import Task
@@ -24,31 +24,38 @@ from trainers.trainer import Log, Report, Trainer
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What a trial leaves: the measured network, and how it came about."""
+    """The result of a trial: the measured network, and how it came about."""
 
     recipe: Recipe
     network: Network
     """The student: ordinary layers, physically cut, in eval mode."""
     measurements: dict[str, float]
-    """Of `network` on validation data."""
+    """Of `network`, on validation data."""
     before_cut: dict[str, float]
     """Of the trained student before anything was cut."""
     units: int
     units_cut: int
     seconds: float
-    """In all the processes that worked on it."""
+    """Time taken in all processes that ran it."""
     resumed_at: int = 0
-    """Epochs that were not done by this process, but taken from a checkpoint."""
+    """Epochs that were not run by this process, but taken from a checkpoint."""
     curve: tuple["TrialResult", ...] = ()
-    """The same trained student cut at other fractions and not fine-tuned, then the students between the rounds of an
-    iterative cut: what their own recipes make, to the bit."""
+    """The same trained student cut to other fractions and not fine-tuned, then the students between the rounds of an
+    iterative cut: exactly what their own recipes would give."""
 
     def files(self, task: Task) -> dict[str, bytes]:
         """The trial's files by name: the recipe, the student (description and weights), the result; and its curve's.
 
-        The result has all that the ledger records of the trial, the hashes of the other files among it.
+        The result has everything that the ledger records of the trial, including the hashes of the other files.
         """
-        description = network_description(self.recipe.student, task.data.image_shape, task.data.classes)
+        spec, data = task.spec, task.data
+        description = network_description(
+            self.recipe.student,
+            data.image_shape,
+            data.classes,
+            spec.teacher.each[0],
+            reordered=spec.classes is not None,
+        )
         own = {
             "recipe.json": self.recipe.to_json().encode(),
             "student.json": json.dumps(description).encode(),
@@ -94,32 +101,32 @@ def run_trial(
     device: str = "cpu",
     timed: bool = False,
 ) -> TrialResult:
-    """Train a student by its recipe, cut it, fine-tune it, measure what is left.
+    """Train a student by its recipe, cut it, fine-tune it, measure the pruned network.
 
-    On a CPU the same recipe, task, knowledge and thread count give the same numbers, in whichever process and however
-    often interrupted: nothing is drawn from a global generator. torch's state is put back.
+    On a CPU the same recipe, task, knowledge and thread count give the same numbers, in any process and however often
+    interrupted: nothing is drawn from a global generator. torch's state is restored.
 
     Args:
         recipe: what to do.
         task: data and teacher; the test split is not read.
         knowledge: of this task's teacher.
         report: called after every epoch; what it raises ends the trial.
-        curve: fractions at which the trained student is also cut and measured, at the price of inference; if there is
-            one, the students between the rounds of an iterative cut are measured, too.
-        checkpoint: where an interrupted trial left how far it had come; it goes on from there, and its epochs until
-            then are reported again. Written until the student is trained: fine-tuning begins anew. None keeps nothing.
+        curve: fractions to which the trained student is also cut and measured, at the cost of inference; if there are
+            any, the students between the rounds of an iterative cut are also measured.
+        checkpoint: where an interrupted trial has saved its state; it continues from there, and the earlier epochs are
+            reported again. Written while the student is trained: fine-tuning starts over. None saves nothing.
         threads: torch threads to compute with; sums are rounded differently with another number.
         device: where to train, as torch names it.
-        timed: whether what is timed (`trainers.metrics`) is measured, too: on the CPU, with `threads`, as busy as the
-            machine is.
+        timed: whether to include timed measurements (`trainers.metrics`): on the CPU, with `threads`, under the
+            machine's current load.
 
     Raises:
-        BadInput: a network or a method that does not exist, an option that it does not take, or a method that cannot
-            work with this student and teacher.
-        Diverged: the loss, or what the student puts out, is no longer a number.
-        StageFailed: what the method needs learned of the teacher was not learned.
+        BadInput: an unknown network or method, an option that it does not take, or a method that cannot work with this
+            student and teacher.
+        Diverged: the loss, or the student's output, is no longer finite.
+        StageFailed: a stage that the method needs failed to learn from the teacher.
     """
-    check_pair(recipe, task.spec, task.data)
+    check_pair(recipe, TeacherShape.of(task.teacher, task.data.image_shape), task.data)
     shape, pruning = task.data.image_shape, recipe.pruning
     rounds = pruning.schedule()
     with computing(threads):
@@ -132,7 +139,7 @@ def run_trial(
         log = Log(report, steps, expected_cost(traced, pruning), began)
         kept = log.resume(checkpoint, digest(recipe.flat(), task.key, threads, device), [student, method])
         trainer.train(student, method, log, kept)
-        # contiguous, as a loaded student is: another memory layout may round differently, and the numbers are exact
+        # contiguous, like a loaded student: another memory layout may round differently, and the numbers must be exact
         whole = fold(student).to(memory_format=torch.contiguous_format)
         results = _Results(task, timed, measure(whole, task.data.validation, ensemble_nlls=task.curve), log.resumed_at)
 
@@ -146,7 +153,7 @@ def run_trial(
 
         network, cuts = trainer.cut(student, traced, rounds[0].so_far.fraction, None, trainer.generator)
         for turn, (so_far, epochs) in enumerate(rounds, 1):
-            if turn > 1:  # to be ranked by what it learned since the last cut
+            if turn > 1:  # to rank it by what it has learned since the last cut
                 student = trainer.spectral(network)
                 traced = trainer.trace(student)
                 network, cuts = trainer.cut(student, traced, so_far.fraction, cuts, trainer.generator)
@@ -171,7 +178,7 @@ class _Results:
     resumed_at: int
 
     def of(self, recipe: Recipe, network: Network, cuts: Plan, began: float) -> TrialResult:
-        """A student's result; `began`: when somebody began with it."""
+        """A student's result; `began`: when work on it started, by `time.monotonic`."""
         network = network.to("cpu").to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
         measurements = measure(network, self.task.data.validation, ensemble_nlls=self.task.curve, timed=self.timed)
         seconds = time.monotonic() - began

@@ -1,1 +1,1 @@
-"""Who carries trials out: Ray Tune, or the same process. The only room that knows Ray."""
+"""What runs the trials: Ray Tune, or this process. The only package that knows Ray."""

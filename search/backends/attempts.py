@@ -1,7 +1,7 @@
 """Attempts at trials: which recipe is next, and what the end of an attempt means for the ledger. Knows no backend.
 
-A trial whose worker dies, hangs or lacks memory is attempted again, as a trial of its own in the ledger. When all
-trials have ended, repeats with other seeds follow, until none is due.
+A trial whose worker dies, hangs or lacks memory is retried, as a new trial in the ledger. When all trials have ended,
+repeats with other seeds follow, until none is due.
 """
 
 import math
@@ -20,23 +20,23 @@ from spaces import Recipe
 
 
 class Status(Enum):
-    """Where an attempt is. The right column is final, and what the ledger has of it.
+    """The state of an attempt. The right column has the final states, as recorded in the ledger.
 
         ASKED ──► RUNNING ─────────────────────────────► COMPLETE  Finished, every objective a finite number
-          │        │ │ │ ├───────────────────────────► FAILED    Failed; Finished, with an objective that is none
-          │        │ │ │ └───────────────────────────► RETRIED   Failed for want of memory or the like; it died
+          │        │ │ │ ├───────────────────────────► FAILED    Failed; Finished, with an objective not finite
+          │        │ │ │ └───────────────────────────► RETRIED   Failed for lack of memory or the like; it died
           │        │ │ └─► OVERDUE ──► any of these three          longer than `search.trial_timeout`: to be ended
-          │        │ └───► STOPPING ─────────────────► STOPPED   at a rung that others had come to with more
+          │        │ └───► STOPPING ─────────────────► STOPPED   at a rung where others were better
           │        └───────────────────────────────► LEFT      Ctrl-C, or the backend itself died
           └─► FAILED, RETRIED (its worker did not start), LEFT
 
-    A RETRIED one that was retried often enough is FAILED. One that is LEFT is open in the ledger until
-    `Ledger.reconcile` closes it.
+    Once its retries are used up, an attempt is FAILED instead of RETRIED. One that is LEFT stays open in the ledger
+    until `Ledger.reconcile` closes it.
     """
 
     ASKED = "the ledger has given its recipe"
     RUNNING = "a worker has it"
-    STOPPING = "early stopping has ended it, the worker is yet to hear of it"
+    STOPPING = "early stopping has ended it, but the worker does not know yet"
     OVERDUE = "it took too long, the worker is being ended"
     COMPLETE = "complete"
     FAILED = "failed"
@@ -57,40 +57,41 @@ _NEXT: Mapping[Status, set[Status]] = {
 
 @dataclass(eq=False)
 class Attempt:
-    """One attempt to carry out a recipe."""
+    """One attempt to run a recipe."""
 
     trial: int
-    """Its number in the ledger: that of no other attempt."""
+    """Its number in the ledger, which no other attempt has."""
     root: int
-    """The first trial that had the recipe, whose checkpoint it may go on from; its own number where it is the first."""
+    """The first trial with the recipe, whose checkpoint it may continue from; its own number if it is the first."""
     recipe: Recipe
     repeat: Repeat | None
-    """Which one it is, where it repeats a trial with another seed."""
+    """Which repeat it is, if it repeats a trial with another seed."""
     status: Status = Status.ASKED
     began: float = math.inf
-    """When a worker had it, by `time.monotonic`."""
+    """When a worker started it, by `time.monotonic`."""
     stopped_at: int = 0
-    """Epochs after which early stopping has ended it."""
+    """Epochs after which early stopping ended it."""
     _oom_kills: int | None = field(default_factory=oom_kills)
 
     def move_to(self, status: Status) -> None:
-        """Raises RuntimeError where that is no transition of `Status`."""
+        """Change the status; raises RuntimeError if that is not a transition of `Status`."""
         if status not in _NEXT.get(self.status, ()):
             raise RuntimeError(f"attempt {self.trial} cannot be {status.name} after {self.status.name}")
         self.status = status
 
     @property
     def met_oom_kill(self) -> bool | None:
-        """Whether the kernel has killed for want of memory on this machine since it was asked for; None if unknown."""
+        """Whether the kernel has killed for lack of memory on this machine since the attempt was created; None if
+        unknown."""
         now = oom_kills()
         return None if self._oom_kills is None or now is None else now != self._oom_kills
 
 
 class Watcher(Protocol):
-    """Who is told what happens to trials, in the driver's main thread; expected neither to raise nor to wait."""
+    """Notified of what happens to trials, in the driver's main thread; must neither raise nor wait."""
 
     def ready(self) -> None:
-        """The backend is about to be given the first trial."""
+        """The backend is about to get the first trial."""
 
     def trial_started(self, trial: int, recipe: Recipe) -> None:
         """A worker has the trial."""
@@ -105,8 +106,8 @@ class Watcher(Protocol):
         """How many of the trials asked for have not ended; asked after `trial_ended`."""
 
     def repeats(self) -> list[Repeat]:
-        """What is to be carried out once the trials asked for have ended: which trial is to be repeated, and which
-        repeat of it that is. None that has ended; asked after `trial_ended`."""
+        """What is left to do once the trials asked for have ended: which trial to repeat, and which repeat of it that
+        is; asked after `trial_ended`."""
 
     def tick(self) -> None:
         """Some time has passed."""
@@ -117,10 +118,10 @@ class Attempts:
 
     Args:
         ledger: where recipes come from and outcomes go.
-        watcher: told of what happens; knows what is left.
-        halving: stops trials early; knows those that went before. None lets every trial come to its end.
-        retries: how often a recipe is tried again whose worker died or took too long, or for want of memory.
-        trial_timeout: seconds that an attempt may take; None for any.
+        watcher: notified of what happens; knows what is left.
+        halving: stops trials early; knows the earlier ones. None runs every trial to its end.
+        retries: how often a recipe is retried if its worker died, took too long or lacked memory.
+        trial_timeout: seconds that an attempt may take; None for no limit.
     """
 
     def __init__(
@@ -141,17 +142,17 @@ class Attempts:
 
     def _count(self) -> None:
         self._left = self.watcher.left()
-        # the watcher hears of one when a worker has it, which may be long after it was asked for
+        # the watcher is notified when a worker starts it, which may be long after the ledger was asked
         asked = {attempt.repeat for attempt in self._open}
         self._repeats = [repeat for repeat in self.watcher.repeats() if repeat not in asked] if not self._left else []
 
     @property
     def over(self) -> bool:
-        """Whether nothing is left, and nothing is under way whose end could leave something."""
+        """Whether nothing is left to do, and nothing is running whose end could require more."""
         return not self._left and not self._repeats and not self._open
 
     def next(self) -> Attempt | None:
-        """What is to be carried out now; None where nothing is left, or all that is left is under way."""
+        """What to run next; None if nothing is left, or everything that is left is running."""
         if self._repeats:
             repeat = self._repeats.pop(0)
             number, recipe = self._ledger.ask_again(repeat)
@@ -165,7 +166,7 @@ class Attempts:
         return attempt
 
     def started(self, attempt: Attempt) -> None:
-        """A worker has it."""
+        """A worker has started it."""
         attempt.move_to(Status.RUNNING)
         attempt.began = time.monotonic()
         self.watcher.trial_started(attempt.trial, attempt.recipe)
@@ -173,8 +174,8 @@ class Attempts:
     def reported(self, attempt: Attempt, message: EpochDone) -> bool:
         """An epoch is over; returns whether the attempt should continue.
 
-        At a rung it is compared with the trials that came there before, which the ledger has record of. A trial at its
-        last epoch is compared with, but not stopped; repeats, and what is overdue, are neither.
+        At a rung it is compared with the trials that reached it before, which the ledger has on record. A trial at its
+        last epoch takes part in comparisons, but is not stopped; repeats and overdue attempts do neither.
         """
         epoch, measured = message.step, {**message.metrics, **message.cost}
         compared = attempt.status is Status.RUNNING and attempt.repeat is None
@@ -188,7 +189,7 @@ class Attempts:
         return attempt.status is not Status.STOPPING
 
     def overdue(self) -> list[Attempt]:
-        """Those that have just taken too long: their workers are to be ended, then `died` is to be called."""
+        """Attempts that have just become overdue: end their workers, then call `died`."""
         late = time.monotonic() - self._timeout
         overdue = [attempt for attempt in self._open if attempt.status is Status.RUNNING and attempt.began < late]
         for attempt in overdue:
@@ -196,12 +197,12 @@ class Attempts:
         return overdue
 
     def ended(self, attempt: Attempt, message: Message | None) -> None:
-        """The worker has let go of it: record the outcome.
+        """The worker is finished with it: record the outcome.
 
         Args:
-            attempt: which.
-            message: the worker's last. One that is neither Finished nor Failed is no outcome: the attempt was stopped
-                early, or it was cut short and stays open.
+            attempt: the attempt.
+            message: the worker's last message. If it is neither Finished nor Failed, the attempt was stopped early, or
+                it was cut short and stays open.
         """
         number = attempt.trial
         match message:
@@ -219,13 +220,13 @@ class Attempts:
                 self.leave(attempt)
 
     def died(self, attempt: Attempt, why: str) -> None:
-        """The worker is gone, without a word on the outcome; `why` is not told where it was ended for being overdue."""
+        """The worker is gone without reporting an outcome; `why` is ignored if it was ended for being overdue."""
         if attempt.status is Status.OVERDUE:
             why = f"took longer than search.trial_timeout, {self._timeout:g} s; raise it, or narrow the space"
         self._fail(attempt, why, True)
 
     def leave(self, attempt: Attempt) -> None:
-        """It is cut short by something that is not its own doing."""
+        """It is cut short for reasons other than its own."""
         attempt.move_to(Status.LEFT)
 
     def _fail(self, attempt: Attempt, reason: str, again: bool) -> None:

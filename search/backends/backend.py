@@ -1,4 +1,4 @@
-"""Who carries out a study's trials: Ray Tune (`tuning.py` beside this file), or this very process (`local.py`)."""
+"""What runs a study's trials: Ray Tune (`tuning.py` in this folder), or this process (`local.py`)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from trainers.task_spec import TaskSpec
 
-if TYPE_CHECKING:  # a look at a study need not wait for them
+if TYPE_CHECKING:  # showing a study need not wait for them
     import numpy as np
 
     from search.backends.attempts import Attempts
@@ -16,7 +16,7 @@ BackendName = Literal["ray", "local"]
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker needs beside the task's numbers: what the task is, how to work on it, where results go."""
+    """What every worker needs besides the task's arrays: the task, how to run trials, where results go."""
 
     task: TaskSpec
     task_key: str
@@ -30,36 +30,36 @@ class Job:
     threads: int
     device: str
     curve: tuple[float, ...]
-    """Fractions at which every trained student is looked at."""
+    """Pruning fractions at which every trained student is measured."""
     timed: bool
-    """Whether the study asks for students' latency."""
+    """Whether the study measures students' latency."""
     import_folders: tuple[str, ...]
     """Where the driver finds modules, such as a user's own transfer method."""
 
 
 class Backend(Protocol):
-    """Carries out attempts at trials; the same recipe, task and thread count give the same numbers by any backend."""
+    """Runs attempts at trials; the same recipe, task and thread count give the same numbers with any backend."""
 
     def run(self, job: Job, arrays: "Mapping[str, np.ndarray]", attempts: "Attempts") -> None:
-        """Carry out what `attempts` asks for until nothing is left.
+        """Run what `attempts` asks for until nothing is left.
 
-        Where it is cut short, by Ctrl-C or SIGTERM, it returns or raises KeyboardInterrupt, and what was under way
-        stays open in the ledger, for `Ledger.reconcile`.
+        If interrupted by Ctrl-C or SIGTERM, it returns or raises KeyboardInterrupt, and running trials stay open in the
+        ledger, for `Ledger.reconcile`.
 
         Args:
             job: the task, and the folders.
-            arrays: the task's and the knowledge's numbers.
-            attempts: says what is next, and is told what becomes of it.
+            arrays: of the task and the knowledge.
+            attempts: says what is next, and is notified of the outcome.
 
         Raises:
-            BackendDidNotStart: no trial can be carried out on this machine.
-            BackendDied: what carries them out is gone; what was under way stays open.
+            BackendDidNotStart: no trial can be run on this machine.
+            BackendDied: the backend is gone; running trials stay open.
         """
 
 
 class BackendDied(RuntimeError):
-    """What carried trials out is gone, and no trial would ever run again; the message says why."""
+    """The backend is gone, and no trial would ever run again; the message says why."""
 
 
 class BackendDidNotStart(RuntimeError):
-    """And nobody ended it: it would not start the next time, either, as things are. The message says why."""
+    """The backend did not start, and would not start the next time either; the message says why."""

@@ -1,4 +1,4 @@
-"""Ray: started for one study, or joined where it runs; watched as long as it is needed; left as it was found."""
+"""Ray: started for one study, or joined as a running cluster; watched while it is needed; left as it was found."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from search.backends.private_ray import (  # first: it makes settings that Ray reads when it is imported
+from search.backends.private_ray import (  # first: it makes settings that Ray reads on import
     is_ours,
     knock,
     known_from_its_start,
@@ -37,18 +37,18 @@ from search.signals import handlers_stay, signals_wait
 from spaces import BadInput
 
 SILENCE_S = 20.0
-"""For how long the head of a joined cluster may not answer. After 60 s Ray itself ends any process that had joined it,
-at once and without a word of ours."""
+"""How long the head of a joined cluster may be silent. After 60 s Ray itself ends any process that had joined it, at
+once and without a message from us."""
 ORDERLY_S = 10.0
-"""How long a study may take to end tidily when the daemon on this machine of the Ray started here has died: Tune's loop
-goes on. While Ray starts there is nothing to be tidied up, and its libraries would end the process sooner."""
+"""How long a study may take to shut down cleanly after the daemon of the Ray started here has died: Tune's loop still
+runs. While Ray is starting there is nothing to clean up, and its libraries would end the process sooner."""
 HANGING_S = 3.0
-"""The same without Ray's server (GCS), where Tune's loop hangs; after 60 s Ray itself ends the process."""
+"""The same after the death of Ray's server (GCS), when Tune's loop hangs; after 60 s Ray itself ends the process."""
 _LOOK_S = 2.0
 _LOOK_HERE_S = 0.5
 _LOOK_AT_START_S = 0.1
 _AGENT = re.compile(rb"DashboardAgent|RuntimeEnvAgent|/dashboard/agent\.py|/runtime_env/agent/main\.py")
-"""By the names that they give themselves, and before that."""
+"""The names of Ray's processes, before and after they rename themselves."""
 
 OnDeath = Callable[[str], object]
 
@@ -67,18 +67,18 @@ def cluster(
 
     Args:
         address: of a running cluster, as `ray.init` takes it; None starts one for this process alone.
-        cpus: of a Ray started here.
-        gpus: of a Ray started here.
-        store_bytes: how much the trials share in the object store of a Ray started here.
-        verbose: whether Ray's own messages are shown.
-        on_death: called with the reason, in a thread of its own, when the head of a joined cluster has not answered for
-            SILENCE_S, a Ray has died that was being started here, or what is inside has not ended within ORDERLY_S of
-            the death of one that was started.
+        cpus: for a Ray started here.
+        gpus: for a Ray started here.
+        store_bytes: how much data the trials share in the object store of a Ray started here.
+        verbose: whether to show Ray's own messages.
+        on_death: called with the reason, in its own thread, when the head of a joined cluster has not answered for
+            SILENCE_S, when a Ray dies while being started here, or when the block has not ended within ORDERLY_S of
+            the death of a Ray started here.
 
     Raises:
         BadInput: nothing answers at `address`.
         BackendDidNotStart: no Ray could be started here.
-        BackendDied: it did, whatever the exception was that followed inside.
+        BackendDied: Ray died, whatever exception this caused inside.
     """
     own = not ray.is_initialized()
     watch = _Watch(on_death)
@@ -95,7 +95,7 @@ def cluster(
         _set_levels(settings["logging_level"])  # ray.init sets its own
         try:
             yield
-        except Exception as error:  # by whichever of Ray's calls it was noticed
+        except Exception as error:  # whichever of Ray's calls noticed it
             if (address is None or not own) and ray_dies():
                 raise BackendDied(why_dead(is_ours())) from error
             raise
@@ -106,12 +106,12 @@ def cluster(
             if own:
                 with signals_wait():
                     ray.shutdown()
-            watch.over.set()  # only now where Ray was started here: its shutdown may hang if it dies
+            watch.over.set()  # only now if Ray was started here: its shutdown may hang if it dies
 
 
 @contextmanager
 def _quiet(verbose: bool) -> Iterator[dict[str, Any]]:
-    """Inside, Ray and its warnings are silent, unless `verbose`; yields what `ray.init` takes to that end."""
+    """Inside, Ray and its warnings are silent, unless `verbose`; yields the arguments of `ray.init` for that."""
     level = logging.WARNING if verbose else logging.CRITICAL
     _set_levels(level)
     with warnings.catch_warnings(), ExitStack() as stack:
@@ -129,7 +129,7 @@ def _set_levels(level: int) -> None:
 def _start(cpus: int, gpus: float, store_bytes: int, settings: Mapping[str, Any], watch: "_Watch") -> None:
     watch.begin(watch.processes)
     try:
-        # Ray's start takes SIGTERM for itself, and crashes on it later
+        # Ray's start-up replaces the handler of SIGTERM, and later crashes on it
         with handlers_stay(), on_loopback_alone(), known_from_its_start():
             ray.init(
                 "local",  # whatever RAY_ADDRESS says
@@ -139,7 +139,7 @@ def _start(cpus: int, gpus: float, store_bytes: int, settings: Mapping[str, Any]
                 object_store_memory=max(200_000_000, 2 * store_bytes),
                 **settings,
             )
-    except Exception as error:  # a bare one is what Ray raises where the machine is too busy
+    except Exception as error:  # Ray raises a bare one if the machine is too busy
         watch.over.set()
         died = ray_is_dead()
         ray.shutdown()
@@ -154,7 +154,7 @@ def _start(cpus: int, gpus: float, store_bytes: int, settings: Mapping[str, Any]
 
 
 def _join(address: str, settings: Mapping[str, Any]) -> None:
-    # the nodes need Dux's dependencies, and get Dux itself from here
+    # the nodes must have Dux's dependencies, and get Dux itself from here
     ours = [str(Path(sys.modules[name].__file__ or "").parent) for name in ("search", "spaces", "trainers")]
     try:
         knock(address)
@@ -162,25 +162,25 @@ def _join(address: str, settings: Mapping[str, Any]) -> None:
             ray.init(address=address, runtime_env={"py_modules": ours}, **settings)
     except (OSError, ValueError, RuntimeError) as error:
         raise BadInput(
-            f"`--address` must be of a running Ray cluster, but {redacted(address, address)} does not answer "
+            f"`--address` must be that of a running Ray cluster, but {redacted(address, address)} does not answer "
             f"({redacted(' '.join(str(error).split()), address)[:150]}); start one, or leave --address out"
         ) from None
 
 
 class _Watch:
-    """Threads that look whether Ray lives: its own calls, Tune's among them, do not return while it does not."""
+    """Threads that check whether Ray is alive: its own calls, Tune's included, do not return once it is dead."""
 
     def __init__(self, on_death: OnDeath) -> None:
         self._on_death = on_death
         self.started, self.closing, self.over = threading.Event(), threading.Event(), threading.Event()
-        """Ray has started; its shutdown begins; nobody needs to look any more."""
+        """Ray has started; its shutdown begins; no checks are needed any more."""
 
     def begin(self, look: Callable[[], None]) -> None:
-        """Look, with one of the methods below."""
+        """Start checking, with one of the methods below."""
         threading.Thread(target=look, name="dux-ray", daemon=True).start()
 
     def head(self) -> None:
-        """Look now and then whether the head of the cluster answers."""
+        """Check regularly whether the head of the cluster answers."""
         answered = time.monotonic()
         while not self.over.wait(_LOOK_S):
             if not ray_is_dead():
@@ -190,7 +190,7 @@ class _Watch:
                 return
 
     def processes(self) -> None:
-        """Look now and then whether the Ray started here lives, and see that the study ends soon if it does not."""
+        """Check regularly whether the Ray started here is alive, and end the study soon if not."""
         while not self.over.wait(_LOOK_HERE_S if self.started.is_set() else _LOOK_AT_START_S):
             if ray_is_dead():
                 patience_s = HANGING_S if ray_is_dead("gcs_server") else ORDERLY_S
@@ -199,10 +199,10 @@ class _Watch:
                     return
 
     def agents(self) -> None:
-        """See that the study ends at once if an agent of the Ray started here dies, on Linux.
+        """End the study at once if an agent of the Ray started here dies, on Linux.
 
-        Ray's daemon ends with it, tidily, and says so to Ray's server; on whose word Ray's library ends this process
-        within 0.2 s, with code 1.
+        Ray's daemon then shuts down and reports this to Ray's server, whereupon Ray's library ends this process within
+        0.2 s, with code 1.
         """
         daemon = raylet()
         try:
@@ -217,27 +217,27 @@ class _Watch:
                         if daemon.poll() is None and not self.closing.is_set():
                             self._on_death(why_dead(True))
                         return
-        except (AttributeError, OSError):  # no Linux; or it is gone already, which `processes` sees
+        except (AttributeError, OSError):  # not Linux; or it is gone already, which `processes` notices
             return
 
 
 def _agents_of(daemon: int) -> list[int]:
-    """The processes that Ray's daemon started beside its workers."""
+    """The processes that Ray's daemon started besides its workers."""
     listed = [file.read_text().split() for file in Path(f"/proc/{daemon}/task").glob("*/children")]
     called = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pids in listed for pid in pids}
     return [pid for pid, command in called.items() if _AGENT.search(command)]
 
 
 def _keep_the_token_private() -> None:
-    """The token that Ray's processes know each other by is for this user alone; Ray lets everybody read it.
+    """Keep the token of Ray's processes readable by this user alone; Ray lets everybody read it.
 
-    Made here where there is none, since Ray would make it readable first. Not where the user says by Ray's own
-    variables what the token is, or that there is none.
+    If there is none it is created here, since Ray would first create a readable one. Nothing is done if the user sets
+    the token, or turns it off, with Ray's own variables.
     """
     if os.environ["RAY_AUTH_MODE"] != "token" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & {*os.environ}:
         return
     file = Path.home() / ".ray" / "auth_token"
-    with suppress(OSError):  # Ray says what is wrong with the folder
+    with suppress(OSError):  # Ray reports what is wrong with the folder
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not file.exists():
             with tempfile.NamedTemporaryFile("w", dir=file.parent) as fresh:  # 0600
@@ -250,7 +250,7 @@ def _keep_the_token_private() -> None:
 
 
 def why_dead(ours: bool) -> str:
-    """What is told of a Ray that is dead, which was started here or not."""
+    """Why Ray is dead, for messages; `ours`: whether it was started here."""
     if not ours:
         return "the head of the Ray cluster does not answer any more"
     return "Ray's own processes on this machine died"

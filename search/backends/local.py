@@ -1,8 +1,8 @@
-"""Trials in this very process, one after the other: for notebooks and tests. Real ones, without Ray.
+"""Trials in this process, one after the other, for notebooks and tests: real ones, without Ray.
 
-What differs from Ray: nothing runs beside a trial, whatever `search.concurrent` says, and what ends a worker process
-there (a crash, the kernel for want of memory) ends the study here; it can be resumed. `search.trial_timeout` is looked
-at between epochs, so an attempt that hangs within one is not ended.
+Differences from Ray: trials never run concurrently, whatever `search.concurrent` says, and whatever would end a worker
+process (a crash, the kernel for lack of memory) ends the study here; it can be resumed. `search.trial_timeout` is
+checked between epochs, so an attempt that hangs within an epoch is not ended.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from search.signals import raise_if_pressed
 
 
 class LocalBackend:
-    """As `search.backends.backend.Backend`."""
+    """A `search.backends.backend.Backend`."""
 
     def run(self, job: Job, arrays: Mapping[str, np.ndarray], attempts: Attempts) -> None:
         """As in `Backend`; Ctrl-C is a KeyboardInterrupt."""
@@ -29,7 +29,7 @@ class LocalBackend:
 
 
 class _Ends(BaseException):
-    """Ends a trial that another than itself wants to end; no Exception, which would be the trial's own outcome."""
+    """Ends a trial from outside; not an Exception, which would be the trial's own outcome."""
 
 
 def _carry_out(
@@ -53,7 +53,7 @@ def _carry_out(
         if end.__cause__ is not None:
             attempts.leave(attempt)
             raise end.__cause__ from None
-    except Exception as error:  # of the worker's own, that is no outcome of the trial's: its files cannot be written
+    except Exception as error:  # of the worker, not an outcome of the trial: its files cannot be written
         attempts.died(attempt, f"{type(error).__name__}: {error}")
         return
     except BaseException:

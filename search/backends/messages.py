@@ -1,4 +1,4 @@
-"""What a worker says of its trial: a message after every epoch, one at the end; and how Ray Tune carries them."""
+"""A worker's messages about its trial: one after every epoch, one at the end; and how they pass through Ray Tune."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,16 +13,16 @@ class EpochDone:
     step: int
     """Epochs done, from 1."""
     steps: int
-    """Epochs there will be."""
+    """Epochs in all."""
     metrics: Mapping[str, float]
-    """Of the network as it is."""
+    """Measured on the current network."""
     cost: Mapping[str, float]
-    """Of what the student will be, as far as it is known."""
+    """Of the final student, as far as it is known."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The trial came to its end, and its files are written; what the ledger records of it."""
+    """The trial ended, and its files are written; holds what the ledger records."""
 
     measurements: Mapping[str, float]
     curve: Sequence[Mapping[str, Any]]
@@ -38,8 +38,8 @@ class Failed:
 
     reason: str
     again: bool
-    """Whether another attempt may not meet it: for want of memory, say. All else it would meet again, by the same
-    recipe and seed."""
+    """Whether another attempt may succeed, for example after a lack of memory. Other errors would occur again with the
+    same recipe and seed."""
 
 
 Message = EpochDone | Finished | Failed
@@ -49,12 +49,12 @@ _KEY = "message"
 
 
 def to_tune(message: Message) -> dict[str, str]:
-    """The message as a result of Tune's: as text, since Tune flattens nested results for whom it tells of them."""
+    """The message as a result for Tune: as text, since Tune flattens nested results."""
     return {_KEY: json.dumps([type(message).__name__, vars(message)])}
 
 
 def from_tune(result: Mapping[str, Any] | None) -> Message | None:
-    """The message in a result of Tune's; None where there is none, in what Tune says by itself."""
+    """The message in a result from Tune; None if Tune made the result itself."""
     if result is None or _KEY not in result:
         return None
     kind, values = json.loads(result[_KEY])

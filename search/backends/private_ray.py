@@ -1,13 +1,13 @@
-"""What Ray keeps private: all of it that Dux uses is here, each thing for want of a public way.
+"""All private parts of Ray that Dux uses; none of them has a public equivalent.
 
-- `ray._private.worker._global_node`: the processes of the Ray started here and whether they live, the address of the
-  head of one that was joined, the folder of logs. Ray tells nobody when it dies: Tune would wait for ever.
-- `ray._private.node.Node` and its `wait_for_persisted_port`, replaced during a start: so that the processes are known
-  before `ray.init` has ended, and that it lets other threads run meanwhile.
-- `ray._private.ray_constants.ENABLE_RAY_CLUSTER`: that a Ray started here listens on the loopback interface alone.
-- `ray._private.worker.print_to_stdstream`: that Ray does not print a line for each worker that dies.
+- `ray._private.worker._global_node`: the processes of the Ray started here and whether they are alive, the address of
+  a joined cluster's head, the log folder. Ray does not report its own death: Tune would wait forever.
+- `ray._private.node.Node` and its `wait_for_persisted_port`, replaced during start-up, so that the processes are known
+  before `ray.init` returns, and other threads can run meanwhile.
+- `ray._private.ray_constants.ENABLE_RAY_CLUSTER`, so that a Ray started here listens only on the loopback interface.
+- `ray._private.worker.print_to_stdstream`, so that Ray does not print a line for each worker that dies.
 
-Whoever imports Ray imports this first: Ray reads some of the settings below when it is imported.
+Import this module before Ray, which reads some of the settings below on import.
 """
 
 import os
@@ -23,7 +23,7 @@ _SETTINGS: Mapping[str, str] = MappingProxyType(
     {
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_AUTH_MODE": "token",
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` Ray would build an environment anew for its workers
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` Ray would build a new environment for its workers
         "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -32,9 +32,9 @@ _SETTINGS: Mapping[str, str] = MappingProxyType(
         "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     }
 )
-"""Environment variables that Ray reads; one that is set already keeps its value."""
+"""Environment variables that Ray reads; those already set keep their values."""
 for _name, _value in _SETTINGS.items():
-    os.environ.setdefault(_name, _value)  # before Ray is imported: it reads some of them then
+    os.environ.setdefault(_name, _value)  # before importing Ray, which reads some of them
 
 import ray  # noqa: E402
 
@@ -42,11 +42,11 @@ _ANSWER_S = 2.0
 _DYING_S = 2.0
 
 _starting: Any = None
-"""The node of Ray that is being started here, or was last."""
+"""The Ray node that is being started here, or was last started."""
 
 
 class _Node(ray._private.node.Node):  # type: ignore[misc]
-    """Known before its constructor has ended, which starts processes and waits for them."""
+    """A node that is known before its constructor returns, which starts processes and waits for them."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         global _starting
@@ -56,7 +56,7 @@ class _Node(ray._private.node.Node):  # type: ignore[misc]
 
 
 def _awaited_port(*arguments: Any, timeout_ms: int) -> int:
-    """What Ray's own function returns, which waits with Python's lock held: no other thread runs meanwhile."""
+    """Does the same as Ray's own function, which holds Python's lock while it waits, so that no other thread runs."""
     deadline = time.monotonic() + timeout_ms / 1000
     while True:
         try:
@@ -70,27 +70,27 @@ def _awaited_port(*arguments: Any, timeout_ms: int) -> int:
 
 @contextmanager
 def known_from_its_start() -> Iterator[None]:
-    """Inside, a Ray that is started is known to `ray_is_dead` from the beginning."""
+    """Inside, `ray_is_dead` knows a Ray that is being started from the beginning."""
     global _starting
     node = ray._private.node
     with _replaced(node, "Node", _Node), _replaced(node, "wait_for_persisted_port", _awaited_port):
         yield
-    _starting = None  # from here on Ray itself knows it
+    _starting = None  # from now on Ray itself knows it
 
 
 def on_loopback_alone() -> AbstractContextManager[None]:
-    """Inside, a Ray that is started listens on 127.0.0.1 and nowhere else: it runs the code of whoever has its token.
+    """Inside, a Ray that is started listens on 127.0.0.1 only: it runs the code of anyone who has its token.
 
-    By a private constant, which does so on macOS and Windows. `ray.init(_node_ip_address="127.0.0.1")`, which looks
-    like the way, is turned into the machine's address among others; and the environment variable behind the constant
-    is read when Ray is imported, when nobody knows yet whether a cluster will be joined.
+    This uses a private constant, which has this effect on macOS and Windows. `ray.init(_node_ip_address="127.0.0.1")`
+    looks right, but is turned into the machine's own address; and the environment variable behind the constant is read
+    when Ray is imported, before it is known whether a cluster will be joined.
     """
     return _replaced(ray._private.ray_constants, "ENABLE_RAY_CLUSTER", False)
 
 
 @contextmanager
 def _replaced(module: Any, name: str, value: object) -> Iterator[None]:
-    """Inside, what Ray finds under a private name is `value`: there is no public way to what it is for."""
+    """Inside, a private name of Ray's refers to `value`, since there is no public equivalent."""
     before = getattr(module, name)
     setattr(module, name, value)
     try:
@@ -105,7 +105,7 @@ def without_lines_of_workers() -> AbstractContextManager[None]:
 
 
 def knock(address: str, timeout_s: float = 10.0) -> None:
-    """Raise OSError if nothing listens at HOST:PORT: Ray would try for many minutes."""
+    """Raise OSError if nothing listens at HOST:PORT: Ray would keep trying for many minutes."""
     host, colon, port = address.rpartition(":")
     if colon and port.isdigit() and "//" not in address:
         with socket.create_connection((host, int(port)), timeout=timeout_s):
@@ -119,11 +119,11 @@ def is_ours() -> bool:
 
 
 def ray_is_dead(*kinds: str) -> bool:
-    """Whether something that Ray cannot do without is gone: a process of the Ray started here, or the answer of a
-    joined cluster's head. Ray does not tell: Tune would wait.
+    """Whether Ray has lost something essential: a process of the Ray started here, or the connection to a joined
+    cluster's head. Ray does not report this: Tune would wait.
 
     Args:
-        kinds: of processes to look at, by Ray's names; all, if none is given.
+        kinds: of processes to check, by Ray's names; all if none is given.
     """
     node = ray._private.worker._global_node or _starting
     if node is None:
@@ -141,7 +141,7 @@ def ray_is_dead(*kinds: str) -> bool:
 
 
 def ray_dies() -> bool:
-    """Whether Ray is dead, or is so in a moment: some of its processes end when another has, and others hear of it."""
+    """Whether Ray is dead or about to die: when one of its processes ends, others notice and end, too."""
     deadline = time.monotonic() + _DYING_S
     while not (dead := ray_is_dead()) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -155,5 +155,5 @@ def logs_here() -> Path | None:
 
 
 def raylet() -> Any:
-    """The process of Ray's daemon on this machine, of a Ray started here; a `subprocess.Popen`."""
+    """The daemon process of the Ray started on this machine; a `subprocess.Popen`."""
     return ray._private.worker._global_node.all_processes["raylet"][0].process

@@ -1,4 +1,4 @@
-"""Other machines of a Ray cluster: the driver's disk from a worker's, a worker's last words from the driver's."""
+"""Other machines of a Ray cluster: a worker's access to the driver's disk, the driver's access to a worker's log."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from search.backends.private_ray import (  # first: it makes settings that Ray reads when it is imported
+from search.backends.private_ray import (  # first: it makes settings that Ray reads on import
     is_ours,
     logs_here,
 )
@@ -35,7 +35,7 @@ def disk_of(node: str) -> Disk:
 
 
 class _DistantDisk:
-    """That of another machine. A checkpoint is written without waiting, and not while the last one is on its way."""
+    """The disk of another machine. Checkpoints are written without waiting, and skipped while one is on its way."""
 
     def __init__(self, node: str) -> None:
         self._node = node
@@ -62,10 +62,10 @@ class _DistantDisk:
 
 
 def last_words_of(error: str) -> str:
-    """The last words of the worker process that Ray says has died, from whichever machine it was on.
+    """The last output of the worker process that Ray reports dead, from whichever machine it was on.
 
     Args:
-        error: what Ray says, the process's id and its machine's address among it.
+        error: Ray's message, which contains the process's id and its machine's address.
     """
     pid, address = (re.search(rf"^\s*{name}: (\S+)$", error, re.MULTILINE) for name in ("pid", "ip"))
     if pid is None or address is None:
@@ -73,7 +73,7 @@ def last_words_of(error: str) -> str:
     if is_ours():
         return _logged(int(pid[1]))
     words = ""
-    with suppress(ray.exceptions.RayError, StopIteration):  # that machine may be gone, too
+    with suppress(ray.exceptions.RayError, StopIteration):  # that machine may also be gone
         node = next(
             node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeManagerAddress"] == address[1]
         )
@@ -82,12 +82,12 @@ def last_words_of(error: str) -> str:
 
 
 def _logged(pid: int) -> str:
-    """The last words of a worker process of this machine."""
+    """The last output of a worker process on this machine."""
     folder = logs_here()
     return "" if folder is None else last_words(folder, pid)
 
 
 def _there(node: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What another machine of the cluster computes, as Ray's reference to it."""
+    """Call a function on another machine of the cluster; returns Ray's reference to the result."""
     there = NodeAffinitySchedulingStrategy(node, soft=False)
     return ray.remote(num_cpus=0)(function).options(scheduling_strategy=there).remote(*arguments)

@@ -1,4 +1,4 @@
-"""Trials in worker processes, by Ray Tune: its searcher, scheduler and callback, which pass on what it tells."""
+"""Trials in worker processes, by Ray Tune: its searcher, scheduler and callback, which pass on its notifications."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -25,15 +25,15 @@ from spaces import Recipe
 
 
 class RayBackend:
-    """As `search.backends.backend.Backend`.
+    """A `search.backends.backend.Backend`.
 
     Args:
         address: of a running Ray cluster; None starts one on this machine.
         concurrent: trials at a time.
         cpus: of each trial.
         gpus: of each trial.
-        scratch: a folder for Tune's own snapshots; nothing of ours is read from it.
-        verbose: whether Ray's own messages are shown.
+        scratch: a folder for Tune's own snapshots; we never read it.
+        verbose: whether to show Ray's own messages.
         on_death: as in `cluster`.
     """
 
@@ -52,7 +52,7 @@ class RayBackend:
         self._scratch, self._verbose, self._on_death = scratch, verbose, on_death
 
     def run(self, job: Job, arrays: Mapping[str, np.ndarray], attempts: Attempts) -> None:
-        """As in `Backend`. The numbers are put into the object store once."""
+        """As in `Backend`. The arrays are put into the object store once."""
         with cluster(
             self._address,
             cpus=self._concurrent * self._cpus,
@@ -77,7 +77,7 @@ class RayBackend:
                 scheduler=_Scheduler(driver),
                 num_samples=-1,
                 max_concurrent_trials=self._concurrent,
-                reuse_actors=True,  # 0.02 s between trials instead of 5: a fresh worker imports torch anew
+                reuse_actors=True,  # 0.02 s between trials instead of 5: a new worker has to import torch
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune.RunConfig(
@@ -91,32 +91,32 @@ class RayBackend:
 
 
 class _RayIsGone(BaseException):
-    """What ends Tune's loop then. At an Exception it would first wait for the workers, which nobody ends any more."""
+    """Ends Tune's loop if Ray is gone. On an Exception Tune would first wait for its workers, which will never end."""
 
 
 class _Driver:
-    """What Tune's parts share in this process. Tune pickles them into snapshots that nobody reads: without this."""
+    """What the parts given to Tune share in this process. Tune pickles them into unused snapshots, without this."""
 
     def __init__(self, attempts: Attempts) -> None:
         self.attempts = attempts
         self.by_id: dict[str, Attempt] = {}
-        """By Tune's id of its trial."""
+        """By the id of Tune's trial."""
         self.ray_died = False
-        """Seen when a worker died, which is then not its trial's outcome."""
+        """Noticed when a worker died; its death is then not its trial's outcome."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return object, ()
 
 
 class _Searcher(Searcher):  # type: ignore[misc]
-    """What Tune asks for trials, and tells of their ends."""
+    """Gives Tune trials, and is notified when they end."""
 
     def __init__(self, driver: _Driver) -> None:
         super().__init__()
         self._driver = driver
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial, or that there is none; None for now, as long as one may be retried."""
+        """The next trial, or the fact that there is none; None as long as a running one may be retried."""
         attempts = self._driver.attempts
         attempt = attempts.next()
         if attempt is None:
@@ -125,8 +125,8 @@ class _Searcher(Searcher):  # type: ignore[misc]
         return {"trial": attempt.trial, "root": attempt.root, "recipe": attempt.recipe.to_json()}
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
-        """Tune also calls this for trials that an interruption cut short; those stay open."""
-        if not error:  # else the scheduler was told, who gets to know why
+        """Tune also calls this for trials that were interrupted; those stay open."""
+        if not error:  # otherwise the scheduler was notified, and knows why
             self._driver.attempts.ended(self._driver.by_id[trial_id], from_tune(result))
 
     def save(self, checkpoint_path: str) -> None:
@@ -138,14 +138,14 @@ class _Searcher(Searcher):  # type: ignore[misc]
 
 
 class _Scheduler(FIFOScheduler):  # type: ignore[misc]
-    """One trial after the other; ends those that should not continue."""
+    """Runs trials in order; ends those that should not continue."""
 
     def __init__(self, driver: _Driver) -> None:
         super().__init__()
         self._driver = driver
 
     def on_trial_result(self, controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
-        """An epoch, or the outcome, of which the searcher is told when the worker has let go of the trial."""
+        """An epoch; or the outcome, which the searcher handles once the worker is finished with the trial."""
         message = from_tune(result)
         should_continue = not isinstance(message, EpochDone) or self._driver.attempts.reported(
             self._driver.by_id[trial.trial_id], message
@@ -160,24 +160,24 @@ class _Scheduler(FIFOScheduler):  # type: ignore[misc]
             self._driver.attempts.leave(attempt)
             return
         error = ""
-        with suppress(OSError, TypeError):  # Tune's own file of what went wrong; none if it has not written one
+        with suppress(OSError, TypeError):  # Tune's own error file, if it has written one
             error = Path(trial.error_file).read_text()
         kernel_killed = attempt.met_oom_kill if is_ours() else None
         self._driver.attempts.died(attempt, why_died(error, last_words_of(error), kernel_killed))
 
 
 class _Callback(tune.Callback):  # type: ignore[misc]
-    """What Tune tells of what is neither the searcher's nor the scheduler's."""
+    """Handles Tune's notifications that neither the searcher nor the scheduler gets."""
 
     def __init__(self, driver: _Driver) -> None:
         self._driver = driver
 
     def on_trial_start(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
-        """A worker has a trial."""
+        """A worker has started a trial."""
         self._driver.attempts.started(self._driver.by_id[trial.trial_id])
 
     def on_step_end(self, iteration: int, trials: Sequence[Any], **info: Any) -> None:
-        """End the workers that take too long, whatever they are at; Tune hears of it as of any worker that died."""
+        """End the workers that take too long, whatever they are doing; to Tune they are workers that died."""
         if self._driver.ray_died or (is_ours() and ray_is_dead()):
             raise _RayIsGone
         if overdue := self._driver.attempts.overdue():
@@ -188,11 +188,11 @@ class _Callback(tune.Callback):  # type: ignore[misc]
 
 
 _worker = Worker(transient=(ray.exceptions.RayError,))
-"""Of this process, where it is a worker; Ray uses a worker process for many trials."""
+"""This process's worker, if it is a worker process; Ray uses one for many trials."""
 
 
 def _work(config: Mapping[str, Any], job: Job, arrays: Mapping[str, np.ndarray], driver: str) -> None:
-    """One trial in a worker process, as Tune calls it; `driver`: the machine whose disk its files go to."""
+    """Run one trial in a worker process; called by Tune. `driver`: the machine to whose disk its files go."""
     outcome = _worker.carry_out(
         config["trial"],
         config["root"],

@@ -1,4 +1,4 @@
-"""The worker's side: one trial from its recipe to its files. Knows nothing of who started it."""
+"""The worker: runs one trial from its recipe to its files. Does not know what started it."""
 
 import json
 import sys
@@ -19,30 +19,30 @@ from trainers.files import Damaged, read_whole, write_whole
 
 
 class Disk(Protocol):
-    """The driver's disk, where a trial's files go from whichever machine the worker is on."""
+    """The driver's disk, to which a trial's files go, whichever machine the worker is on."""
 
     def load(self, file: Path) -> bytes | None:
         """A checkpoint; None if there is none."""
 
     def save(self, file: Path, content: bytes) -> None:
-        """Write a checkpoint. None is worth a trial: where that fails or takes long, training goes on without."""
+        """Write a checkpoint. If that fails or takes long, training continues without one."""
 
     def settle(self) -> None:
-        """Wait for checkpoints on their way: none may arrive after the trial's end, when its checkpoint is deleted."""
+        """Wait for pending checkpoints: none may arrive after the trial's end, when its checkpoint is deleted."""
 
     def write(self, folder: Path, files: Mapping[str, bytes]) -> None:
         """Write a trial's files."""
 
 
 def content_of(file: Path) -> bytes | None:
-    """Of a file of this machine; None where there is none that can be read."""
+    """The content of a file on this machine; None if it cannot be read."""
     with suppress(OSError, Damaged):
         return read_whole(file)
     return None
 
 
 class OwnDisk:
-    """That of the machine that the worker is on."""
+    """The disk of the worker's own machine."""
 
     def load(self, file: Path) -> bytes | None:
         """As in `Disk`."""
@@ -54,7 +54,7 @@ class OwnDisk:
             write_whole(file, content)
 
     def settle(self) -> None:
-        """Nothing is on its way."""
+        """Nothing is pending."""
 
     def write(self, folder: Path, files: Mapping[str, bytes]) -> None:
         """As in `Disk`."""
@@ -62,10 +62,10 @@ class OwnDisk:
 
 
 class Worker:
-    """Carries out trials of one study, one after the other: they share one task, which is made once.
+    """Runs trials of one study, one after the other; they share the task, which is created once.
 
     Args:
-        transient: errors of the backend's own that another attempt may not meet.
+        transient: errors of the backend that may not occur in another attempt.
     """
 
     def __init__(self, transient: tuple[type[Exception], ...] = ()) -> None:
@@ -82,20 +82,20 @@ class Worker:
         disk: Disk,
         report: Callable[[EpochDone], object],
     ) -> Finished | Failed:
-        """One trial. Whatever goes wrong in it is the trial's outcome, not the study's.
+        """Run one trial. Whatever goes wrong in it is the trial's outcome, not the study's.
 
         Args:
             trial: its number.
-            root: the first trial that had the recipe.
+            root: the first trial with the recipe.
             recipe: what to do.
             job: the task and the folders.
-            arrays: the task's and the knowledge's numbers; read-only memory is fine.
-            disk: where its files go, before its end is told.
-            report: called after every epoch; what it raises ends the trial, and is passed on if it is no Exception.
+            arrays: of the task and the knowledge; read-only memory is fine.
+            disk: where its files go, before its end is reported.
+            report: called after every epoch; what it raises ends the trial, and is re-raised unless it is an Exception.
         """
         folder = Path(job.trials_folder) / str(trial)
         file = Path(job.checkpoints_folder) / f"{root}.safetensors"
-        # the first trial of a recipe has none, and need not ask another machine
+        # the first trial of a recipe has no checkpoint, and need not ask another machine
         load = (lambda: disk.load(file)) if root != trial else lambda: None
         try:
             sys.path += [path for path in job.import_folders if path not in sys.path]
@@ -104,7 +104,7 @@ class Worker:
                 recipe,
                 task,
                 knowledge,
-                lambda told: report(_epoch_done(told)),
+                lambda epoch: report(_epoch_done(epoch)),
                 curve=job.curve,
                 checkpoint=Checkpoint(load, lambda content: disk.save(file, content), job.checkpoint_seconds),
                 threads=job.threads,
@@ -114,8 +114,8 @@ class Worker:
             disk.settle()
             files = result.files(task)
             disk.write(folder, files)
-            told = json.loads(files["result.json"])
-            return Finished(told["measurements"], told["curve"], told["files"], told["seconds"])
+            recorded = json.loads(files["result.json"])
+            return Finished(recorded["measurements"], recorded["curve"], recorded["files"], recorded["seconds"])
         except Exception as error:
             disk.write(folder, {"error.txt": traceback.format_exc().encode()})
             lacked = isinstance(error, MemoryError | torch.OutOfMemoryError | OSError)

@@ -1,1 +1,1 @@
-"""Dux's commands: shared.py is what they have in common, look.py those that look, work.py those that work."""
+"""Dux's commands: look.py has those that only show things, work.py the others, shared.py what they have in common."""

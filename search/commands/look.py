@@ -1,4 +1,4 @@
-"""The commands that look at studies and methods, and change nothing."""
+"""The commands that show studies and methods, and change nothing."""
 
 import json
 from collections.abc import Mapping
@@ -10,10 +10,10 @@ from rich.text import Text
 
 from search.commands.shared import AsJson, Home, Name, completed_names, fail, home_folder, make_table, out, say
 from search.output import WIDTH
-from search.signals import ctrl_c_is_kept, raise_if_pressed, say_if_interrupted, signals_wait
+from search.signals import catch_ctrl_c, raise_if_pressed, say_if_interrupted, signals_wait
 from spaces.errors import BadInput
 
-if TYPE_CHECKING:  # each command imports what it needs, so that none waits for what others need
+if TYPE_CHECKING:  # each command imports only what it needs, so that none waits for the others' imports
     from search.fronts.front import Front
     from search.status import Status
     from search.study import Study
@@ -21,12 +21,13 @@ if TYPE_CHECKING:  # each command imports what it needs, so that none waits for 
 
 def status(
     name: Annotated[
-        str | None, typer.Argument(help="The study's name; all studies without it.", autocompletion=completed_names)
+        str | None,
+        typer.Argument(help="The study's name; without it, all studies are shown.", autocompletion=completed_names),
     ] = None,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
-    """What runs, what is done, what failed and why."""
+    """Show what is running, what is done, what failed and why."""
     from search.home import ledger_url, shown_database
     from search.ledger.storage import in_ledger
     from search.study import Study
@@ -41,7 +42,7 @@ def status(
             _print_status(study, stand)
         return
     if shown_database():
-        in_ledger(ledger_url(where), "")  # one that does not answer is wrong for every study alike
+        in_ledger(ledger_url(where), "")  # a database that does not answer is a problem of all studies
     stands = {each: _stand_of(each, where) for each in Study.names(where)}
     if as_json:
         rows = [
@@ -52,20 +53,20 @@ def status(
         ]
         print(json.dumps(rows, indent=1))
     elif not stands:
-        out.print(f"no study in {where} yet; begin one with `dux search STUDY.yaml`")
+        out.print(f"no study in {where} yet; start one with `dux search STUDY.yaml`")
     else:
         _print_all(stands)
 
 
 def _stand_of(name: str, home: Path) -> "Status | str":
-    """How a study stands, or why that cannot be said."""
+    """A study's status, or why it cannot be read."""
     from search.ledger.storage import NoAnswer
     from search.study import Study
 
     try:
         return Study.open(name, home).status()
     except NoAnswer:
-        raise  # of all studies alike
+        raise  # a problem of all studies
     except (BadInput, OSError) as error:
         return " ".join(str(error).split())
 
@@ -106,12 +107,14 @@ def _print_status(study: "Study", stand: "Status") -> None:
     for line in standing.of("running"):
         recipe = "" if line.recipe is None else f" {line.recipe.transfer}, width {line.recipe.student.width:g}"
         seed = "" if line.repeat is None else f" (repeat {line.repeat.nth} of trial {line.repeat.of})"
-        out.print(f"  trial {line.trial} {'runs:' if stand.state == 'running' else 'was cut short:'}{recipe}{seed}")
+        out.print(
+            f"  trial {line.trial} {'is running:' if stand.state == 'running' else 'was cut short:'}{recipe}{seed}"
+        )
     for epoch in sorted({line.stopped_at for line in standing.lines if line.stopped_at is not None}):
         trials = ", ".join(str(line.trial) for line in standing.lines if line.stopped_at == epoch)
         out.print(f"  stopped after {epoch} epochs: {trials}")
     retried = [line for line in standing.of("interrupted") if line.reason]
-    for what, which in (("failed", standing.of("failed")), ("tried again", retried)):
+    for what, which in (("failed", standing.of("failed")), ("retried", retried)):
         for reason, numbers in grouped(which):
             out.print(f"  {what}: {', '.join(map(str, numbers))}: {reason}")
     for remark in stand.remarks:
@@ -119,7 +122,7 @@ def _print_status(study: "Study", stand: "Status") -> None:
     if stand.refused is not None:
         out.print(f"  {stand.refused}")
     if stand.state == "interrupted":
-        out.print(f"{study.files.command('resume')} goes on")
+        out.print(f"{study.files.command('resume')} continues")
 
 
 def _front_in_brief(front: "Front | None") -> tuple[str, str]:
@@ -136,15 +139,15 @@ def front(
     ] = None,
     png: Annotated[Path | None, typer.Option(help="Write a picture to this file.", show_default=False)] = None,
 ) -> None:
-    """The students that no other student of the study beats on every objective."""
+    """Show the students that no other student of the study beats on every objective."""
     from search.study import Study
 
     study = Study.open(name, home_folder(home))
-    # the terminal and the picture show no runs, for which MLflow may have to be asked
+    # the terminal and the picture show no runs, so MLflow need not be asked
     students = study.front(study.run_ids(say=say) if as_json or html is not None else None)
     teacher = study.files.task()["teacher"]
     if html is not None or png is not None:
-        say_if_interrupted("interrupted; what is written is whole, and the same command begins anew")
+        say_if_interrupted("interrupted; files already written are complete; run the same command again")
     if as_json:
         print(json.dumps(students.to_json(name), indent=1))
     if html is not None:
@@ -166,7 +169,7 @@ def front(
 
 
 def print_front(students: "Front") -> None:
-    """A front as people see it."""
+    """Show a front as a plot and a table."""
     from search.fronts.plot import plot
     from search.fronts.tables import front_table
 
@@ -176,7 +179,7 @@ def print_front(students: "Front") -> None:
 
 
 def methods(as_json: AsJson = False) -> None:
-    """The transfer methods that can be searched, their parameters, defaults and papers."""
+    """List the transfer methods, their parameters, defaults and papers."""
     from trainers.catalogue import described
 
     rows = [_described(name, method) for name, method in described().items()]
@@ -244,19 +247,18 @@ def ui(
     studies = [Study.open(name, where)] if name is not None else _sound_ones(where)
     if not studies:
         raise BadInput(
-            f"a study must exist to be looked at, but there is none yet in {where}; "
-            "begin one with `dux search STUDY.yaml`"
+            f"a study must exist to be shown, but there is none yet in {where}; start one with `dux search STUDY.yaml`"
         )
     uri = studies[0].files.tracking_uri
     file = database(uri)
     if file is not None:
         check_writable(where)
-    say_if_interrupted("interrupted; no server is left running, and the same command starts one again")
+    say_if_interrupted("interrupted; no server is left running; run the same command to start one again")
     if file is not None:
         with quiet_mlflow():
-            make_store(file)  # seconds, which an interruption need not wait for
+            make_store(file)  # takes seconds, which an interruption need not wait for
     server = None
-    with ctrl_c_is_kept():
+    with catch_ctrl_c():
         try:
             server = None if file is None else serve(uri, port)
             base = server.url if server is not None else without_secrets(uri).replace(f"{HIDDEN}@", "").rstrip("/")
@@ -277,7 +279,7 @@ def ui(
 
 
 def _sound_ones(home: Path) -> "list[Study]":
-    """All studies; of those that are damaged a line is said."""
+    """All intact studies; a damaged one is reported in a line."""
     from search.study import Study
 
     sound = []

@@ -1,4 +1,4 @@
-"""What the commands share: options, where they print, and how they end."""
+"""What the commands share: options, output, and how they end."""
 
 import sys
 from collections.abc import Callable
@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from search.output import WIDTH
-from search.signals import INTERRUPTED, is_told
+from search.signals import INTERRUPTED, is_being_reported
 
 out = Console(soft_wrap=True) if sys.stdout.isatty() else Console(soft_wrap=True, width=WIDTH)
 
 
 def completed_names(context: typer.Context, incomplete: str) -> list[str]:
-    """The studies whose names a shell may complete a word to."""
+    """The study names that complete a word, for the shell."""
     from search.home import default_home
 
     home = context.params.get("home")
@@ -33,10 +33,11 @@ Home = Annotated[
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The study's name.", autocompletion=completed_names)]
 Address = Annotated[
-    str | None, typer.Option(help="Of a running Ray cluster; without it, this machine computes.", show_default=False)
+    str | None,
+    typer.Option(help="Of a running Ray cluster; without it, trials run on this machine.", show_default=False),
 ]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Show what Ray and MLflow say.")]
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON, and nothing else.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show the messages of Ray and MLflow.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 
 
 def home_folder(home: Path | None) -> Path:
@@ -47,12 +48,12 @@ def home_folder(home: Path | None) -> Path:
 
 
 def say(message: str) -> None:
-    """Put a line on standard error."""
+    """Print a line on standard error."""
     print("dux: " + " ".join(message.split()), file=sys.stderr)
 
 
 def say_once(message: str) -> Callable[[], None]:
-    """Puts a line on standard error when it is first called."""
+    """A function that prints a line on standard error the first time it is called."""
     said: list[str] = []
 
     def say_it() -> None:
@@ -64,15 +65,15 @@ def say_once(message: str) -> Callable[[], None]:
 
 
 def fail(code: int, message: str) -> NoReturn:
-    """End the command in a line on standard error, by an exit code."""
+    """End the command with a line on standard error and an exit code."""
     if code == INTERRUPTED:
-        is_told()
+        is_being_reported()
     say(message)
     sys.exit(code)
 
 
 def make_table(*columns: str) -> Table:
-    """An empty table whose cells are never cut."""
+    """An empty table whose cells are never truncated."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
         table.add_column(column, overflow="fold")

@@ -177,7 +177,8 @@ def check(study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml")]) -> 
         fail(1, str(error))
     for what, seconds in checked.steps:
         out.print(f"{seconds:6.1f} s  {what}")
-    for line in (*(f"data: {note}" for note in checked.notes), *checked.diverged):
+    notes = (*(f"data: {note}" for note in checked.notes), *(f"teacher: {note}" for note in checked.teacher_notes))
+    for line in (*notes, *checked.diverged):
         out.print(line, markup=False, highlight=False)
     sound = "sound but for that" if checked.diverged else "sound"
     repeats = ", repeats" if file.search.seeds > 1 else ""

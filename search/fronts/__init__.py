@@ -1,1 +1,1 @@
-"""The front: found, chosen from, shown."""
+"""The front: computing it, choosing from it, showing it."""

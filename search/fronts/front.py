@@ -22,53 +22,54 @@ from trainers.metrics import Direction, Scale
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished student: what it was made by, and what it measured."""
+    """A finished student: its recipe and its measurements."""
 
     trial: int
     recipe: Mapping[str, object]
     measurements: Mapping[str, float]
     run_id: str | None = None
-    """Of the trial's run in MLflow; None where it is not there (yet)."""
+    """Id of the trial's run in MLflow; None if there is none (yet)."""
     folder: Path | None = None
     curve_of: int | None = None
-    """The trial on whose pruning curve it is: its student, cut otherwise and not fine-tuned, or between two rounds."""
+    """The trial whose pruning curve it is on: that trial's student, cut to another fraction and not fine-tuned, or
+    between two rounds."""
     repeats: tuple[Mapping[str, float], ...] = ()
-    """What the same recipe measured with other seeds, where its trial was repeated."""
+    """Measurements of the same recipe with other seeds, if its trial was repeated."""
     repeats_failed: int = 0
     files: Mapping[str, str] = field(default_factory=dict)
-    """Name -> SHA-256 of the student's files, as they were written."""
+    """Name -> SHA-256 of each of the student's files, as written."""
 
     def spread(self, name: str) -> Spread:
-        """A measurement over all seeds, the student's own the first; what repeats did not measure is as its own."""
+        """A measurement over all seeds, the student's own first; what repeats did not measure counts as its own."""
         own = self.value(name)
         return spread([own, *(measured.get(name, own) for measured in self.repeats)])
 
     @property
     def called(self) -> str:
-        """What it is, for messages."""
+        """Its name in messages."""
         if self.curve_of is None:
             return f"trial {self.trial}"
         return f"student {self.trial} (from the curve of trial {self.curve_of})"
 
     def value(self, name: str) -> float:
-        """The measurement, NaN where the student has none of that name; "trial" is the trial's number."""
+        """The measurement, NaN if the student does not have it; "trial" is the trial's number."""
         return float(self.trial) if name == "trial" else float(self.measurements.get(name, math.nan))
 
 
 @dataclass(frozen=True)
 class Front:
-    """All finished students of a study and those of them on the front. Make it by `Front.of`."""
+    """All finished students of a study, and those of them on the front. Create it with `Front.of`."""
 
     objectives: dict[str, Direction]
     axes: tuple[Axis, ...]
-    """One an objective, in the objectives' order."""
+    """One per objective, in the objectives' order."""
     entries: tuple[Entry, ...]
-    """All finished students, by trial; those that diverged are among them and never on the front."""
+    """All finished students, by trial; those that diverged are included, but never on the front."""
     non_dominated: tuple[Entry, ...]
-    """By the last objective (the size, as a rule), then the first, then the trial."""
+    """Sorted by the last objective (usually the size), then the first, then the trial."""
     hypervolume: float
     broken: int = 0
-    """Finished students that break a constraint of the study; they are not among the entries."""
+    """Number of finished students that break a constraint of the study; they are not among the entries."""
 
     @classmethod
     def of(
@@ -77,13 +78,13 @@ class Front:
         """The front of the students, in whatever order they come.
 
         Args:
-            students: those that keep the study's constraints.
+            students: those that meet the study's constraints.
             objectives: measurement -> "max" or "min", the most important first.
-            axes: one an objective.
-            broken: how many others do not.
+            axes: one per objective.
+            broken: how many others do not meet the constraints.
 
         Raises:
-            BadInput: the axes are not the objectives', in the same order and direction.
+            BadInput: the axes do not match the objectives in order and direction.
         """
         given = {axis.name: axis.direction for axis in axes}
         if not objectives or [*given.items()] != [*objectives.items()] or len(given) < len(axes):
@@ -101,22 +102,22 @@ class Front:
 
     @property
     def is_repeated(self) -> bool:
-        """Whether students on the front were trained again with other seeds, or it was tried."""
+        """Whether students on the front were trained again with other seeds, successfully or not."""
         return any(entry.repeats or entry.repeats_failed for entry in self.non_dominated)
 
     @cached_property
     def noisy(self) -> list[str]:
-        """The objectives that another seed has changed in any student on the front."""
+        """The objectives that differ between seeds for any student on the front."""
         return [
             name for name in self.objectives if any(entry.spread(name).deviation > 0 for entry in self.non_dominated)
         ]
 
     @cached_property
     def doubtful(self) -> dict[int, list[int]]:
-        """Student on the front -> those over which its lead is within the noise (`search.seeds`), by their trials.
+        """Student on the front -> the students over which its lead is within the noise (`search.seeds`), by trials.
 
-        Only students that have such; empty without repeats. Each student on the front leads over every other on some
-        objective: that is what puts it there.
+        Contains only students with such leads; empty without repeats. Each student on the front leads over every other
+        on some objective: that is what puts it there.
         """
         if not self.is_repeated:
             return {}
@@ -132,7 +133,7 @@ class Front:
         return {trial: others for trial, others in rivals.items() if others}
 
     def seed_columns(self, entry: Entry) -> dict[str, float | str]:
-        """What the repeats say of a student on the front, for programs; nothing where there are none.
+        """What the repeats say about a student on the front, for programs; empty if there are none.
 
         `accuracy.mean` and `accuracy.deviation` of every objective that depends on the seed, `seeds`, `repeats_failed`
         and `lead_within_noise_over` (trials).
@@ -150,7 +151,7 @@ class Front:
         }
 
     def seed_cells(self, entry: Entry) -> dict[str, str]:
-        """The same for people: column -> text, in few columns."""
+        """The same for people: column -> text, with fewer columns."""
         if not self.is_repeated:
             return {}
         cells = {}
@@ -165,9 +166,9 @@ class Front:
         return cells
 
     def axis(self, name: str) -> Axis:
-        """The objective's axis; for anything else one that spans what was measured.
+        """The objective's axis; for any other measurement, one that spans the measured values.
 
-        The latter is logarithmic where all is positive and spans more than a decade.
+        The latter is logarithmic if all values are positive and span more than a decade.
         """
         for axis in self.axes:
             if axis.name == name:
@@ -178,13 +179,13 @@ class Front:
         return Axis(name, "min", scale, worst=high if high > low else low + (abs(low) or 1.0), best=low)
 
     def known(self) -> list[str]:
-        """The names that any student measured, in the order they appear."""
+        """The names of all measurements of any student, in order of appearance."""
         return list(dict.fromkeys(name for entry in self.entries for name in entry.measurements))
 
     def brief(self, entry: Entry) -> str:
-        """What of the entry's recipe differs between students of the study, in one line.
+        """The choices of the entry's recipe that differ between students of the study, in one line.
 
-        A name stands without its namespace ("width" for "student.width") where no other of the entry's ends so.
+        Names are shown without their namespace ("width" for "student.width") if that is unambiguous.
         """
         varied = [
             name for name, value in entry.recipe.items() if any(e.recipe.get(name) != value for e in self.entries)
@@ -200,13 +201,13 @@ class Front:
         return " ".join(f"{short[name]}={values[name]}" for name in short) + origin
 
     def summary(self) -> str:
-        """How many, and how good, in a line."""
+        """The front's size and hypervolume, in a line."""
         others = f"; {self.broken} more break a constraint" if self.broken else ""
         share = f"{len(self.non_dominated)} of {len(self.entries)} students on the front"
         return f"{share}, hypervolume {self.hypervolume:.4f}{others}"
 
     def to_json(self, study: str) -> dict[str, object]:
-        """The front as what `json.dumps` takes; counts are whole numbers, a value that is no finite number is None."""
+        """The front as a value for `json.dumps`; counts are integers, values that are not finite are None."""
         counts = {name for name in self.known() if self._counts(name)}
 
         def finite(entry: Entry, names: Sequence[str]) -> dict[str, float | None]:
@@ -249,6 +250,6 @@ class Front:
         }
 
     def _counts(self, name: str) -> bool:
-        """Whether the measurement counts something: whole in every student, and more than 1 in one (no share is)."""
+        """Whether the measurement is a count: an integer for every student, and above 1 for one (unlike shares)."""
         values = [value for entry in self.entries if math.isfinite(value := entry.value(name))]
         return all(value.is_integer() for value in values) and max(values, default=0.0) > 1

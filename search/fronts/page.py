@@ -1,4 +1,4 @@
-"""The front as a page that loads nothing: MLflow shows it in a sandboxed frame, offline too."""
+"""The front as a self-contained page: MLflow shows it in a sandboxed frame, also offline."""
 
 from collections.abc import Mapping
 from html import escape
@@ -50,15 +50,15 @@ code {{ font: 12.5px/1.5 ui-monospace, Menlo, Consolas, monospace; }}
 
 
 def front_html(front: Front, study: str, link: str | None, teacher: Mapping[str, float] | None = None) -> str:
-    """A page that stands alone: every student to hover over, the front as a step line, its students in a table.
+    """A self-contained page: every student with its hover text, the front as a step line, its students in a table.
 
-    plotly.js is in the page (4.8 MB); it needs scripts, and no network, storage or cookies.
+    The page includes plotly.js (4.8 MB); it needs scripts, but no network, storage or cookies.
 
     Args:
-        front: to be shown.
-        study: its name.
-        link: Where the study is in MLflow.
-        teacher: Its measurements, for a mark to compare with; no mark where one that the picture needs is missing.
+        front: the front to show.
+        study: the study's name.
+        link: to the study in MLflow.
+        teacher: its measurements, for a mark to compare with; no mark if one that the picture needs is missing.
     """
     picture = pictured(front)
     place = teacher_place(picture, teacher)
@@ -125,12 +125,12 @@ def _figure(
 def _marks(
     front: Front, picture: Picture, method: str, look: Look, on_front: bool, group: list[Entry]
 ) -> dict[str, Any]:
-    """The trace of one method's students, on the front or not."""
-    group = sorted(group, key=lambda entry: entry.trial in front.doubtful)  # the legend has the first one's symbol
+    """The trace of one method's students, either on the front or off it."""
+    group = sorted(group, key=lambda entry: entry.trial in front.doubtful)  # the legend shows the first one's symbol
     symbols = [look.symbol + ("-open" if entry.trial in front.doubtful else "") for entry in group]
     xs, ys = coordinates(picture, group)
     return {
-        "x": xs or [nan],  # a trace with no point at all has no legend
+        "x": xs or [nan],  # a trace without any point has no legend
         "y": ys or [nan],
         "mode": "markers",
         "name": escape(method),

@@ -1,4 +1,4 @@
-"""Pareto dominance and hypervolume, and the axes on which they are computed. Pure functions of numbers."""
+"""Pareto dominance and hypervolume, and the axes on which they are computed. Pure functions."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,9 @@ from trainers.metrics import METRICS, Direction, Scale
 
 @dataclass(frozen=True)
 class Axis:
-    """How one measurement is normalised: 0 at `worst`, 1 at `best`, by logarithm on a log scale.
+    """How one measurement is normalised: 0 at `worst`, 1 at `best`, linearly or logarithmically.
 
-    For parameters `worst` is the teacher's number and `best` is 1: being ten times smaller gains the same everywhere.
+    For parameters `worst` is the teacher's number and `best` is 1: becoming ten times smaller always gains the same.
     """
 
     name: str
@@ -40,19 +40,19 @@ class Axis:
 
     @classmethod
     def of_metric(cls, name: str, direction: Direction, teacher: Mapping[str, float], classes: int) -> Self:
-        """A metric's axis: from what is worth nothing to what nothing can beat.
+        """A metric's axis: from a worthless value to an unbeatable one.
 
         Args:
-            name: in METRICS.
-            direction: that the study asks for.
+            name: a key of METRICS.
+            direction: as in the study.
             teacher: the teacher's measurements.
-            classes: how many the data have.
+            classes: the number of classes.
         """
         metric = METRICS[name]
         return cls(name, direction, metric.scale, *metric.ends(direction, teacher.get(name, math.nan), classes))
 
     def position(self, values: ArrayLike) -> NDArray[np.float64]:
-        """Any shape to the same shape; outside [0, 1] beyond the ends. On a log axis 0 and below are tiny."""
+        """Any shape to the same shape; outside [0, 1] beyond the ends. On a log axis, 0 and below count as tiny."""
         ends_and_values = [np.asarray(v, dtype=np.float64) for v in (self.worst, self.best, values)]
         if self.scale == "log":
             ends_and_values = [np.log(np.maximum(v, np.finfo(np.float64).tiny)) for v in ends_and_values]
@@ -60,7 +60,7 @@ class Axis:
         return np.asarray((where - worst) / (best - worst), dtype=np.float64)
 
     def shows(self, value: float) -> bool:
-        """Whether a picture has a place for the value."""
+        """Whether the value can be drawn on the axis."""
         return math.isfinite(value) and (self.scale == "linear" or value > 0)
 
     def normalise(self, values: ArrayLike) -> NDArray[np.float64]:
@@ -71,8 +71,8 @@ class Axis:
 def non_dominated(values: ArrayLike, directions: Sequence[Direction]) -> list[int]:
     """Indices, ascending, of the points that no other point beats.
 
-    `values`: (n, m) with m = len(directions) >= 1. A point is out if another one is at least as good on every objective
-    and better on one; of exact duplicates the first index stays. A row that holds NaN or an infinity is never on the
+    `values`: (n, m) with m = len(directions) >= 1. A point is beaten if another one is at least as good on every
+    objective and better on one; of exact duplicates the first is kept. A row with NaN or an infinity is never on the
     front and beats nothing.
     """
     index, points = _finite_rows(values, len(directions))
@@ -85,7 +85,7 @@ def non_dominated(values: ArrayLike, directions: Sequence[Direction]) -> list[in
 def hypervolume(values: ArrayLike, axes: Sequence[Axis]) -> float:
     """Share of the normalised objective space, in [0, 1], that the points weakly dominate; the reference is `worst`.
 
-    `values`: (n, m), column j on axes[j]. Rows that hold NaN or an infinity count nothing.
+    `values`: (n, m), column j on axes[j]. Rows with NaN or an infinity are ignored.
     """
     _, points = _finite_rows(values, len(axes))
     if len(points) == 0:
@@ -95,11 +95,11 @@ def hypervolume(values: ArrayLike, axes: Sequence[Axis]) -> float:
 
 
 def _finite_rows(values: ArrayLike, m: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """`values`: (n, m), or anything empty. The rows without NaN and infinities: indices (k,) and points (k, m)."""
+    """The rows without NaN and infinities: indices (k,) and points (k, m). `values`: (n, m), or anything empty."""
     points = np.asarray(values, dtype=np.float64)
     if points.size == 0:
         points = points.reshape(0, m)
     if points.ndim != 2 or points.shape[1] != m:
-        raise ValueError(f"values must be (n, {m}), a column an objective, but are {points.shape}")
+        raise ValueError(f"values must be (n, {m}), one column per objective, but are {points.shape}")
     index = np.flatnonzero(np.isfinite(points).all(axis=1))
     return index, points[index]

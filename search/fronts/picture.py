@@ -1,4 +1,4 @@
-"""What every picture of a front shows, whatever draws it: which axes, which students, their marks and labels."""
+"""What every picture of a front shows, whatever draws it: the axes, the students, their marks and labels."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ class Look(NamedTuple):
     marker: str  # of matplotlib
 
 
-# The first six are Okabe and Ito's, told apart by colour-blind readers too; a ninth method looks like the first.
+# The first six are by Okabe and Ito, distinguishable for colour-blind readers; a ninth method looks like the first.
 _LOOKS = [
     Look("#0072b2", "circle", "o"),
     Look("#d55e00", "square", "s"),
@@ -38,15 +38,15 @@ _LOOKS = [
 
 
 class Picture(NamedTuple):
-    """The front in two dimensions; `dux front` and the charts draw the same one."""
+    """The front in two dimensions; `dux front` and the charts draw the same."""
 
     x: Axis
     y: Axis
     entries: list[Entry]
-    """The students that have a place on both axes."""
+    """The students that can be drawn on both axes."""
     far: list[Entry]
-    """Those of them so much worse on y that they would squash the rest: 3 quartile distances below the lower quartile,
-    as Tukey's "far out". The frame leaves them out and the picture says so; none of the front is among them."""
+    """Those so much worse on y that they would squash the rest: 3 interquartile ranges below the lower quartile,
+    Tukey's "far out". They are outside the frame, and the picture says so; none of them is on the front."""
 
 
 def pictured(front: Front) -> Picture:
@@ -67,12 +67,12 @@ def pictured(front: Front) -> Picture:
 
 
 def coordinates(picture: Picture, entries: Sequence[Entry]) -> tuple[list[float], list[float]]:
-    """Of students, on x and on y."""
+    """The students' coordinates, on x and on y."""
     return [entry.value(picture.x.name) for entry in entries], [entry.value(picture.y.name) for entry in entries]
 
 
 def groups(front: Front, picture: Picture) -> Iterator[tuple[str, Look, bool, list[Entry]]]:
-    """By transfer method, its dominated students and then those on the front (False, True): either may be empty."""
+    """For each transfer method its dominated students, then those on the front (False, True); either may be empty."""
     for i, method in enumerate(sorted({_method(entry) for entry in picture.entries})):
         for on_front in (False, True):
             group = [e for e in picture.entries if _method(e) == method and (e in front.non_dominated) == on_front]
@@ -80,9 +80,9 @@ def groups(front: Front, picture: Picture) -> Iterator[tuple[str, Look, bool, li
 
 
 def stairs(front: Front, picture: Picture) -> list[Entry]:
-    """The corners of the front of the two objectives that are drawn, by x; none where there is one objective.
+    """The corners of the front in the two objectives that are drawn, by x; empty if there is one objective.
 
-    With more than two objectives some students on the front lie below it: they are there for what is not drawn.
+    With more than two objectives some students on the front lie below it, because of objectives that are not drawn.
     """
     if len(front.objectives) == 1:
         return []
@@ -92,7 +92,7 @@ def stairs(front: Front, picture: Picture) -> list[Entry]:
 
 
 def spreads(front: Front, picture: Picture) -> tuple[str, list[Spread], list[Spread]]:
-    """A label ("" where nothing was repeated), and on x and y the means and deviations of what was, on the front."""
+    """A label ("" if nothing was repeated), and the spreads on x and y of repeated students on the front."""
     repeated = [entry for entry in front.non_dominated if entry.repeats and entry in picture.entries]
     counts = sorted({1 + len(entry.repeats) for entry in repeated})
     few_to_many = "–".join(str(count) for count in dict.fromkeys((*counts[:1], *counts[-1:])))
@@ -101,13 +101,13 @@ def spreads(front: Front, picture: Picture) -> tuple[str, list[Spread], list[Spr
 
 
 def teacher_place(picture: Picture, teacher: Mapping[str, float] | None) -> tuple[float, float] | None:
-    """Of the teacher's mark, on x and on y; None where it was not measured on both."""
+    """Coordinates of the teacher's mark, on x and on y; None if it was not measured on both."""
     x, y = ((teacher or {}).get(axis.name, math.nan) for axis in (picture.x, picture.y))
     return (x, y) if picture.x.shows(x) and picture.y.shows(y) else None
 
 
 def frame(picture: Picture, teacher: tuple[float, float] | None) -> tuple[float, float] | None:
-    """The ends of y where students lie beyond them, else None (the library's choice, which shows all)."""
+    """The limits of y if students lie beyond them, else None (the library's choice, which shows all)."""
     if not picture.far:
         return None
     shown = [entry.value(picture.y.name) for entry in picture.entries if entry not in picture.far]
@@ -124,7 +124,7 @@ def decades(axis: Axis, low: float, high: float) -> bool:
 
 
 def axis_label(axis: Axis) -> str:
-    """What stands beside an axis."""
+    """The label of an axis."""
     label = (METRICS[axis.name].label if axis.name in METRICS else "") or axis.name
     for end, unit in _UNITS.items():
         if label.endswith(end):
@@ -133,12 +133,12 @@ def axis_label(axis: Axis) -> str:
 
 
 def legend_title(front: Front) -> str:
-    """What the marks mean, in a line or two."""
+    """What the marks mean, in one or two lines."""
     return _LEGEND + ("\nhollow: lead within noise over another" if front.doubtful else "")
 
 
 def caption(front: Front, picture: Picture) -> str:
-    """The front in a line, and what the picture leaves out."""
+    """The front in a line, with the number of students outside the picture."""
     return front.summary() + (f" ({len(picture.far)} far worse, off the picture)" if picture.far else "")
 
 

@@ -20,7 +20,7 @@ def plot(front: Front, width: int = 72, height: int = 18) -> str:
     columns, rows = max(width, 40) - gutter - 2, max(height, 8) - 4
     arrow = "↓" if y.direction == "max" else "↑"
     cells = [[" "] * columns for _ in range(rows)]
-    for entry in sorted(front.entries, key=lambda entry: entry in front.non_dominated):  # those of the front on top
+    for entry in sorted(front.entries, key=lambda entry: entry in front.non_dominated):  # the front's students on top
         if entry in entries:
             row = rows - 1 - _cell(y, entry.value(y.name), y_ends, rows)
             mark = "●" if entry in front.non_dominated else arrow if entry in far else "·"
@@ -37,12 +37,12 @@ def plot(front: Front, width: int = 72, height: int = 18) -> str:
 
 
 def _ticks(axis: Axis, low: float, high: float) -> tuple[float, float, float]:
-    """The ends, and between them what lies midway on the axis."""
+    """The ends, and the value midway between them on the axis."""
     return low, math.sqrt(low) * math.sqrt(high) if axis.scale == "log" else low / 2 + high / 2, high
 
 
 def _cell(axis: Axis, value: float, ends: tuple[float, float], count: int) -> int:
-    """The value's cell: 0 at the lower end and below, count - 1 at the upper and above; the middle if those are one."""
+    """The value's cell: 0 at the lower end and below, count - 1 at the upper and above; the middle if they coincide."""
     start, end, here = (math.log(v) if axis.scale == "log" else v for v in (*ends, value))
     share = (here - start) / (end - start) if end > start else 0.5
     return round(min(1.0, max(0.0, share)) * (count - 1))

@@ -1,4 +1,4 @@
-"""The front as a PNG: the picture of the page, without what one has to hover over."""
+"""The front as a PNG: the page's picture, without hover texts."""
 
 from collections.abc import Mapping
 from io import BytesIO
@@ -43,9 +43,9 @@ def front_figure(front: Front, study: str, teacher: Mapping[str, float] | None =
     """The picture: every student, the front as a step line, means and deviations where trials were repeated.
 
     Args:
-        front: to be shown.
-        study: its name.
-        teacher: its measurements, for a mark to compare with; no mark where one that the picture needs is missing.
+        front: the front to show.
+        study: the study's name.
+        teacher: its measurements, for a mark to compare with; no mark if one that the picture needs is missing.
     """
     picture = pictured(front)
     figure = Figure(figsize=(10, 5.625), dpi=160, layout="constrained")
@@ -67,15 +67,13 @@ def front_figure(front: Front, study: str, teacher: Mapping[str, float] | None =
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if legend:
-        corner = (
-            "lower right" if picture.y.direction == "max" else "upper right"
-        )  # where a large student would be a bad one
+        corner = "lower right" if picture.y.direction == "max" else "upper right"  # the corner of large, bad students
         axes.legend(handles=legend, loc=corner, title=legend_title(front), edgecolor=GRID)
     return figure
 
 
 def _draw_students(axes: Axes, front: Front, picture: Picture) -> list[Artist]:
-    """Returns what the legend shows."""
+    """Returns the legend's entries."""
     legend: list[Artist] = []
     for method, look, on_front, group in groups(front, picture):
         for is_open in (False, True):
@@ -94,7 +92,7 @@ def _draw_students(axes: Axes, front: Front, picture: Picture) -> list[Artist]:
 
 
 def _draw_spreads(axes: Axes, front: Front, picture: Picture) -> list[Artist]:
-    """Returns what the legend shows."""
+    """Returns the legend's entries."""
     label, over_x, over_y = spreads(front, picture)
     if not label:
         return []

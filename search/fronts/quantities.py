@@ -1,4 +1,4 @@
-"""Numbers as people read and write them: in groups of three, or shortened by k, M and G, and read back."""
+"""Numbers as people read and write them: with thousands separators, or shortened with k, M and G, and parsed."""
 
 import math
 
@@ -8,7 +8,7 @@ _SUFFIXES = {"k": 1e3, "M": 1e6, "G": 1e9}
 
 
 def show(value: float) -> str:
-    """A measurement in a table: a whole number in groups of three, else four decimals; "–" if not finite."""
+    """A measurement in a table: an integer with thousands separators, else four decimals; "–" if not finite."""
     if not math.isfinite(value):
         return "–"
     if abs(value) >= 1000 or (float(value).is_integer() and abs(value) > 1):
@@ -28,7 +28,7 @@ def shortened(value: float) -> str:
 
 
 def in_full(value: float) -> str:
-    """For a sentence: a whole number with all its digits, any other with six."""
+    """For a sentence: an integer with all its digits, any other number with six."""
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:.6g}"
 
 
@@ -36,7 +36,7 @@ def parse_quantity(text: str) -> float:
     """A number with an optional k, M or G: "50k" is 50000.0.
 
     Raises:
-        BadInput: it is none, or not finite.
+        BadInput: it is not a number, or not finite.
     """
     factor = _SUFFIXES.get(text[-1:], 1.0)
     try:
@@ -44,5 +44,5 @@ def parse_quantity(text: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise BadInput(f"a quantity must be a finite number, as 0.9, 50k, 1.5M or 2G, but got {text!r}")
+        raise BadInput(f"a quantity must be a finite number, such as 0.9, 50k, 1.5M or 2G, but got {text!r}")
     return value

@@ -1,4 +1,4 @@
-"""Which student of a study somebody wants who has bounds: the best within them, or an error that names the nearest."""
+"""Selects a student within bounds: the best, or an error that names the nearest."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from spaces.errors import BadInput
 from trainers.metrics import Direction
 
 Bounds: TypeAlias = Mapping[str, tuple[Direction, float]]
-"""A measurement's name to ("min", least value) or ("max", greatest value), the ends included."""
+"""A measurement's name to ("min", lowest value) or ("max", highest value), inclusive."""
 
 
 class NoStudent(LookupError):
@@ -18,7 +18,7 @@ class NoStudent(LookupError):
 
 
 def parse_bounds(minimum: Sequence[str], maximum: Sequence[str]) -> Bounds:
-    """The bounds that texts such as "parameters=50k" set.
+    """The bounds in strings such as "parameters=50k".
 
     Raises:
         BadInput: one is not NAME=QUANTITY, or a measurement has two.
@@ -52,11 +52,12 @@ def parse_bound(text: str) -> tuple[str, float]:
 def select(front: Front, bounds: Bounds) -> Entry:
     """The student within all bounds that is best on the first objective, then on the next ones, then the earliest.
 
-    All students are asked, not only those on the front, since a bound on what is no objective may leave none of those.
+    All students are considered, not only those on the front, since a bound on a measurement that is not an objective
+    may exclude all of those.
 
     Raises:
-        BadInput: no student of the study measured what a bound names.
-        NoStudent: none is within the bounds; names the nearest, by violation on normalised axes, summed.
+        BadInput: a bound names a measurement that no student of the study has.
+        NoStudent: none is within the bounds; names the nearest, by the sum of violations on normalised axes.
     """
     candidates = [e for e in front.entries if all(math.isfinite(e.value(name)) for name in front.objectives)]
     if not candidates:
@@ -79,7 +80,7 @@ def select(front: Front, bounds: Bounds) -> Entry:
 
 
 def _violation(front: Front, bounds: Bounds, entry: Entry) -> float:
-    """By how much of their axes the bounds are missed, summed; infinite without a measurement."""
+    """The sum of the fractions of their axes by which bounds are missed; infinite without a measurement."""
     missed = [(name, bound) for name, (side, bound) in bounds.items() if not _holds(entry.value(name), side, bound)]
     positions = [front.axis(name).position([entry.value(name), bound]) for name, bound in missed]
     total = sum(abs(float(value - bound)) for value, bound in positions)

@@ -11,14 +11,14 @@ from search.fronts.quantities import shortened, show
 from search.output import WIDTH
 
 _WITH_THE_OBJECTIVES = ("accuracy", "nll", "parameters", "macs", "size_bytes")
-"""Measurements that the terminal has room for beside the objectives."""
+"""Measurements that the terminal has room for besides the objectives."""
 
 
 def front_table(front: Front) -> Table:
-    """The front for the terminal: student, objectives, what repeats say or else a few more numbers, the recipe.
+    """The front for the terminal: student, objectives, results of repeats or else a few more numbers, the recipe.
 
-    The recipe has a third of WIDTH at least: other numbers than objectives stay away where they would take it.
-    Where repeats take too much of it, the objectives that they are about are shown over the seeds alone.
+    The recipe gets at least a third of WIDTH: numbers other than objectives are left out if they would take its space.
+    If repeats take too much space, the objectives that they concern are shown only as means over the seeds.
     """
     students = front.non_dominated
     cells = [front.seed_cells(entry) for entry in students]
@@ -43,6 +43,6 @@ def front_table(front: Front) -> Table:
 
 
 def _width(column: tuple[str, Sequence[str]]) -> int:
-    """How many characters a column of a table takes, its margin included."""
+    """How many characters wide a table's column is, including its margin."""
     name, cells = column
     return 2 + max(map(len, (*name.replace("_", " ").split(), *cells)))

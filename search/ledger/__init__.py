@@ -1,1 +1,1 @@
-"""The ledger: what a study has tried and what came of it. The only room that knows Optuna."""
+"""The ledger: what a study has tried, with what results. The only package that knows Optuna."""

@@ -1,7 +1,7 @@
-"""The ledger's trials once more, in a file of the study's folder, from which a ledger that is gone can be rebuilt.
+"""A copy of the ledger's trials in a file of the study's folder, from which a lost ledger can be rebuilt.
 
-Every trial has a line for each state that it came to, after the line's hash; the last one holds. A line that a kill
-tore, or that was changed, is no line.
+The file has a line for each state of each trial, preceded by the line's hash; a trial's last line is valid. Lines that
+were torn by a kill or changed are ignored.
 """
 
 import json
@@ -18,14 +18,14 @@ from trainers.files import sha256
 
 
 class Journal:
-    """One study's trials by number, as the file has them. Only the driver of the study writes."""
+    """One study's trials by number, as in the file. Only the study's driver writes it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._states = {number: trial.state for number, trial in self.read().items()}
 
     def read(self) -> dict[int, FrozenTrial]:
-        """Number -> the trial as it was written last."""
+        """Number -> the trial as last written."""
         trials = {}
         if self._path.exists():
             for line in self._path.read_bytes().splitlines():
@@ -40,13 +40,13 @@ class Journal:
         return trials
 
     def write(self, trials: Iterable[FrozenTrial]) -> None:
-        """Add those that are new, or in another state than when they were written."""
+        """Add trials that are new, or whose state has changed since they were written."""
         fresh = [trial for trial in trials if self._states.get(trial.number) != trial.state]
         if not fresh and self._path.exists():
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("ab") as file:
-            # each line on its own, also after one that was torn
+            # each line starts on its own, also after a torn one
             texts = [json.dumps(_plain(trial)).encode() for trial in fresh]
             file.write(b"".join(b"\n" + sha256(text).encode() + b" " + text for text in texts))
             file.flush()
@@ -60,7 +60,7 @@ def _plain(trial: FrozenTrial) -> dict[str, Any]:
         "state": trial.state.name,
         "values": trial.values,
         "params": trial.params,
-        "distributions": {name: distribution_to_json(found) for name, found in trial.distributions.items()},
+        "distributions": {name: distribution_to_json(each) for name, each in trial.distributions.items()},
         "user_attrs": trial.user_attrs,
         "system_attrs": trial.system_attrs,
         "began": None if trial.datetime_start is None else trial.datetime_start.isoformat(),

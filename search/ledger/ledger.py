@@ -34,7 +34,7 @@ from spaces import BadInput, Recipe, Space
 
 
 class Ledger:
-    """One study's trials in an Optuna storage. Only the driver of the study writes.
+    """One study's trials in an Optuna storage. Only the study's driver writes it.
 
     Args:
         storage: a database URL; SQLite or PostgreSQL.
@@ -43,11 +43,11 @@ class Ledger:
         sampler: a name in SAMPLERS, or `package.module:Class` of an Optuna sampler.
         seed: of the sampler.
         space: what recipes are drawn from.
-        constraints: measurement -> its limits; the sampler learns by how far a trial oversteps them.
-        curve: whether trials come with their pruning curve. Where the space cuts in several rounds, too, a trial that
-            goes all the way has a fine-tuned student of every size on it; so those drawn at random, before the sampler
-            models the space, are cut by the largest fraction there is.
-        journal: a file in which every trial is written down, for `restore`; None for a ledger that only looks.
+        constraints: measurement -> its limits; the sampler learns by how much a trial exceeds them.
+        curve: whether trials have pruning curves. If the space also cuts in several rounds, a trial with the largest
+            fraction has a fine-tuned student of every size on its curve; trials drawn at random, before the sampler
+            models the space, are therefore cut by the largest fraction.
+        journal: a file to which every trial is written, for `restore`; None for a ledger that is only read.
     """
 
     def __init__(
@@ -73,10 +73,11 @@ class Ledger:
         self._study = optuna.create_study(
             storage=self._storage, study_name=name, directions=directions, load_if_exists=True
         )
-        found = [direction.name.lower() for direction in self._study.directions]
-        if found != directions:
+        existing = [direction.name.lower() for direction in self._study.directions]
+        if existing != directions:
             raise BadInput(
-                f"study {name!r} must keep its directions, but has {found} and was given {directions}; use another name"
+                f"study {name!r} must keep its directions, but has {existing} and was given {directions}; "
+                "use another name"
             )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # shown by optuna-dashboard, no more
@@ -88,7 +89,7 @@ class Ledger:
         self._journal = None if journal is None else Journal(journal)
 
     def ask(self) -> tuple[int, Recipe]:
-        """The number of a new trial and its recipe: one that was interrupted, one to try first, or a new one."""
+        """The number of a new trial and its recipe: an interrupted one, one to try first, or a new one."""
         self.proposals.make_ready()
         trial = self._study.ask()
         recipe = self._space.draw(trial)
@@ -98,11 +99,11 @@ class Ledger:
         return trial.number, recipe
 
     def ask_again(self, repeat: Repeat) -> tuple[int, Recipe]:
-        """The number of a new trial that repeats a finished one, and its recipe: the same but for the seed.
+        """The number of a new trial that repeats a finished one, and its recipe: the same except for the seed.
 
-        The seed follows from the study's, the trial and the number of the repeat. Nobody draws the new trial's
-        parameters, and so it has none in Optuna: samplers have nothing to learn from it. It is begun and known for what
-        it is in one step, so that a kill leaves no trial of another kind.
+        The seed is derived from the study's, the trial and the number of the repeat. The new trial's parameters are not
+        drawn, so it has none in Optuna, and samplers learn nothing from it. It is created and marked as a repeat in one
+        step, so that a kill cannot leave it unmarked.
         """
         first = self.line(repeat.of).recipe
         assert first is not None
@@ -124,13 +125,13 @@ class Ledger:
         curve: Sequence[Mapping[str, Any]] = (),
         files: Mapping[str, str] = MappingProxyType({}),
     ) -> bool:
-        """Record a finished trial; one whose objectives are not all finite is recorded as failed: False.
+        """Record a finished trial; returns False if its objectives are not all finite, which is recorded as a failure.
 
         Args:
             number: of the trial.
             measurements: of its student.
             seconds: that it took.
-            curve: as in the trial's `result.json`; each point becomes a line of its own, and the sampler learns of it.
+            curve: as in the trial's `result.json`; each point becomes its own line, and the sampler learns from it.
             files: name -> SHA-256 of its student's files.
         """
         values = [measurements.get(name, math.nan) for name in self._objectives]
@@ -139,7 +140,9 @@ class Ledger:
             self.fail(number, f"objectives must be finite, but are {named}")
             return False
         self._set(number, curve=json.dumps(list(curve)), files=dict(files))
-        self._set(number, measurements=json.dumps(dict(measurements)), seconds=seconds)  # last: then the rest is there
+        self._set(
+            number, measurements=json.dumps(dict(measurements)), seconds=seconds
+        )  # last: everything else is there by then
         for limit, over in violations(self._constraints, measurements).items():
             self._asked[number].set_constraint(limit, over)
         self._study.tell(self._asked.pop(number), values)
@@ -148,7 +151,7 @@ class Ledger:
         return True
 
     def _add_points(self, trial: FrozenTrial, there: Set[int] = frozenset()) -> None:
-        """Add the points of a finished trial's curve, but for those at the places that are `there`."""
+        """Add the points of a finished trial's curve, except those at the places in `there`."""
         for place, point in enumerate(json.loads(trial.user_attrs.get("curve", "[]"))):
             values = [point["measurements"].get(name, math.nan) for name in self._objectives]
             if place not in there and all(map(math.isfinite, values)):
@@ -156,7 +159,7 @@ class Ledger:
                 self._study.add_trial(trial_of_point(trial, place, point, values, limits, self._space))
 
     def _add_missing_points(self) -> None:
-        """Add those points that a kill left out, which came between a trial's end and them."""
+        """Add the points that are missing because of a kill after their trial's end."""
         trials = self._study.get_trials(deepcopy=False)
         kinds = [kind for trial in trials if isinstance(kind := kind_of(trial.user_attrs), CurvePoint)]
         for trial in trials:
@@ -164,20 +167,21 @@ class Ledger:
                 self._add_points(trial, {kind.place for kind in kinds if kind.of == trial.number})
 
     def note_runs(self, run_ids: Mapping[int, str]) -> None:
-        """Record which MLflow run is which trial's, in the Optuna study's attribute `mlflow_runs`.
+        """Record each trial's MLflow run, in the Optuna study's attribute `mlflow_runs`.
 
-        Not in the trials' own: MLflow may learn of a trial when it is long over, and Optuna then takes no more.
+        Not in the trials' own attributes: MLflow may receive a trial long after its end, when Optuna no longer accepts
+        changes to it.
         """
         self._study.set_user_attr("mlflow_runs", {str(trial): run for trial, run in sorted(run_ids.items())})
 
     def fail(self, number: int, reason: str) -> None:
-        """Record a trial that ended badly; the sampler learns nothing from it, and it is not tried again."""
+        """Record a failed trial; the sampler learns nothing from it, and it is not retried."""
         self._set(number, reason=reason)
         self._study.tell(self._asked.pop(number), state=TrialState.FAIL)
         self._write_down()
 
     def tries(self, number: int) -> int:
-        """How often the recipe of a running trial was tried before, by trials that ended in `retry`."""
+        """How many earlier trials with a running trial's recipe ended in `retry`."""
         attributes = self._asked[number].user_attrs
         if isinstance(kind := kind_of(attributes), Repeat):
             others = (trial.user_attrs for trial in self._study.get_trials(deepcopy=False))
@@ -185,42 +189,42 @@ class Ledger:
         return int(attributes.get("tries", 0))
 
     def root(self, number: int) -> int:
-        """The first trial that had the recipe of a running trial, itself where it is no second try."""
+        """The first trial with a running trial's recipe; the trial itself unless it is a retry."""
         return int(self._asked[number].user_attrs.get("root", number))
 
     def retry(self, number: int, reason: str) -> None:
-        """Record a trial that ended badly, not by its recipe's fault, and queue the recipe again.
+        """Record a trial that failed through no fault of its recipe, and queue the recipe again.
 
-        That of a repeat is not queued: it stays due, and `ask_again` is for whoever sees to that.
+        A repeat is not queued: it remains due, and `ask_again` creates it again.
         """
-        self._set(number, again=reason)  # first: what a kill leaves undone after this, `reconcile` does
+        self._set(number, again=reason)  # first: if a kill follows, `reconcile` does the rest
         trial = self._asked.pop(number)
         self._queue_again(number, trial.params, trial.user_attrs)
         self._study.tell(trial, state=TrialState.FAIL)
         self._write_down()
 
     def rung(self, number: int, epoch: int, measured: Mapping[str, float]) -> None:
-        """Record what a running trial had come to when early stopping looked at it."""
+        """Record a running trial's measurements at a rung of early stopping."""
         values = {name: measured.get(name, math.nan) for name in self._objectives}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._asked[number].set_user_attr(f"{RUNG}{epoch}", finite)
 
     def stop(self, number: int, epoch: int, seconds: float) -> None:
-        """Record a trial that was stopped early; it has no measurements, and the sampler learns that it was poor."""
+        """Record a trial that was stopped early; it has no measurements, and the sampler learns that it was bad."""
         self._set(number, seconds=seconds, stopped_at=epoch)
         self._study.tell(self._asked.pop(number), state=TrialState.PRUNED)
         self._write_down()
 
     def reconcile(self, finished: Callable[[int], Mapping[str, Any] | None] = lambda trial: None) -> int:
-        """Close trials that no process works on any more and queue their recipes again; returns how many.
+        """Close trials that no process is running any more and queue their recipes again; returns how many.
 
-        Repeats are closed and not queued, as in `retry`.
+        Repeats are closed but not queued, as in `retry`.
 
-        To be called only by the process that holds the study's lock.
+        Only the process that holds the study's lock may call this.
 
         Args:
-            finished: `measurements`, `seconds`, `curve` and `files` of a trial that had come to its end when the
-                process was killed, from the trial's files; None for others.
+            finished: `measurements`, `seconds`, `curve` and `files` of a trial that had ended when the process was
+                killed, from the trial's files; None for others.
         """
         trials = self._study.get_trials(deepcopy=False)
         queued = {
@@ -233,9 +237,9 @@ class Ledger:
             if trial.state != TrialState.RUNNING:
                 continue
             self._asked.pop(trial.number, None)
-            attributes = trial.user_attrs  # with an outcome in them the kill came between record and telling
-            told = {"reason", "again", "stopped_at", "measurements"} & {*attributes}
-            if not told and (result := finished(trial.number)):
+            attributes = trial.user_attrs  # an outcome among them: the kill came before Optuna was told
+            outcome = {"reason", "again", "stopped_at", "measurements"} & {*attributes}
+            if not outcome and (result := finished(trial.number)):
                 attributes = result_attributes(result)
                 for key, value in attributes.items():
                     self._storage.set_trial_user_attr(self._trial_id(trial.number), key, value)
@@ -250,9 +254,9 @@ class Ledger:
                 self._study.tell(trial.number, state=TrialState.PRUNED)
                 continue
             if "reason" not in attributes and not isinstance(kind_of(attributes), Repeat):
-                # queued first and closed then: a kill between the two queues nothing twice
+                # queued first, then closed: a kill between the two queues nothing twice
                 if attributes.get("root", trial.number) not in queued:
-                    # one that was queued may not yet have drawn what it was queued with
+                    # one that came from the queue may not yet have drawn all the parameters queued with it
                     params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
                     self._queue_again(trial.number, params, attributes)
                 again += 1
@@ -262,14 +266,14 @@ class Ledger:
         return again
 
     def restore(self, trials_folder: Path, numbers_given: int) -> int:
-        """Have every trial again that a ledger which is gone had, under its own number; returns how many it lacked.
+        """Restore all trials of a lost ledger, each under its own number; returns how many were missing.
 
-        From the journal, and from the trials' files what the journal does not know. To be called only by the process
-        that holds the study's lock, before `reconcile`. A kill in the midst of it leaves the rest to the next call.
+        They come from the journal, and from the trials' files if the journal does not have them. Only the process that
+        holds the study's lock may call this, before `reconcile`. After a kill, the next call completes it.
 
         Args:
-            trials_folder: where the trials' files are, each in a folder of its number.
-            numbers_given: how many numbers were given to trials, as far as others know: no new trial gets any of them.
+            trials_folder: the folder with the trials' files, each in a folder named by its number.
+            numbers_given: how many trial numbers are known elsewhere to be taken: no new trial gets any of them.
         """
         missing = missing_trials(
             self._study.study_name,
@@ -292,7 +296,7 @@ class Ledger:
             self._journal.write(self._study.get_trials(deepcopy=False))
 
     def lines(self) -> list[Line]:
-        """Every trial that was ever begun, by number."""
+        """Every trial ever started, by number."""
         trials = self._study.get_trials(deepcopy=False)
         return [self._read(trial) for trial in trials if is_own(trial)]
 
@@ -301,7 +305,7 @@ class Ledger:
         return self._read(self._study.get_trials(deepcopy=False)[number])
 
     def ended(self, number: int) -> list[Line]:
-        """The line of a trial that has ended, and after it those of the points of its curve."""
+        """The line of a trial that has ended, followed by those of its curve's points."""
         trials = self._study.get_trials(deepcopy=False)
         later = (trial for trial in trials[number + 1 :] if is_own(trial))
         points = [
@@ -310,11 +314,11 @@ class Ledger:
         return [self._read(trials[number]), *points]
 
     def done(self) -> int:
-        """How many of the trials asked for have ended, well or badly."""
+        """How many of the trials asked for have ended, including failed ones."""
         return sum(line.counts for line in self.lines())
 
     def _read(self, trial: FrozenTrial) -> Line:
-        """A trial's line; those that ended do not change any more, and are read once."""
+        """A trial's line; finished ones never change, and are read only once."""
         if not trial.state.is_finished():
             return line_of(trial)
         if trial.number not in self._lines:

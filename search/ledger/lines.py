@@ -1,6 +1,6 @@
-"""A line of the ledger: what is known of one student that a study made or tried to make, and what kind of line it is.
+"""A line of the ledger: one student that a study made or tried to make, and what kind of line it is.
 
-The ledger keeps each as an Optuna trial; its attributes are written and read here and nowhere else.
+The ledger stores each as an Optuna trial; its attributes are written and read only here.
 """
 
 import json
@@ -21,11 +21,11 @@ Outcome = Literal["complete", "failed", "stopped", "interrupted", "running"]
 _ENDED = ("complete", "failed", "stopped")
 
 RUNG = "rung."
-"""What an attribute begins with that says what a trial had come to at a rung."""
+"""Prefix of the attributes with a trial's measurements at a rung."""
 FROM = "from"
-"""Of a trial of another study, which the sampler learned from."""
+"""Attribute of a trial of another study, which the sampler learned from."""
 LOST = "lost"
-"""Of a trial that only takes a number, in a ledger that was rebuilt: nobody knows what it was."""
+"""Attribute of a placeholder for a lost trial in a rebuilt ledger, of which only the number is known."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Repeat:
-    """A trial carried out again with another seed."""
+    """A trial run again with another seed."""
 
     of: int
     """The trial that it repeats."""
@@ -45,21 +45,21 @@ class Repeat:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A student on a trial's pruning curve; no trial of its own."""
+    """A student on a trial's pruning curve; not a trial itself."""
 
     of: int
     """The trial, or repeat, whose curve it is on."""
     place: int
-    """On the curve, from 0."""
+    """Position on the curve, from 0."""
     repeat: Repeat | None = None
-    """What `of` is, where that is a repeat."""
+    """What `of` is, if it is a repeat."""
 
 
 Kind = Trial | Repeat | CurvePoint
 
 
 def kind_of(attributes: Mapping[str, Any]) -> Kind:
-    """What an Optuna trial with these attributes is; raises as indexing does where they are none of a ledger's."""
+    """What kind an Optuna trial with these attributes is; raises like indexing if they are not a ledger's."""
     repeat = None
     if "repeat" in attributes:
         repeat = Repeat(attributes["repeat"][0], attributes["repeat"][1])
@@ -69,7 +69,7 @@ def kind_of(attributes: Mapping[str, Any]) -> Kind:
 
 
 def attributes_of(kind: Kind) -> dict[str, Any]:
-    """The other way round."""
+    """The inverse of `kind_of`."""
     match kind:
         case CurvePoint(of, place, repeat):
             return {**(attributes_of(repeat) if repeat else {}), "point": [of, place]}
@@ -80,30 +80,30 @@ def attributes_of(kind: Kind) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Line:
-    """One student, or one that was to be, as the ledger has it."""
+    """One student, finished or not, as recorded in the ledger."""
 
     trial: int
     """Its number; curve points have numbers, too."""
     root: int
-    """The first trial that had its recipe, where that was interrupted and tried again; else the trial itself."""
+    """The first trial with its recipe, if that was interrupted and retried; else the trial itself."""
     outcome: Outcome
     recipe: Recipe | None
-    """None where the process ended before a recipe was drawn."""
+    """None if the process ended before a recipe was drawn."""
     measurements: Mapping[str, float]
     reason: str
-    """Why it failed; of an interrupted trial, why it is tried again."""
+    """Why it failed; for an interrupted trial, why it is retried."""
     seconds: float
     stopped_at: int | None
     """Epochs after which it was stopped early."""
     rungs: Mapping[int, Mapping[str, float]]
-    """Epochs -> the objectives then, where early stopping compared it with others; NaN where one was no number."""
+    """Epochs -> the objectives at the rungs of early stopping; NaN if one was not a number."""
     kind: Kind = Trial()
     files: Mapping[str, str] = field(default_factory=dict)
-    """Name -> SHA-256 of the files of its student, as they were written."""
+    """Name -> SHA-256 of each of its student's files, as written."""
 
     @property
     def ended(self) -> bool:
-        """Whether it is done, well or badly."""
+        """Whether it has ended, successfully or not."""
         return self.outcome in _ENDED
 
     @property
@@ -113,12 +113,12 @@ class Line:
 
     @property
     def is_point(self) -> bool:
-        """Whether it is a curve point, which nobody carried out by itself."""
+        """Whether it is a curve point, which is never run by itself."""
         return isinstance(self.kind, CurvePoint)
 
     @property
     def repeat(self) -> Repeat | None:
-        """Of a repeat, and of the points of its curve."""
+        """The repeat, for a repeat and the points of its curve."""
         match self.kind:
             case Repeat():
                 return self.kind
@@ -127,7 +127,7 @@ class Line:
         return None
 
     def folder(self, trials: Path) -> Path:
-        """Where its files are; `trials`: the folder of the study's trials."""
+        """The folder of its files; `trials`: the folder of the study's trials."""
         match self.kind:
             case CurvePoint(of, place):
                 return trials / str(of) / curve_folder(place)
@@ -135,9 +135,9 @@ class Line:
 
 
 def grouped(lines: Sequence[Line]) -> list[tuple[str, list[int]]]:
-    """Why trials ended as they did, the most frequent reason first, and which did.
+    """The reasons why trials ended as they did, the most frequent first, with the trials.
 
-    Reasons that differ in nothing but numbers are one, told in the words of the first.
+    Reasons that differ only in numbers are merged, in the words of the first.
     """
     groups: dict[str, tuple[str, list[int]]] = {}
     for line in lines:
@@ -147,12 +147,12 @@ def grouped(lines: Sequence[Line]) -> list[tuple[str, list[int]]]:
 
 
 def is_own(trial: FrozenTrial) -> bool:
-    """Whether it is a trial of this study that was begun, and none that it learned from or that stands for one lost."""
+    """Whether it is a trial of this study that was started, not one it learned from or a placeholder for a lost one."""
     return trial.state != TrialState.WAITING and not {FROM, LOST} & {*trial.user_attrs}
 
 
 def result_attributes(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes of a trial that ended well, by its file `result.json`."""
+    """The attributes of a finished trial, from its file `result.json`."""
     return {
         "curve": json.dumps(result["curve"]),
         "files": result.get("files", {}),
@@ -169,18 +169,18 @@ def trial_of_point(
     limits: Mapping[str, float],
     space: Space,
 ) -> FrozenTrial:
-    """A point of a trial's curve as the ledger keeps it, so that samplers learn of it.
+    """A point of a trial's curve as the ledger stores it, so that samplers learn from it.
 
     Args:
-        trial: a finished one, or a repeat of one.
+        trial: a finished trial, or a repeat of one.
         place: of the point on its curve.
         point: as in the trial's `result.json`.
         values: of the objectives.
-        limits: by how far it oversteps each.
+        limits: by how much it exceeds each.
         space: what recipes are drawn from.
     """
     kind = kind_of(trial.user_attrs)
-    # what of the trial's parameters the point has otherwise, as far as the space knows the value
+    # the trial's parameters, with the point's own values where they differ and the space has them
     params = {
         name: value if point["recipe"].get(name, value) == value else point["recipe"][name]
         for name, value in trial.params.items()
@@ -202,13 +202,13 @@ def trial_of_point(
 
 
 def line_of(trial: FrozenTrial) -> Line:
-    """The line of an Optuna trial. Raises BadInput where it is none that a ledger wrote."""
+    """The line of an Optuna trial. Raises BadInput if the trial was not written by a ledger."""
     try:
         return _line(trial)
     except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise BadInput(
             f"the ledger must be as it was written, but its trial {trial.number} is not ({shown(str(error))}); "
-            "move the ledger away, and `dux resume NAME` rebuilds a study's from its other files"
+            "move the ledger away, and `dux resume NAME` rebuilds a study's ledger from its other files"
         ) from None
 
 

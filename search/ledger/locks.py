@@ -1,7 +1,7 @@
-"""SQLite's locks, waited for as long as they last.
+"""Waiting for SQLite's locks as long as they last.
 
-Another process may hold one for minutes: a backup, a browser of databases. SQLite itself waits for a fixed time, deaf
-to Ctrl-C, and gives up then, in the middle of a study.
+Another process, such as a backup or a database browser, may hold a lock for minutes. SQLite itself waits for a fixed
+time, ignoring Ctrl-C, and then gives up in the middle of a study.
 """
 
 import sqlite3
@@ -17,36 +17,36 @@ TRY_S = 0.5
 
 Result = TypeVar("Result")
 
-_tell: ContextVar[Callable[[], object]] = ContextVar("_tell", default=lambda: None)
+_notify: ContextVar[Callable[[], object]] = ContextVar("_notify", default=lambda: None)
 
 
 @contextmanager
-def told_of_locks(tell: Callable[[], object]) -> Iterator[None]:
-    """Inside, in this thread, `tell` is called every TRY_S while a database is locked."""
-    token = _tell.set(tell)
+def notified_of_locks(notify: Callable[[], object]) -> Iterator[None]:
+    """Inside, in this thread, `notify` is called every TRY_S while a database is locked."""
+    token = _notify.set(notify)
     try:
         yield
     finally:
-        _tell.reset(token)
+        _notify.reset(token)
 
 
 class PatientConnection(sqlite3.Connection):
     """A connection that waits for locks; `sqlite3.connect(file, timeout=TRY_S, factory=PatientConnection)`.
 
-    A statement that meets a lock has done nothing and can be said again: one that writes takes its lock when it begins,
-    and Python opens no transaction before such a one. So does COMMIT, which leaves the transaction as it was.
+    A statement that meets a lock has done nothing and can be repeated: a writing statement takes its lock when it
+    begins, and Python opens no transaction before it. The same holds for COMMIT: the transaction stays as it was.
     """
 
     def cursor(self, factory: Any = None) -> Any:
-        """A cursor that waits, too."""
+        """A cursor that also waits."""
         return super().cursor(factory or _PatientCursor)
 
     def execute(self, *arguments: Any) -> Any:
-        """As of any connection."""
+        """As for any connection."""
         return self.cursor().execute(*arguments)
 
     def commit(self) -> None:
-        """As of any connection."""
+        """As for any connection."""
         _patiently(super().commit)
 
 
@@ -59,7 +59,7 @@ class _PatientCursor(sqlite3.Cursor):
 
 
 def _patiently(call: Callable[..., Result], *arguments: Any) -> Result:
-    """What the call returns, once it meets no lock."""
+    """Repeat the call until it meets no lock; returns its result."""
     try:
         return call(*arguments)
     except sqlite3.OperationalError as error:
@@ -67,7 +67,7 @@ def _patiently(call: Callable[..., Result], *arguments: Any) -> Result:
             raise
     with ctrl_c_raises():
         while True:
-            _tell.get()()
+            _notify.get()()
             raise_if_pressed()
             try:
                 return call(*arguments)
@@ -77,6 +77,6 @@ def _patiently(call: Callable[..., Result], *arguments: Any) -> Result:
 
 
 def _is_locked(error: sqlite3.OperationalError) -> bool:
-    """Whether another process has a lock that it will give back; not a snapshot that is out of date, which stays so."""
+    """Whether another process holds a lock that it will release; not an outdated snapshot, which stays outdated."""
     code = error.sqlite_errorcode
     return code & 0xFF == sqlite3.SQLITE_BUSY and code != sqlite3.SQLITE_BUSY_SNAPSHOT

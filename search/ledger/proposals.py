@@ -1,4 +1,4 @@
-"""What an Optuna study is asked to propose next: recipes that are queued, and those that its sampler draws."""
+"""What an Optuna study proposes next: queued recipes, and recipes drawn by its sampler."""
 
 import json
 import math
@@ -18,10 +18,10 @@ from spaces import Choice, Space
 
 
 class Proposals:
-    """Sees to what the study's next `ask` brings.
+    """Controls what the study's next `ask` returns.
 
     Args:
-        study: whose trials are asked for.
+        study: the Optuna study.
         space: what recipes are drawn from.
         objectives: names of measurements.
         constraints: measurement -> its limits.
@@ -44,7 +44,7 @@ class Proposals:
         self._objectives, self._constraints = objectives, constraints
         self._sampler: tuple[str, int] | None = (sampler, seed)
         self._at_random: BaseSampler | None = None
-        """Asked first, where there is one."""
+        """Asked first, if there is one."""
         self._all_the_way: dict[str, Any] = {}
         rounds = space.parameters.get("pruning.rounds", Choice((1,))).extremes()
         if curve and space.fractions() and 1 not in rounds:
@@ -52,8 +52,8 @@ class Proposals:
         self._grid: Iterator[int] | None = None
 
     def make_ready(self) -> None:
-        """To be called before the study is asked."""
-        if self._sampler is not None:  # only now, so that a study can be looked at where its sampler cannot be found
+        """Call before the study is asked."""
+        if self._sampler is not None:  # only now, so that a study can be read even if its sampler cannot be found
             sampler, seed = self._sampler
             # another seed for each session: the same one would propose the first session's random recipes again
             before = len(self._study.get_trials(deepcopy=False))
@@ -69,16 +69,16 @@ class Proposals:
             self._study.sampler, self._at_random = self._chosen, None
 
     def try_first(self, recipes: Sequence[Mapping[str, Any]]) -> None:
-        """Queue recipes, each by some of its parameters; those that were queued before are not queued again."""
+        """Queue recipes, each given by some of its parameters; those queued before are not queued again."""
         there = {trial.user_attrs.get("first") for trial in self._study.get_trials(deepcopy=False)}
         for place, recipe in enumerate(recipes):
             if place not in there:
                 self._study.enqueue_trial(self._space.partial(recipe), user_attrs={"first": place})
 
     def learn_from(self, name: str, lines: Sequence[Line]) -> int:
-        """Let the sampler know what another study found, where this space has the recipe; returns how many trials.
+        """Give the sampler another study's results for recipes in this space; returns how many trials.
 
-        They are no trials of this study: nothing here lists, counts or shows them.
+        They are not trials of this study: nothing here lists, counts or shows them.
         """
         before = {trial.user_attrs.get(FROM) for trial in self._study.get_trials(deepcopy=False)}
         learned = 0
@@ -86,7 +86,7 @@ class Proposals:
             values = [line.measurements.get(name, math.nan) for name in self._objectives]
             if line.recipe is None or line.outcome != "complete" or not all(map(math.isfinite, values)):
                 continue
-            if line.repeat is not None or (told := drawn(self._space, line.recipe)) is None:
+            if line.repeat is not None or (fixed := drawn(self._space, line.recipe)) is None:
                 continue
             learned += 1
             origin = f"{name}/{line.trial}"
@@ -94,8 +94,8 @@ class Proposals:
                 self._study.add_trial(
                     optuna.trial.create_trial(
                         values=values,
-                        params=told.params,
-                        distributions=told.distributions,
+                        params=fixed.params,
+                        distributions=fixed.distributions,
                         user_attrs={FROM: origin, "measurements": json.dumps(dict(line.measurements))},
                         constraints=violations(self._constraints, line.measurements),
                     )
@@ -104,17 +104,17 @@ class Proposals:
 
     @property
     def has_learned(self) -> bool:
-        """Whether the sampler knows of another study's trials."""
+        """Whether the sampler has another study's trials."""
         return any(FROM in trial.user_attrs for trial in self._study.get_trials(deepcopy=False))
 
     def _learned(self) -> int:
-        """Trials that a sampler learned from, curve points not counted."""
+        """How many trials a sampler learned from, not counting curve points."""
         learned = (TrialState.COMPLETE, TrialState.PRUNED)
         trials = self._study.get_trials(deepcopy=False, states=learned)
         return sum(not isinstance(kind_of(trial.user_attrs), CurvePoint) for trial in trials)
 
     def _queue_next(self, grid: Iterator[int]) -> None:
-        """Queue the next recipe of the grid that no trial had, unless something is queued already."""
+        """Queue the next recipe of the grid that no trial had yet, unless something is queued already."""
         trials = self._study.get_trials(deepcopy=False)
         if any(trial.state == TrialState.WAITING for trial in trials):
             return

@@ -1,4 +1,4 @@
-"""The trials of a ledger that is gone, from the study's other files: its journal, and what its trials left."""
+"""Rebuilds the trials of a lost ledger from the study's other files: its journal, and its trials' files."""
 
 import json
 import warnings
@@ -17,7 +17,7 @@ from trainers.files import Damaged, read_whole, unsealed
 
 _MOST_REPEATS = 64
 _MOST_LOST = 10_000
-"""Numbers of trials of which nothing is known; more are a mistake."""
+"""How many trial numbers may be unaccounted for; more are a mistake."""
 
 
 def missing_trials(
@@ -30,20 +30,20 @@ def missing_trials(
     objectives: Collection[str],
     constraints: Mapping[str, Limits],
 ) -> list[FrozenTrial]:
-    """What a ledger lacks of what it once had, in the order of the trials' numbers; nothing where it lacks nothing.
+    """The trials that a ledger once had and has lost, in the order of their numbers; empty if it has lost none.
 
     Args:
         study: its name.
-        journal: number -> trial, as far as the journal knows them.
-        trials_folder: where the trials' files are, each in a folder of its number; for those the journal does not know.
-        numbers: from the first that the ledger does not have, up to those that others know were given.
-        seed: the study's, by which repeats are known.
+        journal: number -> trial, as far as the journal has them.
+        trials_folder: the trials' files, each in a folder named by its number; used for trials not in the journal.
+        numbers: from the first that the ledger does not have, up to those known elsewhere to be taken.
+        seed: the study's, by which repeats are recognised.
         space: what recipes are drawn from.
         objectives: names of measurements.
         constraints: measurement -> its limits.
 
     Raises:
-        BadInput: far more numbers than trials are known.
+        BadInput: far more numbers than trials.
     """
     folders = {int(folder.name): folder for folder in trials_folder.glob("*") if folder.name.isdecimal()}
     last = max((*journal, *folders), default=-1)
@@ -59,8 +59,8 @@ def missing_trials(
     numbers = range(numbers.start, max(last + 1, numbers.stop))
     if len(numbers) - len(known) > _MOST_LOST:
         raise BadInput(
-            f"the files of {study!r} must be of its trials, but {trials_folder} and what MLflow was told name a trial "
-            f"{numbers[-1]} among {len(known)}; take out what is not of this study"
+            f"the files of {study!r} must belong to its trials, but {trials_folder} and MLflow's events name a trial "
+            f"{numbers[-1]} among {len(known)}; remove what does not belong to this study"
         )
     lost = optuna.trial.create_trial(state=TrialState.FAIL, user_attrs={LOST: True})
     return [known.get(number, lost) for number in numbers]
@@ -73,7 +73,7 @@ def _of_files(
     objectives: Collection[str],
     constraints: Mapping[str, Limits],
 ) -> FrozenTrial:
-    """A trial by its files alone; `repeats`: by their recipes' seeds."""
+    """A trial from its files alone; `repeats`: by their recipes' seeds."""
     try:
         text = read_whole(folder / "recipe.json").decode()
         attributes = {"recipe": text, **result_attributes(unsealed(folder / "result.json"))}
@@ -83,25 +83,25 @@ def _of_files(
         said = []
         with suppress(OSError, Damaged):
             said = read_whole(folder / "error.txt").decode(errors="replace").split("\n")
-        reason = next((line for line in reversed(said) if line.strip()), "its files are not whole")
+        reason = next((line for line in reversed(said) if line.strip()), "its files are incomplete")
         return optuna.trial.create_trial(state=TrialState.FAIL, user_attrs={"reason": reason.strip()})
     repeat = repeats.get(recipe.seed)
-    told = drawn(space, recipe) if repeat is None else None
+    fixed = drawn(space, recipe) if repeat is None else None
     return optuna.trial.create_trial(
         values=values,
-        params={} if told is None else told.params,
-        distributions={} if told is None else told.distributions,
+        params={} if fixed is None else fixed.params,
+        distributions={} if fixed is None else fixed.distributions,
         user_attrs=attributes if repeat is None else attributes | attributes_of(repeat),
         constraints=violations(constraints, measurements),
     )
 
 
 def drawn(space: Space, recipe: Recipe) -> FixedTrial | None:
-    """The recipe as the space draws it; None where it cannot."""
-    told = FixedTrial(dict(recipe.flat()))
+    """The recipe as drawn from the space; None if it is not in the space."""
+    fixed = FixedTrial(dict(recipe.flat()))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # what Optuna says of a value out of range
-            return told if space.draw(told) == recipe else None
+            warnings.simplefilter("error")  # Optuna's warning about a value out of range
+            return fixed if space.draw(fixed) == recipe else None
     except (ValueError, UserWarning):
         return None

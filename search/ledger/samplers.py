@@ -1,4 +1,4 @@
-"""Who proposes recipes: Optuna's samplers, and a user's own."""
+"""The samplers that propose recipes: Optuna's, and a user's own."""
 
 import inspect
 import warnings
@@ -26,23 +26,25 @@ SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = MappingProxyType(
         "nsga2": lambda seed: NSGAIISampler(seed=seed, population_size=16),
         "gp": lambda seed: GPSampler(seed=seed),
         "random": lambda seed: RandomSampler(seed=seed),
-        "grid": lambda seed: RandomSampler(seed=seed),  # the ledger asks for what is left; this completes recipes
+        "grid": lambda seed: RandomSampler(
+            seed=seed
+        ),  # the ledger queues the grid's recipes; this only completes recipes
     }
 )
-"""Who proposes recipes, by name in study files."""
+"""The samplers by their names in study files."""
 
 AT_RANDOM = 10
-"""Trials that come to their end before a sampler which models the space is asked, as in Optuna's own. That counts
-the points of pruning curves, too, of which a trial may have ten: modelled from the second trial on, the digits study
-(examples/digits.yaml, seed 0) came to a hypervolume of 0.542 in 12 trials; drawn at random, to 0.557."""
+"""How many trials must end before a sampler that models the space is asked, the same number as in Optuna. Optuna itself
+would also count points of pruning curves, of which a trial may have ten: modelled from the second trial on, the digits
+study (examples/digits.yaml, seed 0) reached a hypervolume of 0.542 in 12 trials; drawn at random, 0.557."""
 MODELS = {"tpe", "gp"}
-"""Those that model the space."""
+"""Samplers that model the space."""
 
 MOST_ON_A_GRID = 100_000
 
 
 def at_random(seed: int, fixed: dict[str, Any]) -> BaseSampler:
-    """Draws by chance what is not `fixed`."""
+    """Draws at random what is not `fixed`."""
     if not fixed:
         return RandomSampler(seed)
     with warnings.catch_warnings():
@@ -54,11 +56,11 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
     """The sampler of a study file.
 
     Args:
-        name: in SAMPLERS, or `package.module:Class`, which is made with `seed=`, or with nothing if it takes none.
-        seed: of its random draws.
+        name: in SAMPLERS, or `package.module:Class`, which is called with `seed=`, or without it if it takes none.
+        seed: for its random draws.
 
     Raises:
-        BadInput: there is none of that name, or none can be made.
+        BadInput: there is no sampler with this name, or it cannot be created.
     """
     if name in SAMPLERS:
         return SAMPLERS[name](seed)
@@ -72,8 +74,8 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
         made: Any = own  # whose arguments are its own
         sampler: BaseSampler = made(seed=seed) if "seed" in inspect.signature(own).parameters else made()
         return sampler
-    except (Exception, SystemExit) as error:  # it is not ours
+    except (Exception, SystemExit) as error:  # a user's class may raise anything
         raise BadInput(
-            f"`search.sampler: {name}` must be a class that can be made, but "
+            f"`search.sampler: {name}` must be a class that can be created, but "
             f"{' '.join(f'{type(error).__name__}: {error}'.split())[:200]}; try it in Python"
         ) from None

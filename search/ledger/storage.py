@@ -16,7 +16,7 @@ from search.secrets import redacted, without_secrets
 from spaces import BadInput
 
 LOST = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
-"""What a database that went away raises through Optuna."""
+"""What Optuna raises if a database's connection is lost."""
 
 
 class NoAnswer(BadInput):
@@ -24,36 +24,36 @@ class NoAnswer(BadInput):
 
 
 def read_lines(storage: str, name: str) -> list[Line] | None:
-    """A study's lines by a look that neither makes nor writes anything; None where it is not in the storage."""
+    """A study's lines, without creating or writing anything; None if it is not in the storage."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    found = _look(storage)
-    if found is None or name not in optuna.get_all_study_names(storage=found):
+    opened = _look(storage)
+    if opened is None or name not in optuna.get_all_study_names(storage=opened):
         return None
-    trials = optuna.load_study(study_name=name, storage=found).get_trials(deepcopy=False)
+    trials = optuna.load_study(study_name=name, storage=opened).get_trials(deepcopy=False)
     return [line_of(trial) for trial in trials if is_own(trial)]
 
 
 def in_ledger(storage: str, name: str) -> bool:
-    """Whether a study of this name is there."""
-    found = _look(storage)
-    return found is not None and name in optuna.get_all_study_names(storage=found)
+    """Whether the storage has a study with this name."""
+    opened = _look(storage)
+    return opened is not None and name in optuna.get_all_study_names(storage=opened)
 
 
 def delete(storage: str, name: str) -> None:
-    """Forget a study, if it is there."""
+    """Delete a study, if it exists."""
     if in_ledger(storage, name):
         optuna.delete_study(study_name=name, storage=open_storage(storage))
 
 
 def _look(url: str) -> optuna.storages.RDBStorage | None:
-    """A storage to be read; None where there is none yet."""
-    with _told_as_bad_input(url):
+    """A storage for reading; None if there is none yet."""
+    with _as_bad_input(url):
         parsed = sqlalchemy.make_url(url)
         if parsed.get_backend_name() == "sqlite" and parsed.database and "uri" not in parsed.query:
             file = Path(parsed.database)
             if not file.exists():
                 return None
-            # of somebody else's home nothing may be written; else it may, since a kill may have left a hot journal
+            # another user's home must not be written to; one's own may, since a kill may have left a hot journal
             may_write = os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)
             way = {"mode": "rw" if may_write else "ro", "uri": "true"}
             parsed = parsed.set(database=f"file:{quote(str(file.absolute()))}").update_query_dict(way)
@@ -68,7 +68,7 @@ def _look(url: str) -> optuna.storages.RDBStorage | None:
 
 
 @contextmanager
-def _told_as_bad_input(url: str) -> Iterator[None]:
+def _as_bad_input(url: str) -> Iterator[None]:
     try:
         yield
     except (*LOST, ImportError, ValueError) as error:
@@ -87,30 +87,30 @@ def _told_as_bad_input(url: str) -> Iterator[None]:
 
 
 def open_storage(url: str) -> optuna.storages.RDBStorage:
-    """The storage at a database's URL, made where there is none. Raises NoAnswer where the database does not answer."""
-    with _told_as_bad_input(url):
+    """The storage at a database's URL, created if there is none. Raises NoAnswer if the database does not answer."""
+    with _as_bad_input(url):
         parsed = sqlalchemy.make_url(url)
         if parsed.get_backend_name() == "sqlite" and parsed.database and "uri" not in parsed.query:
-            with suppress(OSError):  # SQLite says what is wrong
+            with suppress(OSError):  # SQLite reports what is wrong
                 os.close(os.open(parsed.database, os.O_RDONLY | os.O_CREAT, 0o600))
         return optuna.storages.RDBStorage(url, engine_kwargs=_patience(url))
 
 
 def _patience(url: str) -> dict[str, Any]:
-    """How SQLAlchemy connects, so that a lock that another process holds on a SQLite file is waited for."""
+    """SQLAlchemy's connection settings, to wait for another process's lock on a SQLite file."""
     connect = {"timeout": TRY_S, "factory": PatientConnection}
     return {"connect_args": connect} if url.startswith("sqlite") else {}
 
 
 def lost_database(error: BaseException | None) -> BaseException | None:
-    """What a database that went away raised, where an error comes from that: Tune wraps what the ledger raises."""
+    """The error of a lost database behind another error, if any: Tune wraps what the ledger raises."""
     while error is not None and not isinstance(error, LOST):
         error = error.__cause__ or error.__context__
     return error
 
 
 def why_lost(error: BaseException) -> str:
-    """What the database, or the way to it, said in the first place, in a line."""
+    """The original error of the database or the connection, in a line."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip() or type(error).__name__).splitlines()[0]

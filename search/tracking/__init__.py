@@ -1,1 +1,1 @@
-"""What happens in a study, mirrored to MLflow. The only room that knows MLflow."""
+"""A study's events, mirrored to MLflow. The only package that knows MLflow."""

@@ -1,4 +1,4 @@
-"""What happens in a study, as MLflow is to know it: a class an event, and the one codec of the spool's lines.
+"""A study's events for MLflow: one class per event, and the codec of the spool's lines.
 
 A new event is a class here and its handler in `search/tracking/mirror.py`.
 """
@@ -15,19 +15,19 @@ from spaces import Domain, Space
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 VERSION = 1
-"""Of the spool's lines; those of a Dux that wrote none are the same."""
+"""Version of the spool's lines; lines without one, by earlier versions of Dux, have the same format."""
 
 
 class Unsendable(Exception):
-    """No store will ever take the event."""
+    """No store will ever accept the event."""
 
 
 @dataclass(frozen=True)
 class StudyStarted:
-    """Opens the parent run, anew where a resumed study has one, and sets the view of the front."""
+    """Opens the parent run, or reopens that of a resumed study, and sets the view of the front."""
 
     parameters: Mapping[str, object]
-    """What the study's file says, for the parent run; MLflow refuses to change them later."""
+    """The study file, as parameters of the parent run; MLflow refuses to change them later."""
     tags: Mapping[str, str]
     """More tags of the parent run."""
     objectives: Mapping[str, str]
@@ -39,36 +39,36 @@ class StudyStarted:
     def of(
         cls, parameters: Mapping[str, object], tags: Mapping[str, str], objectives: Mapping[str, str], space: Space
     ) -> Self:
-        """By what recipes are drawn from."""
+        """The event for a study that draws its recipes from `space`."""
         drawn = [name for name, domain in space.parameters.items() if len(domain.extremes()) > 1]
         return cls(parameters, tags, objectives, drawn)
 
 
 @dataclass(frozen=True)
 class DataDescribed:
-    """What is trained on and validated with: inputs of the parent run and of all trials' runs that follow.
+    """The training and validation splits: inputs of the parent run and of all trials' runs that follow.
 
-    Class names are the artifact `classes.json` of the parent run, and its tag `dux.class_names` where they are not too
-    long for one.
+    Class names become the artifact `classes.json` of the parent run, and its tag `dux.class_names` if they are short
+    enough.
     """
 
     data: Sequence[Mapping[str, Any]]
-    """Of each split `name`, `digest` (36 characters at most; no two splits may share name and digest), `context`
-    ("training", "validation"), `source` (where it comes from), `image_shape` and `profile` (what else is shown)."""
+    """For each split `name`, `digest` (at most 36 characters; no two splits may share name and digest), `context`
+    ("training", "validation"), `source` (where it comes from), `image_shape` and `profile` (what else to show)."""
     class_names: Sequence[str] = ()
-    """Of labels 0, 1, ...; a spool before they were told has none."""
+    """Names of labels 0, 1, ...; missing in older spools."""
     images: Mapping[str, str] = field(default_factory=dict)
-    """What they are and how they were prepared."""
+    """The images' colour and preparation."""
 
 
 @dataclass(frozen=True)
 class TeacherMeasured:
-    """What students are compared with: metrics of the parent run, and a logged model."""
+    """The teacher, with which students are compared: metrics of the parent run, and a logged model."""
 
     metrics: Mapping[str, float]
     """`teacher.accuracy`, ...: on validation data."""
     parameters: Mapping[str, object]
-    """Of the model: what network it is, and how it was trained."""
+    """The model's parameters: which network it is, and how it was trained."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ class TrialStarted:
 
     @classmethod
     def of(cls, trial: int, recipe: Mapping[str, object], space: Space, repeat_of: int | None = None) -> Self:
-        """By the recipe in its flat form, and what it was drawn from.
+        """The event for a recipe in its flat form, drawn from `space`.
 
-        A repeat of another trial has the tags `dux.role` "repeat", so that the view of the front leaves it out, and
+        A repeat of another trial has the tags `dux.role` "repeat", which excludes it from the view of the front, and
         `dux.repeat_of`.
         """
         fillers = {name: filler(domain) for name, domain in space.parameters.items()}
@@ -107,11 +107,11 @@ class TrialFinished:
     trial: int
     status: Status
     step: int
-    """Of its final metrics: the last that was reported."""
+    """Step of its final metrics: the last one reported."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     files: str | Path | None = None
-    """The folder whose files become the run's."""
+    """The folder whose files become the run's artifacts."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class CurveMeasured:
 
 @dataclass(frozen=True)
 class FrontChanged:
-    """Adds a point to the front's course, on the parent run; the step is the number of finished trials."""
+    """Adds a point to the front's metrics on the parent run; the step is the number of finished trials."""
 
     trials_finished: int
     hypervolume: float
@@ -133,7 +133,7 @@ class FrontChanged:
 
 @dataclass(frozen=True)
 class FrontMembers:
-    """Says which trials are on the front now: `dux.pareto` is "true" on their runs and "false" on all others."""
+    """Marks the trials that are on the front now: `dux.pareto` is "true" on their runs and "false" on all others."""
 
     trials: Sequence[int]
 
@@ -146,11 +146,11 @@ class StudentKept:
     parameters: Mapping[str, object]
     """Its recipe in the flat form."""
     metrics: Mapping[str, float]
-    """That are linked to the model, run and model having the same points; what is not finite is left out."""
+    """Linked to the model: run and model have the same points; values that are not finite are left out."""
     step: int
-    """Of those points, as the trial's end had it."""
+    """Step of those points, as at the trial's end."""
     at: int
-    """Their time in ms, as the trial's end had it."""
+    """Time of those points in ms, as at the trial's end."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class StudyFinished:
     artifacts: Sequence[str | Path] = ()
     """Files that become its artifacts."""
     front: Sequence[Mapping[str, object]] = ()
-    """The rows of a table that does, too."""
+    """Rows of a table that also becomes an artifact."""
 
 
 Event = (
@@ -188,7 +188,7 @@ _KINDS = {name_of(kind): kind for kind in Event.__args__}
 
 
 class Record(NamedTuple):
-    """An event, and when it was."""
+    """An event and its time."""
 
     time: int
     """In ms; no two events of a study have the same."""
@@ -196,14 +196,14 @@ class Record(NamedTuple):
 
 
 def encode(record: Record) -> bytes:
-    """The line of a spool."""
+    """The spool's line for a record."""
     given = {each.name: getattr(record.event, each.name) for each in fields(record.event)}
     line = {"event": name_of(type(record.event)), "version": VERSION, "time": record.time, **given}
     return json.dumps(line, default=_plain).encode() + b"\n"
 
 
 def decode(line: bytes) -> Record:
-    """The other way round.
+    """The inverse of `encode`.
 
     Raises:
         Unsendable: the line is damaged, or of another version.
@@ -224,7 +224,7 @@ def decode(line: bytes) -> Record:
 
 
 def is_of_later_version(line: bytes) -> bool:
-    """Whether a later Dux wrote a line."""
+    """Whether a later version of Dux wrote the line."""
     try:
         return bool(json.loads(line).get("version", VERSION) > VERSION)
     except (AttributeError, RecursionError, TypeError, ValueError):
@@ -232,16 +232,16 @@ def is_of_later_version(line: bytes) -> bool:
 
 
 def filler(domain: Domain) -> str:
-    """What a run logs for a parameter that its recipe did not draw, so that parallel coordinates shows the run.
+    """What a run logs for a parameter that its recipe did not draw, so that parallel coordinates show the run.
 
-    MLflow leaves a run out that lacks a parameter, and also one whose value is a text where most are numbers or a
-    number where most are texts: "n/a" among temperatures would hide all runs with one or all without. Nothing ("")
-    passes for a number (it is drawn at 0), "n/a" for a text.
+    MLflow leaves out a run that lacks a parameter, and also one whose value is a string where most are numbers, or the
+    other way round: "n/a" among temperatures would hide all runs with one, or all without. An empty string counts as a
+    number (it is drawn at 0), "n/a" as a string.
     """
     values = domain.extremes()
     return "" if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values) else "n/a"
 
 
 def _plain(value: Any) -> Any:
-    """JSON for what has none: NumPy's scalars as numbers, all else (paths) as text."""
+    """For values that JSON does not know: NumPy's scalars as numbers, everything else (paths) as strings."""
     return value.item() if hasattr(value, "item") else str(value)

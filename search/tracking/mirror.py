@@ -1,4 +1,4 @@
-"""A study in MLflow: what each event does to its runs, models and tags. Sent twice, an event does the same once."""
+"""A study in MLflow: what each event does to its runs, models and tags. Sending an event twice has the same effect."""
 
 import json
 import math
@@ -35,13 +35,14 @@ from search.tracking.mlflow_view import PARETO_TAG, VIEW_TAG, log10_name, view_s
 from search.tracking.spool import replace_json
 from trainers.files import json_text
 
-_LONGEST_TAG = 5000  # characters, of an older MLflow; a newer one takes 8,000
+_LONGEST_TAG = 5000  # characters, in older versions of MLflow; newer ones accept 8,000
 
 
 class Mirror:
-    """A study's experiment and its runs as the store has them, with one handler an event.
+    """A study's experiment and its runs as they are in the store, with one handler per event.
 
-    Made anew after every failure, so that it never believes in a run the store did not get, nor overlooks one it did.
+    Recreated after every failure, so that it never assumes a run that the store does not have, or misses one that it
+    has.
     """
 
     def __init__(self, client: Any, experiment_id: str, study: str, runs_path: Path, uri: str) -> None:
@@ -49,16 +50,16 @@ class Mirror:
         self._runs = runs_of(client, experiment_id)
         self._on_front: dict[int, str] = {}
         self._inputs: Any = None
-        """Of the parent run."""
+        """Id of the parent run."""
         self._models: dict[str, str] | None = None
-        """What is in `MODEL_TAG` -> logged model, as far as it was asked for."""
+        """Value of `MODEL_TAG` -> logged model, as far as they were looked up."""
         self._save_runs()
 
-    def tell(self, line: bytes) -> None:
+    def send(self, line: bytes) -> None:
         """Sends a line of the spool.
 
         Raises:
-            Unsendable: it is no event, or what it tells of is gone.
+            Unsendable: it is not an event, or what it refers to is gone.
         """
         time, event = decode(line)
         self._carry_out(event, time)
@@ -124,10 +125,10 @@ class Mirror:
         run_id = self._trial(event.trial, time)
         outputs = self._client.get_run(run_id).outputs
         model_id = self._model(str(event.trial), run_id, event.parameters, {"dux.files": f"runs:/{run_id}/student"})
-        # a model's NaN would be 0 in MLflow
+        # MLflow would turn a model's NaN into 0
         finite = {name: value for name, value in event.metrics.items() if math.isfinite(value)}
         self._link(model_id, run_id, event.at, event.step, finite)
-        if model_id not in [model.model_id for model in outputs.model_outputs]:  # MLflow takes it once
+        if model_id not in [model.model_id for model in outputs.model_outputs]:  # MLflow accepts it only once
             self._client.log_outputs(run_id, [LoggedModelOutput(model_id, event.step)])
 
     @_carry_out.register
@@ -144,7 +145,7 @@ class Mirror:
         }
 
         def log_files() -> None:
-            if files is not None:  # without the students of a pruning curve, which are told of by themselves
+            if files is not None:  # without the students of its pruning curve, which have their own events
                 there = Path(_existing(str(files))).iterdir()
                 self._log_files(run_id, sorted(file for file in there if file.is_file()), "student")
 
@@ -207,10 +208,10 @@ class Mirror:
         return self._inputs
 
     def _model(self, whose: str, run_id: str, parameters: Mapping[str, object], tags: Mapping[str, str]) -> str:
-        """The logged model, made where there is none. A call that other servers answer must have gone before.
+        """The logged model, created if there is none. A call that every server answers must have succeeded before.
 
         Raises:
-            Unsendable: the server has none at all.
+            Unsendable: the server has no logged models.
         """
         if self._models is None:
             self._models = models_of(self._client, self._runs.experiment_id, self._uri)
@@ -227,7 +228,7 @@ class Mirror:
         return self._models[whose]
 
     def _link(self, model_id: str, run_id: str, time: int, step: int, metrics: Mapping[str, float]) -> None:
-        """Links points of a run to a model and to the validation data, and calls the model ready."""
+        """Links points of a run to a model and to the validation data, and marks the model as ready."""
         from mlflow.entities import Metric
 
         of_data: dict[str, str] = {}
@@ -245,7 +246,7 @@ class Mirror:
         run = self._client.create_run(self._runs.experiment_id, start_time=time, tags=tags, run_name=name)
         run_id: str = run.info.run_id
         if not run_id:
-            raise ConnectionError("the answer names no run")
+            raise ConnectionError("the answer does not name a run")
         return run_id
 
     def _log_files(self, run_id: str, files: Sequence[Path], folder: str) -> None:
@@ -253,10 +254,10 @@ class Mirror:
 
         for file in files:
             self._client.log_artifact(run_id, _existing(str(file)), folder or None)
-        # MLflow's answer to a file is empty, as another server's may be
+        # MLflow's answer to an upload is empty, as another server's may be
         where = f"{self._client.get_run(run_id).info.artifact_uri}/{folder}".rstrip("/")
         listed = list_artifacts(artifact_uri=where, tracking_uri=self._uri)
-        there = {posixpath.basename(found.path): found.file_size for found in listed}
+        there = {posixpath.basename(each.path): each.file_size for each in listed}
         for file in files:
             if there.get(file.name) != file.stat().st_size:
                 raise ConnectionError(f"{file.name} was sent, but is not there")
@@ -268,7 +269,7 @@ class Mirror:
             self._log_files(run_id, [file], folder)
 
     def _log_table(self, run_id: str, rows: Sequence[Mapping[str, object]], folder: str, name: str) -> None:
-        """As MLflow's `log_table` writes it; that one appends to a table already there, and would double the rows."""
+        """Like MLflow's `log_table`, which however appends to an existing table, and would duplicate the rows."""
         columns = list(dict.fromkeys(column for row in rows for column in row))
         table = {"columns": columns, "data": [[row.get(column) for column in columns] for row in rows]}
         self._log_json(run_id, table, folder, name)
@@ -293,22 +294,22 @@ class Mirror:
         params = [Param(key(name), str(value)) for name, value in (parameters or {}).items()]
         run_tags = [RunTag(key(name), str(value)) for name, value in (tags or {}).items()]
         self._client.log_batch(run_id, points, params[:100], run_tags[:100], synchronous=True)
-        for start in range(100, max(len(params), len(run_tags)), 100):  # MLflow takes 100 at a time
+        for start in range(100, max(len(params), len(run_tags)), 100):  # MLflow accepts 100 at a time
             self._client.log_batch(
                 run_id, (), params[start : start + 100], run_tags[start : start + 100], synchronous=True
             )
 
 
 def key(name: str) -> str:
-    """`name` with what MLflow takes in no key replaced by `_`."""
+    """`name` with characters that MLflow does not allow in keys replaced by `_`."""
     clean = re.sub(r"[^/\w.\- :]", "_", name)[:250]
     if posixpath.normpath(clean) != clean or clean == "." or clean.startswith(("..", "/")):
-        clean = re.sub(r"[/.]", "_", clean) or "_"  # MLflow takes no key that, as a path, points elsewhere
+        clean = re.sub(r"[/.]", "_", clean) or "_"  # MLflow does not allow keys that, as paths, point elsewhere
     return clean
 
 
 def _each(*parts: Callable[[], None]) -> None:
-    """Does each part of an event, whichever others MLflow refuses; raises the first refusal, and an outage at once."""
+    """Does every part of an event even if MLflow refuses others; raises the first refusal, but an outage at once."""
     refusals = []
     for part in parts:
         try:
@@ -324,7 +325,7 @@ def _each(*parts: Callable[[], None]) -> None:
 def _dataset_input(
     name: str, digest: str, context: str, source: str, image_shape: Sequence[int], profile: Mapping[str, object]
 ) -> Any:
-    """A split as MLflow's own NumPy data sets are, whose schema and profile its UI knows how to show."""
+    """A split in the form of MLflow's own NumPy data sets, whose schema and profile its UI can show."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     images = [{"type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": [-1, *image_shape]}}]
@@ -336,7 +337,7 @@ def _dataset_input(
 
 def _existing(path: str) -> str:
     if not Path(path).exists():
-        raise Unsendable(f"{path} is no longer there to be logged")
+        raise Unsendable(f"{path} no longer exists")
     if not os.access(path, os.R_OK):
-        raise Unsendable(f"{path} may not be read")
+        raise Unsendable(f"{path} is not readable")
     return path

@@ -1,4 +1,4 @@
-"""What of an answer is MLflow's own: only what it said itself counts, all else is an outage."""
+"""Recognises MLflow's own answers: only these count, anything else is an outage."""
 
 import re
 from typing import Any
@@ -8,7 +8,7 @@ from search.tracking.events import Unsendable
 from search.tracking.spool import in_short
 
 _FINAL_CODES = {"BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"}
-"""Of MLflow's own errors, in its words: that the request is at fault. `only_mlflow_answers` lets no other errors by."""
+"""MLflow's own error codes for a faulty request. `only_mlflow_answers` lets no other errors through."""
 
 _ANSWERS = {
     r"experiments/get-by-name": {"experiment"},
@@ -19,17 +19,17 @@ _ANSWERS = {
     r"runs/(log-batch|set-tag|log-inputs|outputs)": set[str](),
     r"logged-models(/m-\w+)?": {"model"},
 }
-"""What the answer to a request of ours holds, by the end of its path."""
+"""What the answer to a request must contain, by the end of the request's path."""
 
 
 def only_mlflow_answers(response: Any, *_: object, **__: object) -> None:
-    """A hook of `requests` that lets by what MLflow said itself, its errors included.
+    """A hook for `requests` that lets only MLflow's own answers through, including its errors.
 
-    The MLflow client takes much else for its server's word: 400 with HTML is "BAD_REQUEST", a login page that a PUT was
-    redirected to has taken the file, an empty answer is one without fields.
+    The MLflow client accepts much else as its server's answer: 400 with HTML is "BAD_REQUEST"; a login page to which a
+    PUT was redirected counts as a successful upload; an empty answer is one without fields.
 
     Raises:
-        ConnectionError: somebody else said it; MLflow's client makes an MlflowException of that, an INTERNAL_ERROR.
+        ConnectionError: something else answered; MLflow's client turns this into an MlflowException, an INTERNAL_ERROR.
     """
     where = urlsplit(response.request.url).path
     api = re.search(r"/api/[23]\.0/(mlflow|mlflow-artifacts)/(.+)", where)
@@ -37,7 +37,7 @@ def only_mlflow_answers(response: Any, *_: object, **__: object) -> None:
     if api is None or (api[1] == "mlflow-artifacts" and asked == "GET"):
         return
     if response.is_redirect:
-        if api[0] in response.headers["Location"]:  # to https, or to another name of the server
+        if api[0] in response.headers["Location"]:  # to https, or to another name of the same server
             return
     elif response.status_code == 200:
         try:
@@ -45,7 +45,9 @@ def only_mlflow_answers(response: Any, *_: object, **__: object) -> None:
         except ValueError:
             said = None
         if api[1] == "mlflow-artifacts" and asked == "PUT":
-            is_right = not response.content or said == {}  # either, by version; `_log_files` looks whether it is there
+            is_right = (
+                not response.content or said == {}
+            )  # depending on the version; `_log_files` checks that it is there
         else:
             fields = next((names for path, names in _ANSWERS.items() if re.fullmatch(path, api[2])), None)
             is_right = isinstance(said, dict) and (fields is None or set(said) == fields)
@@ -60,7 +62,7 @@ def only_mlflow_answers(response: Any, *_: object, **__: object) -> None:
 
 
 def _error_code(response: Any) -> str:
-    """MLflow's name of an error; empty where the answer is none of MLflow's errors."""
+    """MLflow's code of an error; empty if the answer is not one of MLflow's errors."""
     from mlflow.protos.databricks_pb2 import ErrorCode
 
     try:
@@ -74,7 +76,7 @@ def _error_code(response: Any) -> str:
 
 
 def hear_only_mlflow() -> None:
-    """Sets the hook in the session that MLflow's client makes its requests in, for which it has no public way."""
+    """Sets the hook in the requests session of MLflow's client, which has no public way to do so."""
     from mlflow import environment_variables as settings
     from mlflow.utils import request_utils
 
@@ -91,7 +93,7 @@ def hear_only_mlflow() -> None:
 
 
 def is_before_3(tracking_uri: str) -> bool:
-    """Whether a server says that its version is 1 or 2."""
+    """Whether a server reports version 1 or 2."""
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
@@ -100,15 +102,16 @@ def is_before_3(tracking_uri: str) -> bool:
 
 
 def is_final(error: Exception) -> bool:
-    """Whether sending the same event again cannot help: MLflow, or the event itself, says so. Else it is an outage."""
+    """Whether sending the same event again is pointless, because of MLflow's answer or the event itself. Anything else
+    is an outage."""
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
         return error.error_code in _FINAL_CODES
     response = getattr(error, "response", None)
-    if response is not None:  # of an artifact upload
+    if response is not None:  # from an artifact upload
         return _error_code(response) in _FINAL_CODES
     if isinstance(error, OSError):
         return False
-    # what is in the event is of no kind that we send; not ValueError alone, which a strange answer could raise
+    # the event's content has a type that we never send; not ValueError alone, which a strange answer could raise
     return isinstance(error, Unsendable | AttributeError | KeyError | TypeError | ValueError)

@@ -1,4 +1,4 @@
-"""Where a study is in MLflow: its experiment, its runs, its logged models."""
+"""Finds a study in MLflow: its experiment, its runs, its logged models."""
 
 import json
 import queue
@@ -16,14 +16,14 @@ from search.tracking.spool import UNREADABLE, in_short
 from trainers.files import read_whole
 
 ANSWER_S = 15.0
-"""How long somebody who only wants to know is made to wait for MLflow."""
+"""How long a command that only shows something waits for MLflow."""
 MODEL_TAG = "dux.model"
-"""Of a logged model: "teacher", or the number of the trial whose student it is."""
+"""Tag of a logged model: "teacher", or the number of the student's trial."""
 
 
 @dataclass(frozen=True)
 class Runs:
-    """Where a study is in MLflow."""
+    """A study's experiment and runs in MLflow."""
 
     experiment_id: str
     parent_run_id: str | None
@@ -32,11 +32,11 @@ class Runs:
 
 
 def find_runs(folder: Path, study: str, tracking_uri: str, timeout_s: float = ANSWER_S) -> Runs | None:
-    """Where a study is in MLflow, read from `folder/runs.json` or else asked of the store; None where it is not there.
+    """A study's experiment and runs, read from `folder/runs.json` or else from the store; None if it is not there.
 
     Raises:
-        BadInput: a tracking URI of another kind than a Tracker takes.
-        ConnectionError: the store does not answer, or not in `timeout_s`; no password is in the message.
+        BadInput: a tracking URI that a Tracker does not accept.
+        ConnectionError: the store does not answer within `timeout_s`; the message contains no password.
     """
     file = database(tracking_uri)
     try:
@@ -46,10 +46,10 @@ def find_runs(folder: Path, study: str, tracking_uri: str, timeout_s: float = AN
             parent = note["parent_run_id"]
             return Runs(str(note["experiment_id"]), None if parent is None else str(parent), run_ids)
     except UNREADABLE:
-        pass  # not there, damaged, or another version's: MLflow is asked
+        pass  # missing, damaged, or by another version: ask MLflow
     if file is not None and not file.exists():
         return None
-    import mlflow  # noqa: F401, seconds, in which nobody waits for an answer
+    import mlflow  # noqa: F401, takes seconds, which do not count towards the timeout
 
     def ask() -> None:
         try:
@@ -61,23 +61,23 @@ def find_runs(folder: Path, study: str, tracking_uri: str, timeout_s: float = AN
             answer.put(error)
 
     answer: queue.SimpleQueue[Runs | Exception | None] = queue.SimpleQueue()
-    # in a thread that is left behind: one that sends a byte now and then outlasts any timeout of a request
+    # in a thread that is left behind: a server that sends a byte now and then outlasts any request's timeout
     threading.Thread(target=ask, name="dux-runs", daemon=True).start()
     try:
-        found = answer.get(timeout=timeout_s)
+        result = answer.get(timeout=timeout_s)
     except queue.Empty:
         where = redacted(tracking_uri)
         raise ConnectionError(f"MLflow does not answer: nothing came from {where} in {timeout_s:g} s") from None
-    if isinstance(found, Exception):
-        raise ConnectionError(in_short(redacted(f"MLflow does not answer: {found}", tracking_uri))) from None
-    return found
+    if isinstance(result, Exception):
+        raise ConnectionError(in_short(redacted(f"MLflow does not answer: {result}", tracking_uri))) from None
+    return result
 
 
 def take_out(study: str, tracking_uri: str, *, delete: bool) -> list[str]:
-    """Free a study's name in MLflow: its experiment is renamed, and deleted where asked; returns what was done.
+    """Free a study's name in MLflow by renaming its experiment, and delete it if asked; returns what was done.
 
     Raises:
-        BadInput: a tracking URI of another kind than a Tracker takes.
+        BadInput: a tracking URI that a Tracker does not accept.
         ConnectionError: the store does not answer.
     """
     file, name, done = database(tracking_uri), f"dux-{study}", []
@@ -89,12 +89,12 @@ def take_out(study: str, tracking_uri: str, *, delete: bool) -> list[str]:
             experiment = client.get_experiment_by_name(name)
             if experiment is not None:
                 number = experiment.experiment_id
-                if experiment.lifecycle_stage == "deleted":  # such a one cannot be renamed
+                if experiment.lifecycle_stage == "deleted":  # a deleted experiment cannot be renamed
                     client.restore_experiment(number)
                 client.rename_experiment(number, f"{name}-removed-{number}")
                 if delete or experiment.lifecycle_stage == "deleted":
                     client.delete_experiment(number)
-                    done.append(f"deleted its experiment in MLflow (`mlflow gc` frees the room of number {number})")
+                    done.append(f"deleted its experiment in MLflow (`mlflow gc` frees the space of number {number})")
                 else:
                     done.append(f"renamed its experiment in MLflow to {name}-removed-{number}")
     except Exception as error:
@@ -107,7 +107,7 @@ def take_out(study: str, tracking_uri: str, *, delete: bool) -> list[str]:
 
 
 def connect(tracking_uri: str) -> Any:
-    """MLflow's client for a store, which is made where it is a file that is not there."""
+    """MLflow's client for a store; a missing database file is created."""
     from mlflow import MlflowClient
 
     file = database(tracking_uri)
@@ -122,7 +122,7 @@ def connect(tracking_uri: str) -> Any:
 
 
 def runs_of(client: Any, experiment_id: str) -> Runs:
-    """The runs of an experiment by their tags; of two for one trial, the older."""
+    """The runs of an experiment by their tags; if two belong to one trial, the older."""
     parent_run_id: str | None = None
     run_ids: dict[int, str] = {}
     token = None
@@ -142,10 +142,10 @@ def runs_of(client: Any, experiment_id: str) -> Runs:
 
 
 def models_of(client: Any, experiment_id: str, tracking_uri: str) -> dict[str, str]:
-    """The logged models of an experiment by `MODEL_TAG`; of two for one, the older.
+    """The logged models of an experiment by `MODEL_TAG`; of duplicates, the older.
 
     Raises:
-        Unsendable: the server does not know what that is.
+        Unsendable: the server has no logged models.
     """
     from mlflow.exceptions import MlflowException
 

@@ -1,7 +1,7 @@
-"""MLflow as Dux uses it: its settings, its stores, the shared view of a front, and a server for a store without one.
+"""MLflow as Dux uses it: its settings, its stores, the shared view of a front, and a server for a local store.
 
 The view is an experiment tag holding JSON; MLflow's UI opens it by its key. The fields are those that MLflow 3.17
-reads, found by trying them in a browser (tests/search/test_mlflow_view.py does so again).
+reads, found by trial in a browser (tests/search/test_mlflow_view.py repeats that).
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from trainers.metrics import METRICS
 
 VIEW_TAG = "mlflow.sharedViewState.dux"
 PARETO_TAG = "dux.pareto"
-"""Of a trial's run: "true" where its student is on the front, else "false"."""
+"""Tag of a trial's run: "true" if its student is on the front, else "false"."""
 
 
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # The spool is what tries again. MLflow's own tries would hold one call for minutes, and repeat a "create run" whose
-    # answer was lost, which makes a second run; the spool's next try looks first.
+    # The spool does the retrying. MLflow's own retries would block a call for minutes, and repeat a "create run" whose
+    # answer was lost, which makes a second run; the spool's next attempt looks for the run first.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
@@ -48,12 +48,12 @@ _SETTINGS = {
 
 
 def view_path(experiment_id: str) -> str:
-    """The part of the link to the front that follows the server's address and a slash."""
+    """The link to the front, relative to the server's address and a slash."""
     return f"#/experiments/{experiment_id}/runs?viewStateShareKey=dux&compareRunsMode=CHART"
 
 
 def log10_name(measurement: str) -> str | None:
-    """Under which name MLflow has the logarithm of a measurement, whose axes are all linear; None where it has none."""
+    """The name of a measurement's logarithm in MLflow, whose axes are all linear; None if it is not logged."""
     return f"log10_{measurement}" if measurement in METRICS and METRICS[measurement].scale == "log" else None
 
 
@@ -71,13 +71,13 @@ _SECTION = {
 def view_state(objectives: Mapping[str, str], parameters: Sequence[str]) -> str:
     """The value of `VIEW_TAG`: which charts show a study's front, and how its table is ordered.
 
-    A scatter of the two first objectives (x: the second, y: the first, sizes by their logarithms; left out where there
-    is only one) stands beside parallel coordinates over `parameters` and every objective, coloured by the first
-    objective. MLflow loads 100 runs into its charts: the front's members come first, then the latest others.
+    A scatter plot of the first two objectives (x: the second, y: the first, sizes by their logarithms; left out if
+    there is only one) is next to parallel coordinates over `parameters` and every objective, coloured by the first
+    objective. MLflow loads 100 runs into its charts: the front's members come first, then the most recent others.
 
     Args:
         objectives: measurement -> "max" or "min", the most important first.
-        parameters: the names that a recipe of the study's space can hold.
+        parameters: the names of all parameters of the study's space.
     """
     first, *others = objectives
     section = "dux-front"
@@ -109,7 +109,7 @@ def view_state(objectives: Mapping[str, str], parameters: Sequence[str]) -> str:
             "runsHiddenMode": "SHOW_ALL",
             "hideEmptyCharts": False,
             "searchFilter": "tags.`dux.role` = 'trial'",
-            # the charts show the first 100 runs of the table; by this order the front is among them
+            # the charts show the first 100 runs of the table; this order puts the front among them
             "orderByKey": f"tags.`{PARETO_TAG}`",
             "orderByAsc": False,
             "startTime": "ALL",
@@ -122,13 +122,13 @@ def view_state(objectives: Mapping[str, str], parameters: Sequence[str]) -> str:
 
 
 def database(tracking_uri: str) -> Path | None:
-    """The file of a SQLite store, None for a server's address; the two kinds of tracking URI there are.
+    """The file of a SQLite store, None for a server's address; these are the only two kinds of tracking URI.
 
     Raises:
-        BadInput: any other kind, or a relative path (workers have other folders than the driver).
+        BadInput: any other kind, or a relative path (workers have other working folders than the driver).
     """
     if tracking_uri.startswith(("http://", "https://")):
-        with suppress(ValueError):  # an address that cannot be taken apart
+        with suppress(ValueError):  # an address that cannot be parsed
             if urlsplit(tracking_uri).hostname:
                 return None
     path = Path(unquote(tracking_uri.removeprefix("sqlite:///").partition("?")[0]))
@@ -141,9 +141,9 @@ def database(tracking_uri: str) -> Path | None:
 
 
 def quiet_mlflow() -> AbstractContextManager[None]:
-    """Imports MLflow (seconds) with our settings; inside, this thread's messages of MLflow's are dropped.
+    """Imports MLflow (seconds) with our settings; inside, MLflow's messages in this thread are dropped.
 
-    Not where the user has set MLFLOW_LOGGING_LEVEL: then they want to see them.
+    Unless the user has set MLFLOW_LOGGING_LEVEL: then they want to see them.
     """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -154,13 +154,13 @@ def quiet_mlflow() -> AbstractContextManager[None]:
 
 
 def make_store(file: Path) -> None:
-    """Make a SQLite store where there is none; several processes may do so at a time, and be killed in between."""
+    """Create a SQLite store if there is none; safe if several processes do so at once, or are killed meanwhile."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_name(f".{file.name}.lock")):
         if not file.exists():
-            from mlflow import MlflowClient  # seconds, which others need not wait for
+            from mlflow import MlflowClient  # takes seconds, which other callers need not wait for
 
-            # made beside its place: MLflow never again opens a file whose tables a kill left half made
+            # created elsewhere and moved: MLflow never opens a file again whose tables a kill left incomplete
             fresh = file.with_name(f".{file.name}.new")
             fresh.unlink(missing_ok=True)
             fresh.touch(mode=0o600)
@@ -170,16 +170,16 @@ def make_store(file: Path) -> None:
 
 
 def remove_stray_folder(tracking_uri: str) -> None:
-    """Remove the empty folder that MLflow makes where a path has `?` or `%`: it reads the URL's escapes as they are."""
+    """Remove the empty folder that MLflow creates if a path has `?` or `%`: it takes the URL's escapes literally."""
     stray = Path(tracking_uri.removeprefix("sqlite:///").partition("?")[0]).parent
-    with suppress(OSError):  # not empty: it is somebody's
+    with suppress(OSError):  # not empty: it is the user's
         while unquote(str(stray)) != str(stray):
             stray.rmdir()
             stray = stray.parent
 
 
 def artifacts_of(database: Path) -> Path:
-    """Where the files logged to a SQLite store lie."""
+    """The folder of the files logged to a SQLite store."""
     return database.parent / "mlflow-artifacts"
 
 
@@ -195,7 +195,7 @@ class Server:
     def stop(self) -> None:
         """Ends the server with all its processes; safe to call twice."""
         with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGTERM)  # it leads a group of its own, which its workers are in
+            os.killpg(self.process.pid, signal.SIGTERM)  # it leads its own process group, with its workers
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(10.0)
         self.guard.close()
@@ -206,13 +206,13 @@ def serve(tracking_uri: str, port: int = 0, timeout_s: float = 180.0) -> Server:
     """Serves MLflow's UI for a SQLite store on 127.0.0.1; returns once it answers (about 10 s).
 
     Args:
-        tracking_uri: `sqlite:////absolute/path.db`; the file is made where there is none.
+        tracking_uri: `sqlite:////absolute/path.db`; a missing file is created.
         port: 0 for a free one.
         timeout_s: how long it may take to answer.
 
     Raises:
-        BadInput: a store that needs no server of ours, a port that is taken, or a machine without a loopback interface.
-        RuntimeError: the server ended or did not answer in time; the message has the last it said.
+        BadInput: a store that has its own server, a port that is taken, or a machine without a loopback interface.
+        RuntimeError: the server ended or did not answer in time; the message has its last output.
     """
     file = database(tracking_uri)
     if file is None:
@@ -233,7 +233,7 @@ def serve(tracking_uri: str, port: int = 0, timeout_s: float = 180.0) -> Server:
         process = subprocess.Popen(
             command,
             env={**os.environ, **settings, **guard.environment, "PYTHONSAFEPATH": "1"},
-            cwd="/",  # Python, and uvicorn, would import modules that lie in the current folder
+            cwd="/",  # Python and uvicorn would import modules from the current folder
             start_new_session=True,
             stdin=subprocess.DEVNULL,
             stdout=said,
@@ -256,7 +256,7 @@ def serve(tracking_uri: str, port: int = 0, timeout_s: float = 180.0) -> Server:
 
 
 def _free_port(port: int) -> int:
-    """`port` or, for 0, any other that is free; raises BadInput where it is taken."""
+    """`port` or, for 0, any free port; raises BadInput if it is taken."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,4 +1,4 @@
-"""A study's events on disk: what happened, how far MLflow was told, what it will never take."""
+"""A study's events on disk: what happened, how much was sent to MLflow, and what it will never accept."""
 
 import json
 from collections.abc import Mapping
@@ -25,19 +25,19 @@ from spaces import BadInput
 from trainers.files import Damaged, read_whole
 
 UNREADABLE = (AttributeError, FileNotFoundError, KeyError, RecursionError, TypeError, ValueError)
-"""What a file of JSON raises that is not there or not as it was written; `Damaged` is a ValueError."""
+"""The errors of reading a JSON file that is missing or damaged; `Damaged` is a ValueError."""
 
 
 class History:
-    """What was told of a study, in this and earlier sessions."""
+    """What was recorded of a study, in this and earlier sessions."""
 
     def __init__(self) -> None:
         self.started: set[int] = set()
-        """Trials whose start was told; those that have runs of their own among the points of curves, too."""
+        """Trials whose start was recorded, including curve points that have their own runs."""
         self.ends: dict[int, tuple[int, TrialFinished]] = {}
-        """Trial -> its end, and when that was."""
+        """Trial -> its end, and the time of that."""
         self.curves: set[int] = set()
-        """Trials whose curve was told."""
+        """Trials whose curve was recorded."""
         self.numbers_given = 0
         """The number after that of the last trial, as far as events name it."""
         self.first_start: StudyStarted | None = None
@@ -69,13 +69,13 @@ class History:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the end of the whole study was told last; a kill may have come before."""
+        """Whether the last thing recorded is the end of the whole study; a kill may have come before."""
         last = None if self._last is None else self._last.event
         return isinstance(last, StudyFinished) and last.status == "FINISHED"
 
 
 def history_of(folder: Path) -> History:
-    """What the spool in a study's folder tells; a damaged line, or a last one without its end, tells nothing.
+    """The history in the spool of a study's folder; damaged lines, and an incomplete last one, are ignored.
 
     Raises:
         BadInput: a later version of Dux wrote one.
@@ -88,7 +88,7 @@ def history_of(folder: Path) -> History:
             if is_of_later_version(line):
                 raise BadInput(
                     f"the events of a study must be of a version that this Dux knows, but {path} has some of a later "
-                    "one; go on with the Dux that wrote them"
+                    "one; use the version of Dux that wrote them"
                 )
             with suppress(Unsendable):
                 history.take(decode(line))
@@ -98,8 +98,8 @@ def history_of(folder: Path) -> History:
 class Spool:
     """The events of one study, one JSON object a line, and how many bytes of them have been sent.
 
-    `spool.jsonl` only grows. A last line without its end was torn by a kill in the middle of a write: it is dropped.
-    `spool.sent` names the store beside the count, so that another store gets everything from the start.
+    `spool.jsonl` only grows. An incomplete last line was torn by a kill in the middle of a write and is dropped.
+    `spool.sent` names the store besides the count, so that another store is sent everything from the start.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -113,7 +113,7 @@ class Spool:
         self._file.truncate(self.end)
 
     def append(self, record: Record) -> None:
-        """Adds an event; raises OSError, and adds nothing, where the disk has no room for it."""
+        """Adds an event; raises OSError, and adds nothing, if the disk has no room for it."""
         line = encode(record)
         if self._file.write(line) != len(line):
             self._file.truncate(self.end)
@@ -133,7 +133,7 @@ class Spool:
             return sum(1 for _ in file)
 
     def load_sent(self, store: str) -> int:
-        """How many bytes `store` has; 0 where that is not known, since sending again does no harm."""
+        """How many bytes `store` has; 0 if that is not known, since sending again does no harm."""
         try:
             note = json.loads(read_whole(self._sent_path))
             offset = int(note["offset"]) if note["store"] == store else 0
@@ -141,7 +141,9 @@ class Spool:
             return 0
         if 0 <= offset <= self.end:
             return offset
-        self.save_sent(store, 0)  # a power cut took lines that were sent; as the spool grows, the count would seem true
+        self.save_sent(
+            store, 0
+        )  # a power failure destroyed lines that were sent; as the spool grows, the count would seem right
         return 0
 
     def save_sent(self, store: str, offset: int) -> None:
@@ -149,12 +151,12 @@ class Spool:
         replace_json(self._sent_path, {"store": store, "offset": offset})
 
     def refuse(self, line: bytes, why: str) -> None:
-        """Sets a line aside that the store will never take."""
+        """Sets aside a line that the store will never accept."""
         with self._refused_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"why": why, "line": line.decode(errors="replace").rstrip("\n")}) + "\n")
 
     def forget_refused(self) -> None:
-        """What was refused is sent again, with all else: to be called where a store gets everything from the start."""
+        """Forgets refusals; call this when a store is sent everything again from the start."""
         self._refused_path.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -163,7 +165,7 @@ class Spool:
 
 @dataclass(frozen=True)
 class Refused:
-    """The events of a study that MLflow will never take; `str` tells of them in a line."""
+    """The events of a study that MLflow will never accept; `str` describes them in a line."""
 
     count: int
     first: str
@@ -173,7 +175,7 @@ class Refused:
 
     @classmethod
     def of(cls, folder: Path) -> Self | None:
-        """What is set aside in a study's folder; None where nothing is."""
+        """The events set aside in a study's folder; None if there are none."""
         path = folder / "spool.refused.jsonl"
         try:
             lines = read_whole(path).decode(errors="replace").splitlines()
@@ -198,13 +200,13 @@ class Refused:
 
 
 def replace_json(path: Path, content: Mapping[str, object]) -> None:
-    """Writes JSON so that a reader, or a kill, meets the old file or the new one."""
+    """Writes JSON so that a reader, or a kill, finds either the old file or the new one."""
     fresh = path.with_suffix(path.suffix + ".new")
     fresh.write_text(json.dumps(content), encoding="utf-8")
     fresh.replace(path)
 
 
 def in_short(text: str) -> str:
-    """The text in one line of 300 characters at most."""
+    """The text in one line of at most 300 characters."""
     line = " ".join(text.split())
     return line if len(line) <= 300 else f"{line[:299]}…"

@@ -1,20 +1,21 @@
-"""What a study does, mirrored to MLflow without ever making the study wait.
+"""Mirrors a study to MLflow without ever making the study wait.
 
-Every event is first a line of a spool on disk; a thread of its own sends the lines to MLflow in order and notes how far
-it came. MLflow may be slow, down or gone: the study goes on, and what was missed follows later, in the next process if
-need be. Sending a line twice changes nothing, so after a crash the thread may start before the first unsent one:
+Every event is first written to a spool on disk; a separate thread sends the lines to MLflow in order and notes how far
+it has come. MLflow may be slow or down: the study continues, and what was missed is sent later, if need be by the next
+process. Sending a line twice changes nothing, so after a crash the thread may start before the first unsent one:
 
-- runs are found by their tags before they are made;
+- runs are looked up by their tags before they are created;
 - a point carries the time of its event, and MLflow keeps one of two points equal in key, step, time and value;
 - parameters, tags, states, inputs and files are set, not added;
-- logged models are found by their tags before they are made, and are a run's output once.
+- logged models are looked up by their tags before they are created, and are an output of a run only once.
 
-One experiment a study (`dux-NAME`), one parent run (`NAME`), one nested run a trial (`NAME/12`), whose table
-`curve.json` has the points of its pruning curve; those that are or were on the front have runs of their own, too. All
-of them have the data set's splits and the teacher as inputs. The teacher and, at the end, the students on the front are
-logged models (`NAME-teacher`, `NAME-12`), which MLflow shows under Models: recipe as parameters, measurements linked to
-the run and the validation data. They are external ones in MLflow's words: the files are the run's (tag `dux.files`),
-not copied. A server before MLflow 3 has no logged models: it refuses these events, and has all the others.
+There is one experiment per study (`dux-NAME`), one parent run (`NAME`) and one nested run per trial (`NAME/12`), whose
+table `curve.json` has the points of its pruning curve; points that are or were on the front also have their own runs.
+All runs have the data set's splits and the teacher as inputs. The teacher and, at the end, the students on the front
+are logged models (`NAME-teacher`, `NAME-12`), which MLflow shows under Models: the recipe as parameters, measurements
+linked to the run and the validation data. They are what MLflow calls external models: the files belong to the run (tag
+`dux.files`) and are not copied. A server older than MLflow 3 has no logged models: it refuses these events, and gets
+all the others.
 """
 
 import threading
@@ -29,14 +30,14 @@ from search.tracking.mlflow_runs import connect
 from search.tracking.mlflow_view import artifacts_of, database, quiet_mlflow
 from search.tracking.spool import Spool, history_of, in_short
 
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 15.0  # between tries while MLflow does not answer
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 15.0  # between attempts while MLflow does not answer
 
 
 class Tracker:
-    """Tells MLflow about a study. `tell` neither raises nor waits for MLflow; it costs some 0.1 ms.
+    """Reports a study to MLflow. `record` neither raises nor waits for MLflow; it takes about 0.1 ms.
 
-    An exception here would end Ray's whole `fit()`, hence the promise; what went wrong last is in `last_error`. One
-    process at a time has a Tracker on a folder. A Tracker on a folder with a spool goes on with it.
+    An exception here would end Ray's whole `fit()`, hence the guarantee; the last problem is in `last_error`. Only one
+    process at a time may have a Tracker on a folder. A Tracker on a folder with a spool continues it.
 
     Args:
         folder: the study's; `spool.jsonl`, `spool.sent`, `spool.refused.jsonl` and `runs.json` are written there.
@@ -54,20 +55,20 @@ class Tracker:
         self._folder, self._study, self._uri = folder, study, tracking_uri
         self._store = without_secrets(tracking_uri)
         self.history = history_of(folder)
-        """What was told, in earlier sessions, too."""
+        """What was recorded, including earlier sessions."""
         self._spool = Spool(folder)
         self._sent = self._spool.load_sent(self._store)
         if self._sent == 0:
             self._spool.forget_refused()
         self._doubted = -1
-        """Where the event starts that was refused once."""
+        """Offset of the event that was refused once."""
         self._last_time = 0
         self._changed = threading.Condition()
         self._hurry = self._closing = False
         self._thread = threading.Thread(target=self._send_all, name="dux-mlflow", daemon=True)
         self._thread.start()
 
-    def tell(self, event: Event) -> None:
+    def record(self, event: Event) -> None:
         """Adds an event; returns at once."""
         try:
             with self._changed:
@@ -76,11 +77,11 @@ class Tracker:
                 self._spool.append(record)
                 self.history.take(record)
                 self._changed.notify_all()
-        except Exception as error:  # see the class: nothing may leave here
+        except Exception as error:  # see the class: nothing may be raised here
             self.last_error = f"{name_of(type(event))} of study {self._study} is lost: {error}"
 
     def flush(self, timeout_s: float) -> int:
-        """Waits until MLflow has every event, at most `timeout_s`; returns how many it has not."""
+        """Waits until MLflow has every event, at most `timeout_s`; returns how many it does not have."""
         with self._changed:
             self._hurry = True
             self._changed.notify_all()
@@ -90,8 +91,8 @@ class Tracker:
 
     @property
     def in_the_way(self) -> str:
-        """Why MLflow has not what it has not, in brief."""
-        why = (self.last_error or "it does not answer").removeprefix("MLflow does not take events: ")
+        """Why MLflow does not have all events, in brief."""
+        why = (self.last_error or "it does not answer").removeprefix("MLflow does not accept events: ")
         return why if len(why) <= 160 else f"{why[:159]}…"
 
     def close(self, timeout_s: float) -> int:
@@ -100,7 +101,7 @@ class Tracker:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        # a call that hangs longer dies with the process; its event is still in the spool
+        # a call that hangs longer ends with the process; its event is still in the spool
         self._thread.join(0.5 if unsent else 2.0)
         self._spool.close()
         return unsent
@@ -114,13 +115,13 @@ class Tracker:
                     mirror = mirror or self._open_mirror()
                     self._send_next(mirror)
                 wait_s = _FIRST_WAIT_S
-            except Exception as error:  # an outage of whatever kind: the event stays and is tried again
+            except Exception as error:  # an outage of any kind: the event stays and is sent again
                 mirror = None
-                self.last_error = in_short(redacted(f"MLflow does not take events: {error}", self._uri))
+                self.last_error = in_short(redacted(f"MLflow does not accept events: {error}", self._uri))
                 wait_s = self._pause(wait_s)
 
     def _pause(self, wait_s: float) -> float:
-        """Waits before an event is tried again, briefly while `flush` waits; returns how long to wait the next time."""
+        """Waits before an event is sent again, briefly while `flush` waits; returns how long to wait the next time."""
         with self._changed:
             self._changed.wait_for(lambda: self._closing or (self._hurry and wait_s > _FIRST_WAIT_S), wait_s)
             return _FIRST_WAIT_S if self._hurry else min(2 * wait_s, _LONGEST_WAIT_S)
@@ -136,14 +137,15 @@ class Tracker:
         name = f"dux-{self._study}"
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
-            self._note_sent(0)  # a store without the experiment has lost, or never had, what was sent before
-            self._spool.forget_refused()
+            self._note_sent(
+                0
+            )  # a store without the experiment has lost, or never had, what was sent beforeself._spool.forget_refused()
             file = database(self._uri)
             # without one, MLflow would put the artifacts of a database into the current folder
             location = None if file is None else (artifacts_of(file) / name).as_uri()
             experiment_id = client.create_experiment(name, location)
         elif experiment.name != name:
-            raise ConnectionError(f"asked for the experiment {name}, the answer was of {experiment.name!r}")
+            raise ConnectionError(f"asked for the experiment {name}, got {experiment.name!r}")
         else:
             experiment_id = experiment.experiment_id
             if experiment.lifecycle_stage == "deleted":
@@ -153,13 +155,13 @@ class Tracker:
     def _send_next(self, mirror: Mirror) -> None:
         line = self._spool.read(self._sent)
         try:
-            mirror.tell(line)
+            mirror.send(line)
         except Exception as error:
             if not is_final(error):
                 raise
             if self._doubted != self._sent and not isinstance(error, Unsendable):
-                # asked once more, by a mirror made anew: this one may believe in a run that was deleted since, and
-                # whoever answered for a moment may have been another server
+                # sent once more, by a new mirror: this one may assume a run that has been deleted since, and the answer
+                # may have come from another server that was there for a moment
                 self._doubted = self._sent
                 raise
             self.last_error = in_short(redacted(f"MLflow refuses an event: {error}", self._uri))

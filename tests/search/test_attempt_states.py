@@ -133,7 +133,7 @@ def test_what_may_not_happen_again_is_attempted_again_as_a_trial_of_its_own_and_
     assert not stage.attempts.over
     second = stage.begin()
     assert (second.recipe, second.root, second.trial) == (first.recipe, first.trial, first.trial + 1)
-    stage.attempts.died(second, "the worker process was killed (SIGKILL) by somebody")
+    stage.attempts.died(second, "the worker process was killed (SIGKILL) by another process")
     assert (second.status, stage.outcome(second)) == (Status.FAILED, "failed")
     assert stage.attempts.over
 
@@ -176,7 +176,7 @@ def test_what_takes_too_long_is_named_once_and_dies_of_that(tmp_path: Path) -> N
     assert stage.attempts.overdue() == [running]  # the other has not begun
     assert stage.attempts.overdue() == []
     assert stage.attempts.reported(running, epoch(1, 0.5))  # whose worker has not heard of it yet
-    stage.attempts.died(running, "the worker process was killed (SIGKILL) by somebody")
+    stage.attempts.died(running, "the worker process was killed (SIGKILL) by another process")
     assert stage.ledger.line(running.trial).reason == (
         "took longer than search.trial_timeout, 1e-09 s; raise it, or narrow the space"
     )
@@ -211,7 +211,7 @@ def test_a_trial_that_failed_is_compared_with_nobody(tmp_path: Path) -> None:
     stage = Stage(tmp_path, trials=3, halve=True)
     lost, next_one = stage.begin(), stage.begin()
     assert stage.attempts.reported(lost, epoch(1, 0.9))
-    stage.attempts.died(lost, "the worker process was killed (SIGKILL) by somebody")
+    stage.attempts.died(lost, "the worker process was killed (SIGKILL) by another process")
     assert stage.attempts.reported(next_one, epoch(1, 0.1, 1000.0))
 
 

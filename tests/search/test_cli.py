@@ -191,7 +191,7 @@ def test_status_of_one_study_is_a_line(finished: Finished, dux: Callable[..., Sa
 
 def test_status_without_a_study_says_how_to_begin(tmp_path: Path, dux: Callable[..., Said]) -> None:
     code, out, err = dux("status", "--home", tmp_path)
-    assert (code, out, err) == (0, f"no study in {tmp_path} yet; begin one with `dux search STUDY.yaml`\n", "")
+    assert (code, out, err) == (0, f"no study in {tmp_path} yet; start one with `dux search STUDY.yaml`\n", "")
     assert not list(tmp_path.iterdir())
 
 
@@ -293,7 +293,7 @@ def test_ui_prints_a_link_that_answers_and_ends_with_its_server(
     assert servers
     os.kill(command.process.pid, by)
     wait_for(lambda: not command.running, "the end", 60)
-    stopped = "dux: interrupted; no server is left running, and the same command starts one again\n"
+    stopped = "dux: interrupted; no server is left running; run the same command to start one again\n"
     assert (command.process.returncode, command.err) == (130, stopped)
     assert not [pid for pid in servers if alive(pid)]
 
@@ -301,7 +301,7 @@ def test_ui_prints_a_link_that_answers_and_ends_with_its_server(
 def test_ui_needs_a_study(tmp_path: Path, dux: Callable[..., Said]) -> None:
     code, _, err = dux("ui", "--home", tmp_path)
     assert code == 2
-    assert err.startswith("dux: a study must exist to be looked at, but there is none yet in")
+    assert err.startswith("dux: a study must exist to be shown, but there is none yet in")
 
 
 # --- progress ---------------------------------------------------------------------------------------------------------
@@ -328,7 +328,7 @@ def test_progress_says_how_the_study_stands() -> None:
     console = Console(file=StringIO(), width=120, force_terminal=True, color_system=None)
     console.print(drawn("tiny", RUNNING, 3700.0))
     (bar, found) = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    assert re.match(r"tiny\s+\S+.*6/24 trials\s+2 running, 1 failed, 3 stopped\s+1:01:40 gone, 1:15 left\s*$", bar)
+    assert re.match(r"tiny\s+\S+.*6/24 trials\s+2 running, 1 failed, 3 stopped\s+1:01:40 elapsed, 1:15 left\s*$", bar)
     # of the area, 0.975 high as far as 12,345 parameters, and half of that to 6,172
     sizes = [math.log(1e6 / parameters) / math.log(1e6) for parameters in (12345.0, 12345.0 / 2)]
     volume = 0.975 * sizes[0] + 0.975 / 2 * (sizes[1] - sizes[0])
@@ -341,7 +341,7 @@ def test_progress_before_the_first_trial_says_what_goes_on() -> None:
     console.print(drawn("tiny", early, 5.0))
     bar, phase = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert "0/24 trials" in bar
-    assert bar.rstrip().endswith("0 running  0:05 gone")
+    assert bar.rstrip().endswith("0 running  0:05 elapsed")
     assert phase.strip() == "training the teacher: epoch 3 of 30 …"
 
 

@@ -115,7 +115,7 @@ def test_a_study_whose_clusters_head_is_gone_ends_in_one_line_and_goes_on_elsewh
     assert (study.returncode, out) == (130, "")
     assert err.strip() == (
         "dux: stopped, because the head of the Ray cluster does not answer any more; "
-        f"`dux resume there --home {home}` goes on"
+        f"`dux resume there --home {home}` continues"
     )
     done = run("resume", "there", "--home", str(home), folder=tmp_path, program=HERE)
     assert done.returncode == 0, done.stderr

@@ -36,11 +36,15 @@ def test_memory_is_named_where_it_was_that_and_only_there() -> None:
     bad_alloc = "terminate called after throwing an instance of 'std::bad_alloc'\n" + FATAL.format("SIGABRT")
     by_ray = "1 worker(s) were killed due to the node running low on memory. Memory on the node ... was 1.7GB"
     kernel = why_died(DIED + GUESSES, STARTED, True)
-    assert kernel.startswith("the worker process was killed (SIGKILL) by the system for want of memory: lower ")
-    assert why_died(by_ray, "", False).startswith("the worker process was ended by Ray, since the machine was running")
+    assert kernel.startswith("the worker process was killed (SIGKILL) by the system for lack of memory: lower ")
+    assert why_died(by_ray, "", False).startswith(
+        "the worker process was ended by Ray, because the machine was running"
+    )
     assert "bad_alloc" in why_died(DIED + GUESSES, bad_alloc, False)
     unknown = why_died(DIED + GUESSES, STARTED, None)
-    assert unknown.startswith("the worker process was killed (SIGKILL): by somebody, or by the system for want of")
+    assert unknown.startswith(
+        "the worker process was killed (SIGKILL) by another process, or by the system for lack of"
+    )
     for error in (DIED + GUESSES, by_ray, DIED + "Worker exits with an exit code 3."):
         for words in (STARTED, bad_alloc):
             for kernel_killed in (True, False, None):
@@ -56,7 +60,7 @@ def test_memory_is_named_where_it_was_that_and_only_there() -> None:
 def test_who_ends_itself_is_ended_or_does_not_start_is_told_so() -> None:
     sigterm = "Worker exits unexpectedly. Worker exits with an exit code 1. The process receives a SIGTERM."
     start = "The actor died because of an error raised in its creation task, ray::A()\n File x\nKeyError: 'y'\n"
-    assert why_died(DIED + sigterm, STARTED, False) == "the worker process was ended (SIGTERM) by somebody"
+    assert why_died(DIED + sigterm, STARTED, False) == "the worker process was terminated (SIGTERM) by another process"
     assert why_died(DIED + "Worker exits with an exit code 3.", STARTED, False).endswith("with exit code 3")
     assert why_died(start, "", False) == "the worker process could not start: KeyError: 'y'"
     assert "(SIGKILL)" in why_died("", "", None)  # whatever Ray does not say

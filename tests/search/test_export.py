@@ -259,7 +259,7 @@ def test_no_student_within_the_bounds_names_the_nearest_in_one_line(
         (("--format", "onnx,tflite"), "`--format` must be a known format, but got 'tflite'; known: onnx, pt2"),
         (("--min", "accuracy"), "a bound must read NAME=VALUE, but got 'accuracy'; write for example parameters=50k"),
         (("--max", "size=5"), "a bound must name a measurement, but got 'size'; known are accuracy, "),
-        (("--max", "nll=many"), "a quantity must be a finite number, as 0.9, 50k, 1.5M or 2G, but got 'many'"),
+        (("--max", "nll=many"), "a quantity must be a finite number, such as 0.9, 50k, 1.5M or 2G, but got 'many'"),
         (("--max", "nll=1", "--min", "nll=0"), "a measurement may have one bound, but nll has two; drop one of"),
     ],
 )
@@ -308,7 +308,7 @@ def test_a_folder_that_cannot_be_written_is_told_in_one_line_and_left_as_it_was(
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (code, said) == (1, "")
     assert err == (
-        f"dux: refused: all files of an export are written or none, but {blamed} cannot be ({why}); "
+        f"dux: refused: either all files of an export are written or none, but {blamed} cannot be written ({why}); "
         "name another folder with `--out`\n"
     )
     assert contents(tmp_path) == before
@@ -417,7 +417,7 @@ def test_a_student_described_otherwise_or_a_pipe_in_its_place_is_refused_at_once
 
 def test_a_student_whose_hashes_were_never_recorded_is_refused(finished: Finished, tmp_path: Path) -> None:
     entry = replace(select(finished.study.front(), {}), files={})
-    with pytest.raises(ExportRefused, match="must be known by their hashes, but an earlier Dux recorded none"):
+    with pytest.raises(ExportRefused, match="must have recorded hashes, but an earlier Dux recorded none"):
         export(finished.study, entry, tmp_path / "out")
 
 
@@ -430,10 +430,10 @@ def test_a_file_that_computes_something_else_is_refused(scale: float) -> None:
     for wrong in (logits + 4e-4 * scale, logits * math.nan, logits.flip(1)):
         with pytest.raises(
             ExportRefused,
-            match=r"it must compute the measured network within 0\.0001 of its largest logit, which is .*, but differs",
+            match=r"it must match the measured network within 0\.0001 of its largest logit, which is .*, but differs",
         ):
             verify(wrong, logits, split, 0.75, "it")
-    with pytest.raises(ExportRefused, match=r"it must predict for every image what .* does, but does not for 1 of 4"):
+    with pytest.raises(ExportRefused, match=r"it must predict the same as .* for every image, but does not for 1 of 4"):
         verify(torch.cat([logits[:3], logits[3:].flip(1)]), logits, split, 0.75, "it")
     with pytest.raises(ExportRefused, match=r"it must have the measured accuracy 1\.0, but has 0\.75"):
         verify(logits, logits, split, 1.0, "it")

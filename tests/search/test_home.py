@@ -90,8 +90,8 @@ def test_the_home_of_somebody_else_is_not_changed(of_others: Path, command: list
     assert as_somebody(*command, "--home", of_others) == (
         2,
         "",
-        f"dux: `--home` must be a folder that can be written, but {of_others} is not ({of_others} belongs to somebody "
-        "else, or its disk takes nothing); name another by --home or DUX_HOME\n",
+        f"dux: `--home` must be a folder that can be written, but {of_others} is not ({of_others} belongs to another "
+        "user, or its disk is read-only); name another by --home or DUX_HOME\n",
     )
     assert Study.open("tiny", of_others).status().state == "finished"
 
@@ -122,7 +122,7 @@ def test_ray_must_have_room_for_its_sockets_and_a_place_for_its_token(
             except FileNotFoundError:
                 check_ray_folders()
             except OSError:
-                with pytest.raises(BadInput, match=r"`TMPDIR` must be so short .* to a shorter one, such as /tmp"):
+                with pytest.raises(BadInput, match=r"`TMPDIR` must be short enough .* to a shorter one, such as /tmp"):
                     check_ray_folders()
     monkeypatch.setenv("TMPDIR", __file__)
     with pytest.raises(BadInput, match=r"must be a folder that can be written|must be so short"):

@@ -109,7 +109,7 @@ space:
   training.batch_size: 64
 search: {{sampler: grid, retries: 1, trial_timeout: 4, checkpoint_seconds: 0, curve: false}}
 """
-    with pytest.raises(Interrupted, match=r"^stopped after \d of 6 trials; `dux resume tricky --home .*` goes on$"):
+    with pytest.raises(Interrupted, match=r"^stopped after \d of 6 trials; `dux resume tricky --home .*` continues$"):
         search_here(text, tmp_path)
     study = Study.open("tricky", tmp_path / "home")
     (cut_short,) = (line for line in study.lines() if line.outcome == "interrupted" and not line.reason)
@@ -173,6 +173,6 @@ def test_trials_are_stopped_early_and_those_of_the_front_repeated(tmp_path: Path
 
 def test_an_address_and_a_backend_that_has_none_are_told_before_anything_is_written(tmp_path: Path) -> None:
     study = Study(StudyFile.from_mapping({"name": "a", "space": {}}), tmp_path / "home")
-    with pytest.raises(BadInput, match="an address must be of a Ray cluster, but the backend is 'local'"):
+    with pytest.raises(BadInput, match="an address must be that of a Ray cluster, but the backend is 'local'"):
         study.search(address="127.0.0.1:1", backend="local")
     assert not (tmp_path / "home").exists()

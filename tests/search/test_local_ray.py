@@ -58,7 +58,7 @@ class Story:
         assert (command.process.returncode, command.out) == (130, "")
         assert re.fullmatch(
             r"\n?dux: stopped.*, because Ray's own processes on this machine died; "
-            rf"`dux resume local --home {self.home}` goes on\n",
+            rf"`dux resume local --home {self.home}` continues\n",
             command.err,
         ), command.err
         self.nothing_is_left(processes)

@@ -13,8 +13,8 @@ import pytest
 from running import Said
 
 from search.ledger.ledger import Ledger
-from search.ledger.locks import TRY_S, PatientConnection, told_of_locks
-from search.signals import ctrl_c_is_kept
+from search.ledger.locks import TRY_S, PatientConnection, notified_of_locks
+from search.signals import catch_ctrl_c
 from search.study import Study
 from search.study_file import StudyFile
 from spaces import Space
@@ -40,12 +40,12 @@ def locked(file: Path, statement: str = "BEGIN EXCLUSIVE", seconds: float = 3 * 
 def test_a_locked_ledger_is_waited_for_and_told(tmp_path: Path) -> None:
     file, told = tmp_path / "ledger.db", []
     ledger = Ledger(f"sqlite:///{file}", "study", {"accuracy": "max"}, "random", 0, SPACE)
-    with locked(file), told_of_locks(lambda: told.append(1)):
+    with locked(file), notified_of_locks(lambda: told.append(1)):
         number, _ = ledger.ask()
     assert told
     before = len(told)
     # one that only reads lets others write until they want to have it on the disk
-    with locked(file, "BEGIN; SELECT * FROM trials"), told_of_locks(lambda: told.append(1)):
+    with locked(file, "BEGIN; SELECT * FROM trials"), notified_of_locks(lambda: told.append(1)):
         ledger.complete(number, {"accuracy": 0.5}, 1.0)
     assert len(told) > before
     assert [line.outcome for line in ledger.lines()] == ["complete"]
@@ -56,7 +56,7 @@ def test_ctrl_c_ends_the_wait_for_a_lock_also_where_a_library_has_made_something
     connection = sqlite3.connect(file, timeout=TRY_S, factory=PatientConnection)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with ctrl_c_is_kept(), locked(file, seconds=60.0), told_of_locks(told.set):
+        with catch_ctrl_c(), locked(file, seconds=60.0), notified_of_locks(told.set):
             signal.signal(signal.SIGINT, lambda *_: None)  # as Tune does
             press = threading.Thread(target=lambda: (told.wait(), os.kill(os.getpid(), signal.SIGINT)))
             press.start()

@@ -85,7 +85,7 @@ def test_looking_imports_nothing_of_the_users(home: Path, place: Path, tmp_path:
     told = [line for line in lines if not line.startswith("CODE")]
     assert len(told) == 5
     for line in told:
-        assert "study.json describes no study: its `space` must be written out, but is 'own_space:wide'" in line
+        assert "study.json does not describe a study: its `space` must be written out, but is 'own_space:wide'" in line
     assert not home.joinpath("studies", "tiny").exists()
 
 
@@ -111,5 +111,5 @@ def test_what_must_be_imported_is_named_first(
     assert imported(tmp_path) == ["own_method"]
     named, _, refused = err.partition("must be something that can be imported, but ImportError: of the user")
     assert refused
-    assert f"imports own_method:Method, which the study names, from {place / 'own_method.py'}" in named
-    assert f"imports own_sampler:Sampler, which the study names, from {place / 'own_sampler.py'}" in named
+    assert f"importing own_method:Method, which the study names, from {place / 'own_method.py'}" in named
+    assert f"importing own_sampler:Sampler, which the study names, from {place / 'own_sampler.py'}" in named

@@ -159,7 +159,7 @@ def test_without_a_loopback_interface_one_line_says_so_and_nothing_is_written(tm
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "dux: a machine's processes must reach each other at 127.0.0.1, but here they do not ([Errno 101] Network is "
+        "dux: a machine's processes must reach each other at 127.0.0.1, but here they cannot ([Errno 101] Network is "
         "unreachable); start its loopback interface (`ip link set lo up`)\n"
     )
     assert not (tmp_path / "home").exists()

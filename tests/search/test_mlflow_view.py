@@ -85,16 +85,16 @@ def test_the_link_opens_the_front_with_every_student_in_both_charts(
     store = f"sqlite:///{folder / 'mlflow.db'}"
     rng = random.Random(0)
     tracker = Tracker(folder, "digits", store)
-    tracker.tell(StudyStarted.of({}, {}, OBJECTIVES, SPACE))
+    tracker.record(StudyStarted.of({}, {}, OBJECTIVES, SPACE))
     for trial in range(TRIALS):
         parameters = rng.randint(1_000, 60_000)
         accuracy = 0.98 - 300 / parameters - rng.uniform(0.0, 0.1)
-        tracker.tell(TrialStarted.of(trial, recipe(trial, rng), SPACE))
-        tracker.tell(TrialReported(trial, 1, {"accuracy": accuracy / 2}))
-        tracker.tell(TrialFinished(trial, "FINISHED", 1, {"accuracy": accuracy, "parameters": parameters}))
+        tracker.record(TrialStarted.of(trial, recipe(trial, rng), SPACE))
+        tracker.record(TrialReported(trial, 1, {"accuracy": accuracy / 2}))
+        tracker.record(TrialFinished(trial, "FINISHED", 1, {"accuracy": accuracy, "parameters": parameters}))
     page = tmp_path / "front.html"
     page.write_text("<p id='words'></p><script>document.getElementById('words').innerText = 'a' + 'live'</script>")
-    tracker.tell(StudyFinished("FINISHED", [page], [{"trial": 3, "accuracy": 0.9}]))
+    tracker.record(StudyFinished("FINISHED", [page], [{"trial": 3, "accuracy": 0.9}]))
     assert tracker.close(60.0) == 0, tracker.last_error
     runs = find_runs(folder, "digits", store)
     assert runs is not None
@@ -133,14 +133,14 @@ def test_of_more_runs_than_the_charts_load_the_front_is_shown(folder: Path, serv
     store = f"sqlite:///{folder / 'mlflow.db'}"
     rng = random.Random(0)
     tracker = Tracker(folder / "many", "many", store)
-    tracker.tell(StudyStarted.of({}, {}, OBJECTIVES, SPACE))
+    tracker.record(StudyStarted.of({}, {}, OBJECTIVES, SPACE))
     front = {200: 0.3, 1_000: 0.6, 5_000: 0.7}  # the least accurate of all, first to be told of
     others = {10_000 + trial: 0.6 + trial / 1_000 for trial in range(110)}
     for trial, (parameters, accuracy) in enumerate([*front.items(), *others.items()]):
-        tracker.tell(TrialStarted.of(trial, recipe(trial, rng), SPACE))
-        tracker.tell(TrialFinished(trial, "FINISHED", 1, {"accuracy": accuracy, "parameters": parameters}))
-    tracker.tell(FrontMembers([*range(len(front))]))
-    tracker.tell(StudyFinished("FINISHED"))
+        tracker.record(TrialStarted.of(trial, recipe(trial, rng), SPACE))
+        tracker.record(TrialFinished(trial, "FINISHED", 1, {"accuracy": accuracy, "parameters": parameters}))
+    tracker.record(FrontMembers([*range(len(front))]))
+    tracker.record(StudyFinished("FINISHED"))
     assert tracker.close(120.0) == 0, tracker.last_error
     runs = find_runs(folder / "many", "many", store)
     assert runs is not None
@@ -159,7 +159,7 @@ def test_of_more_runs_than_the_charts_load_the_front_is_shown(folder: Path, serv
 def test_a_study_and_a_server_may_make_the_store_at_the_same_time(tmp_path: Path) -> None:
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     tracker = Tracker(tmp_path, "race", store)
-    tracker.tell(StudyStarted.of({}, {}, OBJECTIVES, SPACE))
+    tracker.record(StudyStarted.of({}, {}, OBJECTIVES, SPACE))
     server = serve(store)
     try:
         assert tracker.close(120.0) == 0, tracker.last_error

@@ -207,12 +207,12 @@ def run_study_on(tracker: Tracker, folder: Path) -> None:
     start(tracker)
     for trial in range(3):
         run_trial(tracker, folder, trial)
-        tracker.tell(FrontChanged(trial + 1, 0.25 * trial, trial + 1))
-        tracker.tell(FrontMembers([trial, 0]))
+        tracker.record(FrontChanged(trial + 1, 0.25 * trial, trial + 1))
+        tracker.record(FrontMembers([trial, 0]))
     for trial in (0, 2):
         keep(tracker, folder, trial)
     artifacts = [folder / "trials" / "0" / "recipe.json"]
-    tracker.tell(StudyFinished("FINISHED", artifacts, [{"trial": 0, "accuracy": 0.75}]))
+    tracker.record(StudyFinished("FINISHED", artifacts, [{"trial": 0, "accuracy": 0.75}]))
 
 
 def test_whatever_mlflow_did_not_say_is_an_outage_and_is_tried_again(tmp_path: Path, stand: Stand) -> None:
@@ -248,7 +248,7 @@ def test_whatever_mlflow_did_not_say_is_an_outage_and_is_tried_again(tmp_path: P
         assert tracker.flush(60.0) == 0, tracker.last_error
         for step, fault in enumerate(FAULTS):
             proxy.rule = once(fault, "runs/log-batch")
-            tracker.tell(TrialReported(0, 4 + step, {"epoch.accuracy": step}))
+            tracker.record(TrialReported(0, 4 + step, {"epoch.accuracy": step}))
             assert tracker.flush(60.0) == 0, (fault, tracker.last_error)
         proxy.rule = lambda method, path: "pass"
     assert len(hit) == 1 + sum(map(len, asked.values())) + len(FAULTS)
@@ -340,11 +340,11 @@ def test_a_hung_mlflow_is_waited_for_as_long_as_is_said_and_gets_the_rest_later(
     waits, rest = err.splitlines()
     go_on = f"`dux resume tiny --home {again.home}` sends the rest"
     assert re.fullmatch(
-        rf"dux: waiting at most 2 s for MLflow \({hung}\), which has not taken \d+ events yet; "
-        rf"Ctrl-C ends the waiting, and {re.escape(go_on)}",
+        rf"dux: waiting at most 2 s for MLflow \({hung}\), which has not accepted \d+ events yet; "
+        rf"Ctrl-C ends the wait, and {re.escape(go_on)}",
         waits,
     )
-    assert re.fullmatch(rf"dux: MLflow has not taken \d+ events \(it does not answer\); {re.escape(go_on)}", rest)
+    assert re.fullmatch(rf"dux: MLflow has not accepted \d+ events \(it does not answer\); {re.escape(go_on)}", rest)
     assert (code, "students on the front" in out) == (0, True)
 
     monkeypatch.setattr("search.reporting.FLUSH_S", 300.0)
@@ -383,7 +383,7 @@ def test_ctrl_c_ends_the_waiting_for_mlflow_at_once(
     assert time.monotonic() - pressed[0] < 5
     assert code == 130
     assert re.fullmatch(
-        r"dux: stopped waiting; all trials are done, but MLflow has not taken \d+ events \(it does not answer\); "
+        r"dux: stopped waiting; all trials are done, but MLflow has not accepted \d+ events \(it does not answer\); "
         r"`dux resume tiny .*` sends the rest",
         err.splitlines()[-1],
     )
@@ -411,7 +411,7 @@ def test_what_mlflow_refuses_is_told_at_the_end_and_by_status(
 ) -> None:
     shutil.copy(stand.empty, again.home / "mlflow.db")
     with tracking(again.folder, again.files.tracking_uri, "tiny") as tracker:
-        tracker.tell(TrialStarted(0, {"student.width": "another"}))  # MLflow lets no parameter change
+        tracker.record(TrialStarted(0, {"student.width": "another"}))  # MLflow lets no parameter change
         assert tracker.flush(60.0) == 0, tracker.last_error
     code, _, err = dux("resume", "tiny", "--home", again.home)
     assert (code, err.count("\n")) == (0, 1)

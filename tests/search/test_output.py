@@ -126,10 +126,11 @@ def test_closed_streams_are_no_error(closed: str, code: int, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("init",), "digits.yaml cannot be written (File too large); make room: the same command begins anew"),
+        (("init",), "digits.yaml cannot be written (File too large); make room, then run the same command again"),
         (
             ("search", "study.yaml"),
-            "HOME/studies/tiny/study.json cannot be written (File too large); make room: the same command begins anew",
+            "HOME/studies/tiny/study.json cannot be written (File too large); "
+            "make room, then run the same command again",
         ),
     ],
 )

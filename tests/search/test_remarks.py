@@ -38,7 +38,7 @@ def test_students_that_are_all_the_same_are_said_to_be() -> None:
     same = "all 6 so far are the same student, to the last digit: "
     assert [*remarks([line(n) for n in range(6)], {}).values()] == [f"{same}their recipes are the same"]
     varied = [replace(line(n), recipe=line(n, width=n + 1).recipe) for n in range(6)]
-    assert [*remarks(varied, {}).values()] == [f"{same}what their recipes differ in makes no difference"]
+    assert [*remarks(varied, {}).values()] == [f"{same}the differences of their recipes have no effect"]
     assert remarks([*varied, line(6, 0.91)], {}) == {}
 
 

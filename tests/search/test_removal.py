@@ -37,7 +37,7 @@ def test_a_deleted_study_is_gone_with_its_teacher_and_its_name_is_free(home: Pat
     with FileLock(home / "studies" / "tiny" / ".driver.lock"):
         code, _, err = dux("delete", "tiny", "--home", home, "--yes")
     assert code == 2
-    assert "a process works on 'tiny'" in err
+    assert "a process is running 'tiny'" in err
     assert in_ledger(storage, "tiny")
     code, out, err = dux("delete", "tiny", "--home", home, "--yes")
     assert (code, err) == (0, "")
@@ -115,7 +115,7 @@ def test_examples_are_written_once_and_are_sound(
 
 def test_a_finished_study_is_carried_on_no_further_than_it_is(home: Path, dux: Callable[..., Said]) -> None:
     code, _, err = dux("resume", "tiny", "--home", home, "--trials", "3")
-    assert (code, err) == (2, "dux: `--trials` must be at least the 6 that are done, but got 3; leave it out\n")
+    assert (code, err) == (2, "dux: `--trials` must be at least the 6 trials already done, but got 3; leave it out\n")
     assert json.loads((home / "studies" / "tiny" / "study.json").read_text())["search"]["trials"] == 6
 
 

@@ -143,7 +143,7 @@ def test_ctrl_c_ends_tidily_and_says_how_to_go_on(story: Story) -> None:
     assert story.stopped.code == 130
     assert story.stopped.out == ""
     assert story.stopped.err.startswith(f"dux: stopped after {done} of 14 trials; `dux resume cut --home ")
-    assert story.stopped.err.endswith("` goes on\n")
+    assert story.stopped.err.endswith("` continues\n")
     assert "running" not in {line.outcome for line in story.stopped.lines}
     assert story.stopped.stopping_s < 60
 
@@ -159,7 +159,7 @@ def test_a_second_process_on_a_running_study_is_refused(story: Story) -> None:
     assert story.second_driver.returncode == 2
     assert story.second_driver.stdout == ""
     assert story.second_driver.stderr == (
-        "dux: one process at a time may work on a study, but another works on 'cut'; "
+        "dux: only one process may run a study at a time, but another is running 'cut'; "
         f"`dux status cut --home {story.study.home}` shows it\n"
     )
 
@@ -215,7 +215,7 @@ def test_ctrl_c_or_sigterm_while_the_teacher_is_trained_can_be_resumed_too(
     command = start("search", str(tmp_path / "study.yaml"), "--home", str(home), in_background=in_background)
     wait_for(lambda: (home / "teachers").is_dir() or not command.running, "the teacher's training")
     code, _, err = dux("resume", "early", "--home", home)
-    assert (code, "another works on 'early'" in err) == (2, True)
+    assert (code, "another is running 'early'" in err) == (2, True)
     assert dux("status", "early", "--home", home)[1].startswith("early: running; 0/24 trials done")
     if in_background:
         command.process.terminate()
@@ -224,11 +224,11 @@ def test_ctrl_c_or_sigterm_while_the_teacher_is_trained_can_be_resumed_too(
     wait_for(lambda: not command.running, "the end", 60)
     assert command.process.returncode == 130
     resume = f"`dux resume early --home {home}`"
-    assert (command.out, command.err) == ("", f"dux: stopped before the first trial; {resume} goes on\n")
+    assert (command.out, command.err) == ("", f"dux: stopped before the first trial; {resume} continues\n")
     assert dux("status", "early", "--home", home)[1].startswith("early: interrupted; 0/24 trials done")
     code, out, err = dux("front", "early", "--home", home)
     assert (code, out) == (2, "")
-    assert "must have its teacher before it has a front" in err
+    assert "must have a teacher before it has a front" in err
 
 
 STOPPED = f"""
@@ -323,7 +323,7 @@ def test_sigterm_while_ray_starts_ends_in_one_line_and_can_be_resumed(
     assert command.process.returncode == 130
     assert command.out == ""
     assert re.fullmatch(
-        r"dux: stopped (before the first trial|after 0 of 24 trials); `dux resume .*` goes on\n", command.err
+        r"dux: stopped (before the first trial|after 0 of 24 trials); `dux resume .*` continues\n", command.err
     )
     assert dux("status", "early", "--home", home)[1].startswith("early: interrupted; 0/24 trials done")
 
@@ -339,7 +339,7 @@ def test_where_ray_does_not_start_one_line_says_so_and_the_study_can_go_on(
     command = start(*search, settings={"RAY_TMPDIR": "/dev/null/there"})
     wait_for(lambda: not command.running, "the end")
     assert (command.process.returncode, command.out) == (1, "")
-    resume = f"`dux resume rayless --home {home}` goes on"
+    resume = f"`dux resume rayless --home {home}` continues"
     assert command.err.startswith("dux: stopped after 0 of 24 trials, because Ray did not start ([Errno 20] ")
     assert command.err.endswith(f"; {resume}\n")
     assert command.err.count("\n") == 1
@@ -360,7 +360,7 @@ def test_a_study_that_finds_no_room_ends_in_one_line_and_goes_on_when_there_is_s
     assert (command.process.returncode, command.out) == (1, "")
     assert re.fullmatch(
         r"dux: the ledger's database does not work any more \([^\n]+\); "
-        r"`dux resume full --home [^\n]+` goes on when it does\n",
+        r"`dux resume full --home [^\n]+` continues once it works\n",
         command.err,
     ), command.err
     again = start("resume", "full", "--home", str(home), program=HERE)

@@ -11,7 +11,7 @@ import pytest
 from processes import Command, environment
 from running import TINY, wait_for
 
-from search.signals import BEGIN_ANEW, ctrl_c_is_kept, handlers_stay, raise_if_pressed, signals_wait
+from search.signals import BEGIN_ANEW, catch_ctrl_c, handlers_stay, raise_if_pressed, signals_wait
 from trainers.files import remove_scratch, scratch_folder, write_whole
 
 ROOT = Path(__file__).parents[2]
@@ -26,14 +26,14 @@ def test_a_ctrl_c_that_a_destructor_loses_is_raised_later(capsys: pytest.Capture
     before = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with ctrl_c_is_kept():
+        with catch_ctrl_c():
             raise_if_pressed()
             loses = Loses()
             del loses
             with pytest.raises(KeyboardInterrupt):
                 raise_if_pressed()
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        with ctrl_c_is_kept():
+        with catch_ctrl_c():
             raise_if_pressed()  # another one begins anew
     finally:
         signal.signal(signal.SIGINT, before)
@@ -49,7 +49,7 @@ def test_sigterm_is_ctrl_c_even_where_that_is_ignored(ignored: bool) -> None:
     before = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
     try:
-        with ctrl_c_is_kept(), pytest.raises(KeyboardInterrupt):
+        with catch_ctrl_c(), pytest.raises(KeyboardInterrupt):
             terminate()
     finally:
         signal.signal(signal.SIGINT, before)
@@ -88,9 +88,9 @@ CUT_SHORT = """
 import os, signal, sys, threading, time
 from search.backends.cluster import cluster
 import ray
-from search.signals import ctrl_c_is_kept
+from search.signals import catch_ctrl_c
 
-with ctrl_c_is_kept():
+with catch_ctrl_c():
     try:
         with cluster(None, cpus=1, gpus=0, store_bytes=0, verbose=False):
             kept = [ray.put(1)]
@@ -116,9 +116,9 @@ def test_a_sigterm_that_a_destructor_swallows_says_nothing_where_ctrl_c_is_ignor
     code = (
         "import os, signal, weakref\n"
         "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"  # as a shell's script starts what it puts in the background
-        "from search.signals import ctrl_c_is_kept, raise_if_pressed\n"
+        "from search.signals import catch_ctrl_c, raise_if_pressed\n"
         "class Thing: pass\n"
-        "with ctrl_c_is_kept():\n"
+        "with catch_ctrl_c():\n"
         "    thing = Thing()\n"
         "    ref = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGTERM))\n"
         "    del thing\n"
@@ -222,7 +222,7 @@ def test_a_signal_that_meets_an_import_in_a_study_is_raised_after_it(
     before = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with ctrl_c_is_kept(), pytest.raises(KeyboardInterrupt):
+        with catch_ctrl_c(), pytest.raises(KeyboardInterrupt):
             interrupted()
     finally:
         signal.signal(signal.SIGINT, before)

@@ -219,7 +219,7 @@ def test_a_study_of_a_name_that_exists_is_refused(finished: Finished, dux: Calla
     assert (code, out) == (2, "")
     assert err == (
         f"dux: a new study must have a new name, but 'tiny' exists in {finished.home}; "
-        f"`dux resume tiny --home {shlex.quote(str(finished.home))}` goes on with it, another `name:` begins anew\n"
+        f"`dux resume tiny --home {shlex.quote(str(finished.home))}` continues it, another `name:` starts a new study\n"
     )
 
 
@@ -230,7 +230,7 @@ def test_a_study_whose_folder_was_deleted_is_no_new_one(tmp_path: Path, dux: Cal
     Study(StudyFile.read(tmp_path / "study.yaml"), home).ledger().ask()  # and nothing else is left of it
     code, _, err = dux("search", tmp_path / "study.yaml", "--home", home)
     assert code == 2
-    assert err.startswith("dux: a new study must have a new name, but the ledger knows a 'gone' whose folder is gone")
+    assert err.startswith("dux: a new study must have a new name, but the ledger has a 'gone' whose folder is gone")
     assert not (home / "studies" / "gone" / "study.json").exists()
 
 
@@ -306,7 +306,7 @@ def test_a_study_whose_data_were_changed_does_not_go_on_and_trains_no_second_tea
     assert (code, out) == (2, "")
     assert err == (
         f"dux: the data of 'moved' must be those that its trials learned from, but {images} was changed: train/a/0.png "
-        "is another, train/b/39.png is gone, train/b/new.png is new; put it back, or begin anew under another name\n"
+        "is another, train/b/39.png is gone, train/b/new.png is new; put it back, or start over under another name\n"
     )
     assert not (study.home / "teachers").exists()
 
@@ -347,7 +347,7 @@ def test_what_a_kill_left_and_someone_changed_is_computed_anew_with_a_line(tmp_p
     drop_changed_checkpoints(study.files, say)
     assert [file.name for file in study.files.checkpoints.iterdir()] == ["0.safetensors"]
     assert [line.partition(";")[0] for line in said] == [
-        "result.json is no record with a hash in it",
+        "result.json is not a record with a hash",
         "student.safetensors was changed",
         "student.json is gone",
         "1.safetensors was changed",
@@ -385,7 +385,7 @@ def test_a_study_is_not_gone_on_with_in_another_database(
     for verb in ("status", "front", "resume"):
         code, out, err = dux(verb, "recorded", "--home", recorded.home)
         assert (code, out) == (2, "")
-        assert f"must name the database that 'recorded' was begun with, but is {said}" in err
+        assert f"must name the database that 'recorded' was started with, but is {said}" in err
         assert err.count("\n") == 1
     assert not (recorded.home / "ledger.db").exists()
 

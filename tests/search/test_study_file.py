@@ -73,7 +73,7 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     "huge text": (
         f"name: {'a' * 5000}",
-        "a text must have at most 4,000 characters, but one in line 1 has 5,000; shorten",
+        "a string must have at most 4,000 characters, but one in line 1 has 5,000; shorten",
     ),
     "huge key": (f"{'a' * 500}: 1", "a key must have at most 200 characters, but one in line 1 has 500; shorten it"),
     "huge file": ("name: a\n" + "# a remark\n" * 10_000, "must have at most 100,000 bytes, but .*study.yaml has more"),
@@ -88,16 +88,16 @@ BAD: dict[str, tuple[str, str]] = {
         "x-0: &a0 [l]\n" + "\n".join(f"x-{n}: &a{n} [*a{n - 1}]" for n in range(1, 40)),
         "must be nested at most 20 deep, but are deeper in line",
     ),
-    "key twice": ("name: a\nname: b\nspace: {}", "key `name` stands twice.*line 2"),
-    "key twice below": ("name: a\nspace: {seed: 1, transfer: kd, seed: 2}", "key `seed` stands twice"),
+    "key twice": ("name: a\nname: b\nspace: {}", "key `name` appears twice.*line 2"),
+    "key twice below": ("name: a\nspace: {seed: 1, transfer: kd, seed: 2}", "key `seed` appears twice"),
     "key a list": (
         "name: a\nspace: {}\n? [a, b]\n: 3",
-        "a key must be a text, but a list or a mapping is one in line 3",
+        "a key must be a string, but a list or a mapping is one in line 3",
     ),
     "key a number": ("name: a\nspace: {}\n1: 2", "keys of a study file must be texts, but got 1"),
     # top level
-    "no space": ("name: a", "`space` must be given, but is not there; add it"),
-    "no name": ("space: {}", "`name` must be given, but is not there; add it"),
+    "no space": ("name: a", "`space` must be given, but is missing; add it"),
+    "no name": ("space: {}", "`name` must be given, but is missing; add it"),
     "unknown key": (
         "name: a\nspace: {}\ntasks: {}",
         "`tasks` is not a known key; did you mean `task`.* known: .*search",
@@ -165,7 +165,7 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     "bool for a number": (
         "name: a\nspace: {}\ntask: {teacher: {epochs: yes}}",
-        r"epochs` .*, but got 'yes' \(a text: write true\)",
+        r"epochs` .*, but got 'yes' \(a string: write true\)",
     ),
     "half an epoch": ("name: a\nspace: {}\ntask: {teacher: {epochs: 2.5}}", "epochs` .*integer, but got 2.5"),
     "text for a number": ("name: a\nspace: {}\ntask: {teacher: {epochs: many}}", "epochs` .*but got 'many'; leave it"),
@@ -178,7 +178,7 @@ BAD: dict[str, tuple[str, str]] = {
         "name: a\nspace: {student.widht: 1.0}",
         "`space.student.widht` is not a parameter of this space.*; did you mean `student.width`",
     ),
-    "parameter a number": ("name: a\nspace: {1: 2}", "names in `space` must be text, but got 1; write it like"),
+    "parameter a number": ("name: a\nspace: {1: 2}", "names in `space` must be strings, but got 1; write it like"),
     "low above high": (
         "name: a\nspace: {student.width: {low: 1.0, high: 0.5}}",
         "`space.student.width` must have low <= high, but got low 1.0, high 0.5; swap them$",
@@ -187,11 +187,11 @@ BAD: dict[str, tuple[str, str]] = {
     "unknown end": ("name: a\nspace: {student.width: {low: 0.5, hihg: 1}}", "width.hihg` is not .*did you mean `high`"),
     "low a text": (
         "name: a\nspace: {student.width: {low: '1', high: 2}}",
-        r"low` must be a finite number, but got '1' \(a text: write it without quotes\)$",
+        r"low` must be a finite number, but got '1' \(a string: write it without quotes\)$",
     ),
     "low a bool": (
         "name: a\nspace: {student.width: {low: no, high: 2}}",
-        r"low` must be a finite number, but got 'no' \(a text: write false\)$",
+        r"low` must be a finite number, but got 'no' \(a string: write false\)$",
     ),
     "low NaN": ("name: a\nspace: {student.width: {low: .nan, high: 2}}", "low` must be a finite number, but got nan"),
     "log from 0": (
@@ -218,7 +218,7 @@ BAD: dict[str, tuple[str, str]] = {
     "choice twice": ("name: a\nspace: {student.width: [1, 1]}", r"must differ, but got \[1, 1\]; write each once"),
     "choice of nothing": (
         "name: a\nspace: {student.width: [1, null]}",
-        "must be finite numbers .*, texts or .*got None",
+        "must be finite numbers .*, strings or .*got None",
     ),
     "width below 0": ("name: a\nspace: {student.width: {low: -1.0, high: 1}}", "student.width` .*than 0, but got -1.0"),
     "all is cut": (
@@ -336,7 +336,7 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     "constraint a word": (
         "name: a\nspace: {}\nconstraints: {parameters: {max: few}}",
-        "`constraints.parameters.max` must be a number, as 0.9, 50k, 1.5M or 2G, but got 'few'",
+        "`constraints.parameters.max` must be a number, such as 0.9, 50k, 1.5M or 2G, but got 'few'",
     ),
     "constraint NaN": ("name: a\nspace: {}\nconstraints: {nll: {max: .nan}}", "nll.max` should be a finite number"),
     "constraint true": (
@@ -369,11 +369,11 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     "number with a comma": (
         "name: a\nspace: {}\ntask: {teacher: {width: '0,5'}}",
-        r"width` .*valid number, but got '0,5' \(a text, because of the comma: write 0.5\)",
+        r"width` .*valid number, but got '0,5' \(a string, because of the comma: write 0.5\)",
     ),
     "number with a comma in a list": (
         "name: a\nspace:\n  student.width: 0,5",
-        r"student.width` .*, but got '0,5' \(a text, because of the comma: write 0.5\)",
+        r"student.width` .*, but got '0,5' \(a string, because of the comma: write 0.5\)",
     ),
     "number with a comma in an interval": (
         "name: a\nspace: {student.width: {low: 0,5, high: 1}}",
@@ -381,11 +381,11 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     "number with a colon": (
         "name: a\nspace: {training.epochs: 1:30}",
-        r"epochs` .*integer, but got '1:30' \(a text, because of the colon: write one number\)",
+        r"epochs` .*integer, but got '1:30' \(a string, because of the colon: write one number\)",
     ),
     "number with underlines": (
         "name: a\nspace: {training.epochs: 1_000}",
-        r"epochs` .*integer, but got '1_000' \(a text, because of the `_`: write 1000\)",
+        r"epochs` .*integer, but got '1_000' \(a string, because of the `_`: write 1000\)",
     ),
     # more than anybody waits for
     "number of a hundred digits": (
@@ -417,16 +417,16 @@ BAD: dict[str, tuple[str, str]] = {
     "many seeds": ("name: a\nspace: {}\nsearch: {seeds: 1000000000}", "search.seeds` .*or equal to 100, but got 10000"),
     "many trials": ("name: a\nspace: {}\nsearch: {trials: 1000000000}", "search.trials` .*or equal to 1000000, but"),
     # names that lead to Python's own
-    "aborts": ("name: z\nspace: 'os:abort'", "must be of a module of your own, but `os` is Python's"),
-    "breaks": ("name: z\nspace: 'builtins:breakpoint'", "must be of a module of your own, but `builtins` is Python's"),
+    "aborts": ("name: z\nspace: 'os:abort'", "must be in a module of your own, but `os` is Python's"),
+    "breaks": ("name: z\nspace: 'builtins:breakpoint'", "must be in a module of your own, but `builtins` is Python's"),
     "sleeps": ("name: z\nspace: 'space_functions:sleep'", "must be a function .* written in Python, but is <built-in"),
-    "Dux itself": ("name: z\nspace: 'dux:main'", "must be of a module of your own, but `dux` is Dux's"),
+    "Dux itself": ("name: z\nspace: 'dux:main'", "must be in a module of your own, but `dux` is Dux's"),
     "a sampler that aborts": ("name: z\nspace: {}\nsearch: {sampler: 'os:abort'}", "`os` is Python's; if yours has"),
     "a method that aborts": ("name: z\nspace: {transfer: 'os:abort'}", "but `os` is Python's; if yours has"),
     "no names at all": ("name: z\nspace: 'a b:c'", "`space` must be `package.module:name`, but got 'a b:c'"),
     "a name twice": (
         "name: z\nspace: {student: {width: 0.5}, student.width: 1}",
-        "`space.student.width` must stand once, but stands twice; remove one",
+        "`space.student.width` must appear once, but appears twice; remove one",
     ),
     "sampler of no module": (
         "name: a\nspace: {}\nsearch: {sampler: 'nowhere:Sampler'}",
@@ -438,7 +438,7 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     "sampler that raises": (
         "name: a\nspace: {}\nsearch: {sampler: 'space_functions:Raises'}",
-        "must be a class that can be made, but KeyError: 'no such key'; try it in Python",
+        "must be a class that can be created, but KeyError: 'no such key'; try it in Python",
     ),
     "grid without a step": (
         "name: a\nspace: {student.width: {low: 0.5, high: 1.0}}\nsearch: {sampler: grid}",
@@ -459,7 +459,7 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     "first of another method": (
         "name: a\nspace: {transfer: [kd, none], kd.temperature: [2.0, 4.0]}\nsearch: {first: [{kd.temperature: 2.0}]}",
-        "`search.first.0`: `kd.temperature` must stand with `transfer: kd`, but stands with none",
+        "`search.first.0`: `kd.temperature` must appear with `transfer: kd`, but appears with none",
     ),
     "no time": ("name: a\nspace: {}\nsearch: {trial_timeout: 0}", "`search.trial_timeout` .*greater than 0, but got 0"),
     "negative retries": ("name: a\nspace: {}\nsearch: {retries: -1}", "`search.retries` .*equal to 0, but got -1"),

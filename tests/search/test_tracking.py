@@ -98,10 +98,10 @@ TEACHER = {"accuracy": 0.97, "parameters": 1e5}
 
 
 def start(tracker: Tracker) -> None:
-    tracker.tell(StudyStarted.of({"search.trials": "3"}, {"dux.commit": "abc"}, OBJECTIVES, SPACE))
-    tracker.tell(DataDescribed(DATA))
+    tracker.record(StudyStarted.of({"search.trials": "3"}, {"dux.commit": "abc"}, OBJECTIVES, SPACE))
+    tracker.record(DataDescribed(DATA))
     metrics = {f"teacher.{name}": value for name, value in TEACHER.items()}
-    tracker.tell(TeacherMeasured(metrics, {"family": "resnet", "depth": 20}))
+    tracker.record(TeacherMeasured(metrics, {"family": "resnet", "depth": 20}))
 
 
 def keep(tracker: Tracker, folder: Path, trial: int) -> None:
@@ -109,7 +109,7 @@ def keep(tracker: Tracker, folder: Path, trial: int) -> None:
     events = [json.loads(line) for line in (folder / "spool.jsonl").read_text().splitlines()]
     (end,) = (event for event in events if event["event"] == "trial_finished" and event["trial"] == trial)
     recipe = {"student.width": 0.5, "transfer": "kd", "kd.temperature": 4.0}
-    tracker.tell(StudentKept(trial, recipe, {**end["metrics"], "nll": math.nan}, end["step"], end["time"]))
+    tracker.record(StudentKept(trial, recipe, {**end["metrics"], "nll": math.nan}, end["step"], end["time"]))
 
 
 def run_trial(tracker: Tracker, folder: Path, trial: int) -> None:
@@ -121,12 +121,12 @@ def run_trial(tracker: Tracker, folder: Path, trial: int) -> None:
     files = folder / "trials" / str(trial)
     files.mkdir(parents=True, exist_ok=True)
     (files / "recipe.json").write_text(json.dumps(recipe))
-    tracker.tell(TrialStarted.of(trial, recipe, SPACE))
+    tracker.record(TrialStarted.of(trial, recipe, SPACE))
     for step in range(1, 4):
         metrics = {"accuracy": 0.5 + step / 10, "nll": [math.nan, math.inf, 0.5][step - 1]}
-        tracker.tell(TrialReported(trial, step, metrics))
+        tracker.record(TrialReported(trial, step, metrics))
     metrics = {"accuracy": 0.75, "parameters": 1000 * trial}
-    tracker.tell(TrialFinished(trial, "FINISHED", 3, metrics, {"dux.why": "done"}, files))
+    tracker.record(TrialFinished(trial, "FINISHED", 3, metrics, {"dux.why": "done"}, files))
 
 
 def run_study(folder: Path, uri: str, study: str) -> None:
@@ -135,13 +135,13 @@ def run_study(folder: Path, uri: str, study: str) -> None:
         start(tracker)
         for trial in range(3):
             run_trial(tracker, folder, trial)
-            tracker.tell(FrontChanged(trial + 1, 0.25 * trial, trial + 1))
-            tracker.tell(FrontMembers([trial, 0]))
+            tracker.record(FrontChanged(trial + 1, 0.25 * trial, trial + 1))
+            tracker.record(FrontMembers([trial, 0]))
         page.write_text("<p>front</p>")
         for trial in (0, 2):
             keep(tracker, folder, trial)
         rows = [{"trial": 0, "accuracy": 0.75}, {"trial": 2, "parameters": 2000}]
-        tracker.tell(StudyFinished("FINISHED", [page], rows))
+        tracker.record(StudyFinished("FINISHED", [page], rows))
         assert tracker.flush(60.0) == 0, tracker.last_error
         assert tracker.last_error is None
 
@@ -258,8 +258,8 @@ def test_the_names_of_the_classes_are_in_the_study_run(tmp_path: Path, uri: str,
     many = [f"a class with a long name, number {label}" for label in range(1000)]
     for number, names in enumerate((["bee", "größe"], many)):
         with tracking(tmp_path / str(number), uri, f"{study}-{number}") as tracker:
-            tracker.tell(StudyStarted.of({}, {}, OBJECTIVES, SPACE))
-            tracker.tell(DataDescribed(DATA, names, images))
+            tracker.record(StudyStarted.of({}, {}, OBJECTIVES, SPACE))
+            tracker.record(DataDescribed(DATA, names, images))
             assert tracker.flush(60.0) == 0, tracker.last_error
         run = contents(uri, f"{study}-{number}")[""]
         assert run["tags"].get("dux.class_names") == ('["bee", "größe"]' if number == 0 else None)  # too long for a tag
@@ -303,17 +303,17 @@ def test_a_server_killed_in_mid_stream_gets_everything_once(tmp_path: Path, stan
     costs_ms = []
     with tracking(tmp_path, stand.url, study) as tracker:
         start(tracker)
-        tracker.tell(TrialStarted.of(0, {"student.width": 0.5, "transfer": "none", "seed": 0}, SPACE))
+        tracker.record(TrialStarted.of(0, {"student.width": 0.5, "transfer": "none", "seed": 0}, SPACE))
         for step in range(60):
             if step == 20:
                 tracker.flush(0.3)  # some events are there, some on their way
                 stand.kill()
             before = time.perf_counter()
-            tracker.tell(TrialReported(0, step, {"accuracy": step / 100}))
+            tracker.record(TrialReported(0, step, {"accuracy": step / 100}))
             costs_ms.append(1000 * (time.perf_counter() - before))
         run_trial(tracker, tmp_path, 1)
         assert tracker.flush(1.0) > 40
-        assert "MLflow does not take events" in str(tracker.last_error)
+        assert "MLflow does not accept events" in str(tracker.last_error)
         stand.start()
         assert tracker.flush(60.0) == 0, tracker.last_error
     assert statistics.median(costs_ms) < 1.0  # nobody waited for the server
@@ -346,7 +346,7 @@ def test_a_kill_while_mlflow_makes_its_tables_leaves_no_half_made_store(tmp_path
         "from search.tracking.events import TeacherMeasured\n"
         "from search.tracking.tracker import Tracker\n"
         f"tracker = Tracker(pathlib.Path({str(tmp_path)!r}), {study!r}, 'sqlite:///{store}')\n"
-        "tracker.tell(TeacherMeasured({'teacher.accuracy': 0.5}, {}))\n"
+        "tracker.record(TeacherMeasured({'teacher.accuracy': 0.5}, {}))\n"
         "tracker.flush(300.0)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[2])
@@ -385,8 +385,8 @@ def test_a_resumed_study_opens_its_run_again(tmp_path: Path, stand: Stand, study
         assert tracker.flush(60.0) == 0
         assert contents(stand.store, study)[""]["status"] == "RUNNING"
         run_trial(tracker, tmp_path, 3)
-        tracker.tell(FrontMembers([3]))
-        tracker.tell(StudyFinished("KILLED"))
+        tracker.record(FrontMembers([3]))
+        tracker.record(StudyFinished("KILLED"))
         assert tracker.flush(60.0) == 0
     found = contents(stand.store, study)
     assert found[""]["status"] == "KILLED"
@@ -418,11 +418,11 @@ def test_a_study_deleted_in_the_ui_comes_back_when_it_goes_on(tmp_path: Path, st
 def test_an_event_that_mlflow_refuses_does_not_hold_up_the_others(tmp_path: Path, uri: str, study: str) -> None:
     with tracking(tmp_path, uri, study) as tracker:
         run_trial(tracker, tmp_path, 0)
-        tracker.tell(TrialStarted(0, {"student.width": 0.125}))  # MLflow lets no parameter change
-        tracker.tell(TrialFinished(1, "FAILED", 0, {"accuracy": 0.5}, {}, tmp_path / "nowhere"))
+        tracker.record(TrialStarted(0, {"student.width": 0.125}))  # MLflow lets no parameter change
+        tracker.record(TrialFinished(1, "FAILED", 0, {"accuracy": 0.5}, {}, tmp_path / "nowhere"))
         assert tracker.flush(60.0) == 0
-        assert "nowhere is no longer there" in str(tracker.last_error)
-        tracker.tell(TrialReported(0, 9, {"accuracy": 0.9}))
+        assert "nowhere no longer exists" in str(tracker.last_error)
+        tracker.record(TrialReported(0, 9, {"accuracy": 0.9}))
         assert tracker.flush(60.0) == 0
     refused = [json.loads(line) for line in (tmp_path / "spool.refused.jsonl").read_text().splitlines()]
     assert [json.loads(item["line"])["event"] for item in refused] == ["trial_started", "trial_finished"]
@@ -449,7 +449,7 @@ def test_no_password_is_kept_or_shown(tmp_path: Path, stand: Stand, study: str) 
         errors = [str(tracker.last_error)]
     with tracking(tmp_path / "up", stand.url.replace("://", "://user:S3cret%2Fword@"), study) as tracker:
         run_trial(tracker, tmp_path, 0)
-        tracker.tell(TrialStarted(0, {"student.width": 0.125}))
+        tracker.record(TrialStarted(0, {"student.width": 0.125}))
         assert tracker.flush(60.0) == 0, tracker.last_error
         errors.append(str(tracker.last_error))
     assert "127.0.0.1" in errors[0]
@@ -478,11 +478,11 @@ def test_runs_are_found_with_and_without_the_note_of_them(tmp_path: Path, stand:
 
 def test_no_event_raises_whatever_it_is_given(tmp_path: Path) -> None:
     tracker = Tracker(tmp_path, "odd", NOBODY)
-    tracker.tell(TrialReported(0, 0, {("not", "text"): 1.0}))  # type: ignore[dict-item]
+    tracker.record(TrialReported(0, 0, {("not", "text"): 1.0}))  # type: ignore[dict-item]
     assert "trial_reported of study odd is lost" in str(tracker.last_error)
     assert tracker.close(0.0) == 0
     assert tracker.close(0.0) == 0
-    tracker.tell(TrialReported(0, 1, {"accuracy": 0.5}))
+    tracker.record(TrialReported(0, 1, {"accuracy": 0.5}))
     assert "closed file" in str(tracker.last_error)
 
 
@@ -552,12 +552,12 @@ def test_a_spool_without_versions_is_read_and_one_of_a_later_dux_is_refused_in_a
 def test_a_last_line_that_lacks_its_end_alone_is_dropped_and_not_known(tmp_path: Path) -> None:
     """A kill can tear a write anywhere: what the spool drops, nobody may take for told."""
     with tracking(tmp_path, NOBODY, "torn") as tracker:
-        tracker.tell(TrialStarted(0, {}))
-        tracker.tell(TrialFinished(0, "FINISHED", 3))
+        tracker.record(TrialStarted(0, {}))
+        tracker.record(TrialFinished(0, "FINISHED", 3))
     os.truncate(tmp_path / "spool.jsonl", (tmp_path / "spool.jsonl").stat().st_size - 1)
     with tracking(tmp_path, NOBODY, "torn") as tracker:
         assert (tracker.history.started, tracker.history.ends) == ({0}, {})
-        tracker.tell(TrialFinished(0, "FINISHED", 3))
+        tracker.record(TrialFinished(0, "FINISHED", 3))
     assert (history_of(tmp_path).started, [*history_of(tmp_path).ends]) == ({0}, [0])
 
 

@@ -10,7 +10,9 @@ from spaces import BadInput, Pruning, Recipe, Scalar, Spectral, Student, Trainin
 from spaces.recipe import RECIPE_NAMES
 
 ODD = Recipe(
-    student=Student(family="mlp", depth=5, width=1 / 3, members=3, fast_weights="signs", fast_weight_spread=0.1),
+    student=Student(
+        start="teacher", family="mlp", depth=5, width=1 / 3, members=3, fast_weights="signs", fast_weight_spread=0.1
+    ),
     transfer="kd",
     options=(("temperature", 0.1 + 0.2), ("steps", 7), ("deep", True), ("norm", "ℓ2 “quoted”\n"), ("whole", 4.0)),
     training=Training(
@@ -113,7 +115,7 @@ def test_a_whole_number_is_taken_where_a_fraction_may_stand() -> None:
         ({"kd.temperature": 2.0}, r"`kd\.temperature` is not a choice of a recipe with transfer `none`"),
         ({"transfer": "kd", "factor.rate": 0.5}, r"`factor\.rate` is not a choice of a recipe with transfer `kd`"),
         ({"transfer": "kd", "kd.": 0.5}, r"`kd\.` is not a choice"),
-        ({"transfer": "kd", "kd.a b": 0.5}, r"`options` must have a name of letters, digits and `_`"),
+        ({"transfer": "kd", "kd.a b": 0.5}, r"`options` must have names of letters, digits and `_`"),
         ({"transfer": "kd", "kd.weight": math.nan}, r"`kd\.weight` must be a finite number.*but got nan"),
         ({"transfer": "kd", "kd.weight": None}, r"`kd\.weight` must be a finite number.*but got None"),
         ({"transfer": "kd", "kd.weight": [0.5]}, r"`kd\.weight` must be a finite number.*but got \[0\.5\]"),
@@ -147,3 +149,17 @@ def test_an_option_named_twice_is_refused() -> None:
 def test_a_recipe_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Recipe().seed = 1  # type: ignore[misc]
+
+
+def test_a_student_that_starts_as_the_teacher_is_trained_shorter_and_gentler_by_default() -> None:
+    recipe = Recipe.from_flat({"student.start": "teacher", "student.width": 0.5})
+    assert (recipe.training.epochs, recipe.training.learning_rate) == (10, 0.02)
+    asked = Recipe.from_flat({"student.start": "teacher", "training.epochs": 30, "training.learning_rate": 0.1})
+    assert (asked.training.epochs, asked.training.learning_rate) == (30, 0.1)
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    assert Recipe.from_json(asked.to_json()) == asked
+
+
+def test_a_student_that_starts_as_the_teacher_is_at_most_as_wide() -> None:
+    with pytest.raises(BadInput, match=r"`student` must have a width of at most 1 with `start: teacher`, but got"):
+        Recipe.from_flat({"student.start": "teacher", "student.width": 1.5})

@@ -142,7 +142,7 @@ def test_a_seed_from_all_there_are_is_checked_at_once() -> None:
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        ({5: 1}, "names in `space` must be text, but got 5"),
+        ({5: 1}, "names in `space` must be strings, but got 5"),
         ({"student.widht": 1.0}, "`space.student.widht` is not a parameter.*did you mean `student.width`"),
         ({"kd.temperature": [1.0]}, r"`space.kd.temperature` is not a parameter.*methods drawn: none"),
         ({"transfer": ["kd", "none"], "factor.rate": [1.0]}, r"`space.factor.rate`.*methods drawn: kd, none"),
@@ -293,7 +293,7 @@ def test_a_recipe_to_try_first_is_what_is_asked_for() -> None:
     assert only.partial({"kd.temperature": 2}) == {"kd.temperature": 2.0}
     with pytest.raises(BadInput, match=r"`training.epochs` must be in the space, but got 4; it has"):
         GRID.partial({"training.epochs": 4})
-    with pytest.raises(BadInput, match=r"`factor.rate` must stand with `transfer: factor`, but stands with kd"):
+    with pytest.raises(BadInput, match=r"`factor.rate` must appear with `transfer: factor`, but appears with kd"):
         GRID.partial({"transfer": "kd", "factor.rate": 0.5})
 
 
@@ -303,3 +303,29 @@ def test_a_message_is_one_line_that_does_nothing_to_a_terminal_whatever_names_ho
         Space({"transfer": Choice(("none", name)), "factor.rate": Choice((0.5, 1.0))})
     assert str(refused.value).isprintable()
     assert name.encode("unicode_escape").decode() in str(refused.value)
+
+
+def test_of_a_student_that_starts_as_the_teacher_no_family_is_drawn() -> None:
+    space = Space.from_mapping(
+        {
+            "student": {"start": ["scratch", "teacher"], "family": ["resnet", "wrn"], "depth": [10, 16]},
+            "student.width": [0.25, 0.5],
+        }
+    )
+    assert space.size == 2 * 2 * 2 + 2
+    recipes = {Recipe.from_flat(space.combination(index)) for index in range(space.size)}
+    assert len(recipes) == space.size
+    from_teacher = {recipe.student.width for recipe in recipes if recipe.student.start == "teacher"}
+    assert from_teacher == {0.25, 0.5}
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    for _ in range(20):
+        trial = study.ask()
+        recipe = space.draw(trial)
+        asked = {"student.start", "student.width"}
+        of_a_family = {"student.family", "student.depth"} if recipe.student.start == "scratch" else set()
+        assert trial.params.keys() == asked | of_a_family
+
+
+def test_a_space_whose_widest_student_is_wider_than_the_teacher_it_starts_as_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"^space: .*width of at most 1 with `start: teacher`, but got .* lower it, or"):
+        Space.from_mapping({"student.start": ["scratch", "teacher"], "student.width": {"low": 0.5, "high": 2.0}})

@@ -233,7 +233,7 @@ def test_a_cached_signal_that_was_changed_is_computed_anew_with_a_line(
     assert path.read_bytes() == content
     (line,) = said
     assert line.startswith("logits.npy ")
-    assert line.endswith(f"; it is computed anew (in {path.parent})")
+    assert line.endswith(f"; it is computed again (in {path.parent})")
 
 
 def test_a_stage_of_another_teacher_is_not_taken(task: Task, plain_task: Task, tmp_path: Path) -> None:

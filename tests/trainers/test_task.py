@@ -126,7 +126,7 @@ def test_a_teacher_is_measured_again_by_one_process_while_others_wait(
         locked.append(True)
         return measure(*args, **kwargs)
 
-    monkeypatch.setattr("trainers.task.measure", measured)
+    monkeypatch.setattr("trainers.teacher.measure", measured)
     assert "entropy" in Task.load(spec(), tmp_path).teacher_measurements
     assert locked == [True]
 

@@ -23,7 +23,7 @@ from trainers.seeding import seeded
 _ALL: tuple[Family, ...] = (RESNET, WRN, VGG, MOBILENETV2, SHUFFLENETV2, MLP)
 
 FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in _ALL})
-"""Every family by its name in study files; `trainers.depths` says which depths it has."""
+"""Every family by its name in study files; `trainers.depths` has the depths of each."""
 
 
 def build(student: Student, image_shape: tuple[int, int, int], classes: int, *, generator: torch.Generator) -> Network:
@@ -33,10 +33,10 @@ def build(student: Student, image_shape: tuple[int, int, int], classes: int, *, 
         student: family, depth, width, and the members of a BatchEnsemble.
         image_shape: (C, H, W).
         classes: number of logits.
-        generator: where the initial weights come from.
+        generator: for the initial weights.
 
     Raises:
-        BadInput: no such family, or not of this depth, or not for such images.
+        BadInput: an unknown family, or one without this depth, or not for such images.
     """
     family, depth = shape_of(student)
     with seeded(generator):
@@ -47,12 +47,12 @@ def build(student: Student, image_shape: tuple[int, int, int], classes: int, *, 
 
 
 def outline(student: Student, image_shape: tuple[int, int, int], classes: int) -> Network:
-    """The network that `build` makes, but of shapes alone (torch's `meta` device): at once, and in no memory.
+    """The network that `build` makes, but only its shapes (torch's `meta` device): instantly, and without memory.
 
-    One of the user's own is made for real all the same.
+    A user's own network is built for real nevertheless.
 
     Raises:
-        BadInput: no such family, or not of this depth, or not for such images.
+        BadInput: an unknown family, or one without this depth, or not for such images.
     """
     if ":" in student.family:
         return build(student, image_shape, classes, generator=torch.Generator().manual_seed(0))

@@ -18,12 +18,12 @@ from trainers.families.family import Network, by_member
 
 
 class BatchEnsemble(nn.Module):
-    """A linear or convolutional layer in which each member has fast weights of its own."""
+    """A linear or convolutional layer in which each member has its own fast weights."""
 
     bias: nn.Parameter | None
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, student: Student) -> None:
-        """Takes `layer` over; its bias becomes every member's. The fast weights come from the global generator."""
+        """Uses `layer` itself; its bias becomes every member's. The fast weights come from the global generator."""
         super().__init__()
         self.members = student.members
         inputs, outputs = _channels(layer)
@@ -41,7 +41,7 @@ class BatchEnsemble(nn.Module):
 
 
 def _like(vectors: Tensor, x: Tensor) -> Tensor:
-    """(members, C) so that it multiplies (members, B, C, ...)."""
+    """(members, C) in a shape that multiplies (members, B, C, ...)."""
     return vectors.view(vectors.shape[0], 1, vectors.shape[1], *(1,) * (x.dim() - 2))
 
 
@@ -60,11 +60,11 @@ def _fast_weights(student: Student, channels: int) -> Tensor:
 
 
 def batch_ensemble(network: Network, student: Student) -> Network:
-    """`network` itself, every linear and convolutional layer of it made a BatchEnsemble of `student.members`.
+    """`network` itself, with every linear and convolutional layer turned into a BatchEnsemble of `student.members`.
 
     Args:
         network: of one member; its weights become the shared ones.
-        student: members, and how their fast weights begin. They are drawn from the global generator.
+        student: the number of members, and their initial fast weights, drawn from the global generator.
     """
     network.members = student.members
     for module in list(network.modules()):
@@ -75,7 +75,7 @@ def batch_ensemble(network: Network, student: Student) -> Network:
 
 
 class _Shared(nn.Module):
-    """A BatchEnsemble's shared layer alone, under the same name."""
+    """Only the shared layer of a BatchEnsemble, under the same name."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class _Shared(nn.Module):
 
 
 def share_all(network: nn.Module) -> None:
-    """Make `network` the one that its shared weights alone are: of one member, without fast weights or their biases."""
+    """Reduce `network` to its shared weights: one member, without fast weights or their biases."""
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, BatchEnsemble):

@@ -1,4 +1,4 @@
-"""Deep ensembles: networks trained independently, whose probabilities are averaged.
+"""Deep ensembles: independently trained networks whose probabilities are averaged.
 
 B. Lakshminarayanan, A. Pritzel, C. Blundell: Simple and scalable predictive uncertainty estimation using deep
 ensembles, NeurIPS 2017 (arXiv 1612.01474).
@@ -13,13 +13,13 @@ from trainers.families.family import Network
 
 
 class DeepEnsemble(Network):
-    """Several networks as one. It has no taps: each member has features of its own."""
+    """Several networks as one. It has no taps: each member has its own features."""
 
     taps = ()
     activations = ()
 
     def __init__(self, networks: Iterable[Network]) -> None:
-        """networks: of the same classes; each is called on its own."""
+        """networks: for the same classes; each is called separately."""
         super().__init__()
         self.networks = nn.ModuleList(networks)
         self.members = len(self.networks)

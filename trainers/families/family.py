@@ -1,4 +1,4 @@
-"""What all families share: the network's interface and the way its features are read."""
+"""What all families share: the interface of networks, and how their features are read."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 
 class Normalize(nn.Module):
-    """Subtracts the data set's channel means and divides by its deviations; inside the network, so that it ships."""
+    """Subtracts the data set's channel means and divides by its deviations; part of the network, so that it ships."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, channels: int) -> None:
-        """Begins as the identity; `Network.set_normalization` fills it."""
+        """Initially the identity; `Network.set_normalization` fills it."""
         super().__init__()
         self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
         self.register_buffer("std", torch.ones(1, channels, 1, 1))
@@ -34,10 +34,10 @@ def by_member(rows: Tensor, members: int) -> Tensor:
 
 
 def combined(outputs: Tensor, members: int) -> Tensor:
-    """One prediction, (B, classes), of logits (members * B, classes), member by member.
+    """One prediction, (B, classes), from logits (members * B, classes), member by member.
 
-    Of several members it is the logarithm of their mean probabilities: softmax gives the mean back, so that whoever
-    reads logits reads these.
+    For several members it is the logarithm of their mean probabilities: its softmax is the mean, so it can be used like
+    any logits.
     """
     if members == 1:
         return outputs
@@ -45,21 +45,21 @@ def combined(outputs: Tensor, members: int) -> Tensor:
 
 
 class Network(nn.Module, ABC):
-    """A classifier of images in [0, 1] whose features can be tapped by module name."""
+    """A classifier of images in [0, 1] whose features can be read by module name."""
 
     members: int = 1
-    """How many predictions it makes of each image and averages."""
+    """How many predictions it makes for each image and averages."""
     taps: tuple[str, ...]
     """Names of the modules whose outputs are its features, from shallow to deep."""
     activations: tuple[str | None, ...]
-    """Names of the ReLUs that each of the taps ends in, in the same order; None where it ends in none."""
+    """Names of the ReLUs that the taps end in, in the same order; None if a tap does not end in one."""
     heads: tuple[str, ...] = ("classifier",)
     """Names of the last layers, whose outputs are the classes and are never pruned."""
     normalize: Normalize
 
     @abstractmethod
     def logits(self, images: Tensor) -> Tensor:
-        """images: (B, C, H, W) in [0, 1]; returns logits (B, classes). A family writes this and nothing more."""
+        """images: (B, C, H, W) in [0, 1]; returns logits (B, classes). All that a family has to implement."""
 
     def outputs(self, images: Tensor) -> Tensor:
         """images: (B, C, H, W); returns every member's logits, (members * B, classes), member by member."""
@@ -81,17 +81,17 @@ class Network(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class Features:
-    """What a forward pass shows: logits (B, classes) and one map per tap, each (B, C_i, H_i, W_i).
+    """The results of a forward pass: logits (B, classes) and one map per tap, each (B, C_i, H_i, W_i).
 
-    Of a network with members B counts every member's rows, member by member: members times the images.
+    For a network with members, B counts every member's rows, member by member: members times images.
     """
 
     logits: Tensor
     maps: tuple[Tensor, ...]
     before_relu: tuple[Tensor, ...] = ()
-    """The same maps before the ReLU that each of them ends in; those that end in none are here as they are."""
+    """The same maps before the ReLU that they end in; maps that do not end in one are the same here."""
     perturbed: Tensor | None = None
-    """Logits (B, classes) of the perturbed images, where a transfer method asked for such."""
+    """Logits (B, classes) of the perturbed images, if a transfer method asked for them."""
 
 
 def capture(network: Network, images: Tensor, taps: Sequence[str] | None = None) -> Features:
@@ -100,7 +100,7 @@ def capture(network: Network, images: Tensor, taps: Sequence[str] | None = None)
     Args:
         network: in any mode.
         images: (B, C, H, W) in [0, 1].
-        taps: other modules than the network's own taps; what comes before a ReLU is then left out.
+        taps: other modules than the network's own taps; values before ReLUs are then left out.
     """
     outputs: dict[str, Tensor] = {}
     inputs: dict[str, Tensor] = {}
@@ -112,7 +112,7 @@ def capture(network: Network, images: Tensor, taps: Sequence[str] | None = None)
         )
         for name in names
     ]
-    # a block runs its one ReLU several times; the last is the one that its output comes from
+    # a block may run its only ReLU several times; its output comes from the last time
     handles += [
         network.get_submodule(name).register_forward_hook(
             lambda _m, given, _o, name=name: inputs.__setitem__(name, given[0])
@@ -138,13 +138,13 @@ def capture(network: Network, images: Tensor, taps: Sequence[str] | None = None)
 def as_map(feature: Tensor, images: Sequence[int]) -> Tensor:
     """A feature as (B, C, h, w).
 
-    (B, C) is of one pixel. (B, N, C) are tokens, as of a vision transformer: a grid where N of them make one in the
-    images' proportions, or all but the first do, which then is the class token; else their mean is of one pixel.
-    (B, h, w, C) is told from (B, C, h, w) by the images' proportions.
+    (B, C) is one pixel. (B, N, C) are tokens, as in a vision transformer: a grid if all N form one in the images'
+    proportions, or all but the first, which then is the class token; otherwise their mean is one pixel. (B, h, w, C) is
+    distinguished from (B, C, h, w) by the images' proportions.
 
     Args:
-        feature: of two to four dimensions.
-        images: (B, C, H, W), the shape of the images that it is of.
+        feature: with two to four dimensions.
+        images: (B, C, H, W), the shape of the images.
     """
     height, width = images[2], images[3]
     if feature.dim() == 2:
@@ -162,12 +162,12 @@ def as_map(feature: Tensor, images: Sequence[int]) -> Tensor:
 
 
 def _is_alike(height: int, width: int, proportion: float) -> bool:
-    """Whether a map can be of images with this height over width, each side rounded up or down on its way."""
+    """Whether a map can come from images with this ratio of height to width, each side possibly rounded."""
     return abs(height - width * proportion) <= 1.0 + proportion
 
 
 def scaled(base: int, width: float) -> int:
-    """`base` channels times `width`, rounded half up to a whole channel, at least 1."""
+    """`base` channels times `width`, rounded half up, at least 1."""
     return max(1, math.floor(base * width + 0.5))
 
 

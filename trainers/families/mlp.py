@@ -1,4 +1,4 @@
-"""Fully connected networks: depth counts the layers with weights, hidden layers have 256 units times the width."""
+"""Fully connected networks: depth counts layers with weights, hidden layers have 256 units times the width."""
 
 import math
 

@@ -1,14 +1,14 @@
 """MobileNetV2 for small images.
 
 M. Sandler, A. Howard, M. Zhu, A. Zhmoginov, L.-C. Chen: MobileNetV2: inverted residuals and linear bottlenecks, CVPR
-2018, table 2 (arXiv 1801.04381): 17 blocks that expand their input sixfold by a 1x1 convolution, convolve each channel
-by itself, and project to few channels without an activation; where input and output have one shape the input is added.
-A width below 1 leaves the last convolution its 1,280 channels.
+2018, table 2 (arXiv 1801.04381): 17 blocks that expand their input sixfold by a 1x1 convolution, apply a depthwise
+convolution, and project to few channels without an activation; if input and output have the same shape, the input is
+added. With a width below 1 the last convolution keeps its 1,280 channels.
 
-For CIFAR as Y. Tian, D. Krishnan, P. Isola compare it (ICLR 2020, arXiv 1910.10699; there of width 0.5): the stage of
-24 channels does not halve the resolution. Where ours differs from the paper: that; channels are rounded to whole ones
-and not to multiples of 8; maps of fewer than 4 pixels a side are not halved, so that 8x8 images are not pooled away; no
-dropout before the classifier.
+For CIFAR as compared by Y. Tian, D. Krishnan, P. Isola (ICLR 2020, arXiv 1910.10699; there with width 0.5): the stage
+with 24 channels does not halve the resolution. Other differences from the paper: channels are rounded to integers
+rather than to multiples of 8; maps with sides below 4 pixels are not halved, so that 8x8 images are not pooled away;
+there is no dropout before the classifier.
 """
 
 from torch import Tensor, nn
@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from trainers.families.family import Family, Network, Normalize, scaled
 
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-"""Of each: expansion, channels, blocks, stride of the first block."""
+"""For each stage: expansion, channels, blocks, stride of the first block."""
 SMALLEST = 4
-"""Pixels that a side must have to be halved."""
+"""Minimum side length of a map, in pixels, to be halved."""
 
 
 class Block(nn.Module):
-    """An inverted residual: expand, convolve channel by channel, project."""
+    """An inverted residual: expand, depthwise convolution, project."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
-        """inputs, outputs: channels; stride: of the channelwise convolution; expansion: of the inputs."""
+        """inputs, outputs: channels; stride: of the depthwise convolution; expansion: of the inputs."""
         super().__init__()
         inner = inputs * expansion
         self.expand = _layer(inputs, inner, 1) if expansion != 1 else nn.Identity()
@@ -42,7 +42,8 @@ class Block(nn.Module):
 class MobileNetV2(Network):
     """The network of 53 layers.
 
-    Its taps are the last blocks of each resolution, which end in no ReLU, and the last convolution after its ReLU.
+    Its taps are the last block of each resolution, which does not end in a ReLU, and the last convolution after its
+    ReLU.
     """
 
     def __init__(self, width: float, image_shape: tuple[int, int, int], classes: int) -> None:
@@ -86,7 +87,7 @@ def _layer(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int 
 
 
 def _halved(stride: int, sides: list[int]) -> tuple[int, list[int]]:
-    """The stride that maps of these sides are convolved with, and the sides afterwards."""
+    """The stride for maps with these sides, and the sides afterwards."""
     if min(sides) < SMALLEST:
         stride = 1
     return stride, [-(-side // stride) for side in sides]

@@ -1,6 +1,6 @@
-"""Networks that Dux did not write, with the interface of those that it did; their classes stay as they are."""
+"""Networks from outside Dux behind Dux's interface; their classes are not changed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,9 @@ from trainers.families.taps import find_places
 
 
 class OwnNetwork(Network):
-    """A network of somebody's: normalisation before it, taps found in it, all else as its author wrote it.
+    """A user's network, with normalisation in front of it and taps in it; otherwise as its author wrote it.
 
-    Its ReLUs no longer compute in place, which changes no number: what comes before them is a feature, too.
+    Its ReLUs no longer compute in place, which changes no number: the values before them are features, too.
     """
 
     def __init__(
@@ -26,6 +26,7 @@ class OwnNetwork(Network):
         *,
         called: str,
         taps: Iterable[str] | None = None,
+        reordered: bool = False,
     ) -> None:
         """`network` itself is taken, not a copy; it is run once.
 
@@ -36,6 +37,7 @@ class OwnNetwork(Network):
             called: what the network is called in errors.
             taps: names of modules of `network` whose outputs are its features, from shallow to deep; left out, they are
                 found (`find_taps`).
+            reordered: whether its classes may come in another order than the data's (`set_order`).
 
         Raises:
             BadInput: it is no module, has no weights, does not take such images or does not put out a logit a class; or
@@ -57,7 +59,7 @@ class OwnNetwork(Network):
         c, h, w = image_shape
         try:
             places = find_places(network, image_shape, names)
-        except Exception as error:  # whatever a network of somebody's may raise
+        except Exception as error:  # a user's network may raise anything
             raise BadInput(
                 f"{called} must take images (B, {c}, {h}, {w}), but {_brief(error)}; try it in Python"
             ) from None
@@ -67,6 +69,8 @@ class OwnNetwork(Network):
         self.called = called
         self.normalize = Normalize(c)
         self.network = network
+        self.order: Tensor | None
+        self.register_buffer("order", torch.arange(classes) if reordered else None)
         self.taps = tuple(f"network.{name}" for name in places.taps)
         self.activations = tuple(name and f"network.{name}" for name in places.activations)
         self.heads = tuple(f"network.{name}" for name in places.heads)
@@ -74,26 +78,31 @@ class OwnNetwork(Network):
     def logits(self, images: Tensor) -> Tensor:
         """images: (B, C, H, W) in [0, 1]; returns logits (B, classes)."""
         logits = self.network(self.normalize(images))
-        if not isinstance(logits, Tensor):  # in eval mode it was one
+        if not isinstance(logits, Tensor):  # in eval mode it was
             raise BadInput(
                 f"{self.called} must put out logits in training, too, but puts out {type(logits).__name__}; turn its "
                 "auxiliary outputs off"
             )
-        return logits
+        return logits if self.order is None else logits[:, self.order]
+
+    def set_order(self, order: Sequence[int]) -> None:
+        """order: of each class of the data, which output of the network is its."""
+        assert self.order is not None
+        self.order.copy_(torch.tensor(order))
 
 
 def own_network(reference: str, width: float, image_shape: tuple[int, int, int], classes: int) -> OwnNetwork:
-    """What the user's function `package.module:function` makes, always for real: on torch's `meta` device, constants
-    that it computes would be lost.
+    """The network made by the user's function `package.module:function`, always for real: on torch's `meta` device,
+    constants that it computes would be lost.
 
     Args:
-        reference: the function; it is given `width`, `num_classes` and `in_channels` by these names.
-        width: multiplies the network's channels, as the function understands it.
+        reference: the function; it is called with the keyword arguments `width`, `num_classes` and `in_channels`.
+        width: multiplies the network's channels, as the function interprets it.
         image_shape: (C, H, W).
         classes: number of logits.
 
     Raises:
-        BadInput: there is no such function, or what it returns is no network for such images and classes.
+        BadInput: there is no such function, or it does not return a network for such images and classes.
     """
     function = own_function(reference)
     with torch.device("cpu"):

@@ -1,9 +1,9 @@
 """Residual networks for small images.
 
 K. He, X. Zhang, S. Ren, J. Sun: Deep residual learning for image recognition, CVPR 2016, section 4.2
-(arXiv 1512.03385): 3x3 stem, three groups of n blocks at 16, 32 and 64 channels, depth 6n+2. Where a shape changes the
-shortcut is a projection (1x1 convolution and batch norm), as in the factor-transfer authors' networks: identity padding
-cannot follow a pruned channel.
+(arXiv 1512.03385): 3x3 stem, three groups of n blocks at 16, 32 and 64 channels, depth 6n+2. If the shape changes, the
+shortcut is a projection (1x1 convolution and batch norm), as in the factor-transfer authors' networks: zero-padded
+identity shortcuts could not follow pruned channels.
 """
 
 from torch import Tensor, nn

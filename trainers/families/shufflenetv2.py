@@ -1,16 +1,16 @@
 """ShuffleNetV2 for small images.
 
 N. Ma, X. Zhang, H.-T. Zheng, J. Sun: ShuffleNet V2: practical guidelines for efficient CNN architecture design, ECCV
-2018, table 5 and figure 3 (arXiv 1807.11164): a unit leaves half of its channels as they are, convolves the other half
-(1x1, channel by channel, 1x1) and shuffles both; the first unit of each of three stages halves the resolution on either
-of two ways. A width below 1 leaves the stem its 24 and the last convolution its 1,024 channels; one above widens them.
+2018, table 5 and figure 3 (arXiv 1807.11164): a unit leaves half of its channels unchanged, convolves the other half
+(1x1, depthwise, 1x1) and shuffles both; the first unit of each of three stages halves the resolution in both of its
+branches. With a width below 1 the stem keeps its 24 channels and the last convolution its 1,024; above 1 they widen.
 
-For CIFAR as Y. Tian, D. Krishnan, P. Isola compare it (ICLR 2020, arXiv 1910.10699): the stem, a 1x1 convolution there
-and a 3x3 one here and in the paper, has stride 1, and no pooling follows. Where ours differs from the paper: that; the
-stages' channels are those of 1x (116, 232, 464) times the width, rounded to even numbers, which the paper's 0.5x, 1.5x
-and 2x are not exactly; maps of fewer than 4 pixels a side are not halved, so that 8x8 images are not pooled away.
+For CIFAR as compared by Y. Tian, D. Krishnan, P. Isola (ICLR 2020, arXiv 1910.10699): the stem, a 1x1 convolution there
+and a 3x3 one here and in the paper, has stride 1, and no pooling follows. Other differences from the paper: the stages'
+channels are those of 1x (116, 232, 464) times the width, rounded to even numbers, which differs slightly from the
+paper's 0.5x, 1.5x and 2x; maps with sides below 4 pixels are not halved, so that 8x8 images are not pooled away.
 
-The channels that are split and shuffled stay when a student is cut; what a unit has inside is cut.
+When a student is cut, the channels that are split and shuffled stay; only channels inside a unit are cut.
 """
 
 import torch
@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from trainers.families.family import Family, Network, Normalize, scaled
 
 STAGES = ((116, 4), (232, 8), (464, 4))
-"""Of each: channels, units."""
+"""For each stage: channels, units."""
 SMALLEST = 4
-"""Pixels that a side must have to be halved."""
+"""Minimum side length of a map, in pixels, to be halved."""
 
 
 class Unit(nn.Module):
-    """Half of the channels as they are, half through three convolutions; shuffled."""
+    """Half of the channels unchanged, half through three convolutions; shuffled."""
 
     def __init__(self, channels: int) -> None:
         """channels: of its input and of its output, an even number."""
@@ -33,16 +33,16 @@ class Unit(nn.Module):
         self.branch = _branch(channels // 2, channels // 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, channels, H, W); returns as much."""
+        """x: (B, channels, H, W); returns the same shape."""
         kept, other = x.chunk(2, dim=1)
         return _shuffled(torch.cat([kept, self.branch(other)], dim=1))
 
 
 class Down(nn.Module):
-    """All channels on two ways, each of which makes half of the outputs; shuffled."""
+    """All channels through two branches, each of which makes half of the outputs; shuffled."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        """inputs, outputs: channels, the latter an even number; stride: of the channelwise convolutions."""
+        """inputs, outputs: channels, the latter even; stride: of the depthwise convolutions."""
         super().__init__()
         self.branch = _branch(inputs, outputs // 2, stride)
         self.shortcut = nn.Sequential(*_depthwise(inputs, stride), *_pointwise(inputs, outputs // 2))
@@ -53,9 +53,9 @@ class Down(nn.Module):
 
 
 class ShuffleNetV2(Network):
-    """The network of 51 layers; its taps are the last stages of each resolution, the deepest after the last ReLU.
+    """The network of 51 layers; its taps are the last stage of each resolution, the deepest after the last ReLU.
 
-    A stage's output is shuffled, so that only the last tap ends in a ReLU of its own.
+    A stage's output is shuffled, so only the last tap ends in its own ReLU.
     """
 
     def __init__(self, width: float, image_shape: tuple[int, int, int], classes: int) -> None:
@@ -107,7 +107,7 @@ def _depthwise(channels: int, stride: int) -> tuple[nn.Module, ...]:
 
 
 def _shuffled(x: Tensor) -> Tensor:
-    """The channels (B, 2 C, H, W) of both halves by turns."""
+    """The channels (B, 2 C, H, W) of both halves, alternating."""
     halves = x.reshape(len(x), 2, -1, x.shape[2], x.shape[3])
     return halves.transpose(1, 2).flatten(1, 2)
 

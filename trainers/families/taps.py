@@ -1,4 +1,4 @@
-"""Where the features and the outputs of a network are made that Dux did not write: found by a forward pass."""
+"""Locates the features and the outputs of a network that is not Dux's own, by a forward pass."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from trainers.families.family import as_map
 
 _IMAGES = 2
-"""In the pass; what has another number of rows is no feature of an image."""
+"""Images in the pass; an output with another number of rows is not a feature of an image."""
 _STAGES = 3
-"""Into which the blocks of a network are parted that keeps one resolution throughout, as a vision transformer does."""
+"""How many stages the blocks of a network with a single resolution, such as a vision transformer, are divided into."""
 _PIXEL = (1, 1)
 _POOLINGS = (nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
@@ -22,54 +22,54 @@ class Places:
     """Names of modules of a network."""
 
     taps: tuple[str, ...]
-    """Whose outputs are its features, from shallow to deep."""
+    """Modules whose outputs are the features, from shallow to deep."""
     activations: tuple[str | None, ...]
-    """Of each tap, the ReLU that it ends in; None where it ends in no module that is one."""
+    """For each tap, the ReLU that it ends in; None if it does not end in a ReLU module."""
     heads: tuple[str, ...]
-    """The layers that make the outputs: those behind which no other linear or convolutional layer comes."""
+    """The output layers: those not followed by another linear or convolutional layer."""
     outputs: tuple[int, ...] | None
-    """The shape of what the network puts out for two images; None where that is no tensor."""
+    """The shape of the network's output for two images; None if it is not a tensor."""
 
 
 @dataclass(frozen=True)
 class _Call:
-    """A module has put something out."""
+    """A module's call during the pass."""
 
     name: str
     module: nn.Module
     output: Tensor
     given: tuple[int, int] | None
-    """(h, w) of what it took, where that can be a map (B, C, h, w)."""
+    """(h, w) of its input, if that can be a map (B, C, h, w)."""
     size: tuple[int, int] | None
-    """(h, w) of what it put out, so, too."""
+    """(h, w) of its output, likewise."""
 
     @property
     def has_weights(self) -> bool:
-        """Whether the module has some of its own."""
+        """Whether the module has weights of its own."""
         return next(self.module.parameters(recurse=False), None) is not None
 
 
 def find_taps(network: nn.Module, image_shape: tuple[int, int, int]) -> list[str]:
     """Names of the last module at each spatial resolution, from shallow to deep.
 
-    Of a block that halves the resolution, what it does before that is not counted: the output of the block before is
-    the tap. What is pooled to a single pixel is none, unless layers have made the pixel. Of a network that keeps one
-    resolution, as a vision transformer does, the blocks after a third and two thirds are taps, too; of one without
-    any, what is given to each linear layer but the first.
+    In a block that halves the resolution, modules before the halving do not count: the output of the previous block is
+    the tap. Features pooled to a single pixel are not taps, unless layers have made the pixel. In a network with a
+    single resolution, such as a vision transformer, the blocks after a third and two thirds are taps, too; in a network
+    without any resolution, the inputs of every linear layer but the first.
 
     Args:
         network: in any mode, on any device; it is run once, in eval mode, and left as it was.
-        image_shape: (C, H, W) of what it takes.
+        image_shape: (C, H, W) of its input.
     """
     return list(find_places(network, image_shape).taps)
 
 
 def find_places(network: nn.Module, image_shape: tuple[int, int, int], taps: Iterable[str] | None = None) -> Places:
-    """Taps, as `find_taps` finds them where none are given, the ReLUs that these end in, and the heads.
+    """The taps, by `find_taps` unless they are given, the ReLUs that they end in, and the heads.
 
     Args:
         network: in any mode, on any device; it is run once, in eval mode, and left as it was.
-        image_shape: (C, H, W) of what it takes.
+        image_shape: (C, H, W) of its input.
         taps: names of modules.
     """
     calls, begun, heads, outputs = _run(network, image_shape)
@@ -82,8 +82,8 @@ def find_places(network: nn.Module, image_shape: tuple[int, int, int], taps: Ite
 def _run(
     network: nn.Module, image_shape: tuple[int, int, int]
 ) -> tuple[list[_Call], list[int], tuple[str, ...], tuple[int, ...] | None]:
-    """What modules put out, in the order in which they finished; for each call of a linear layer, how many had finished
-    when it began; the heads, and the shape of what they make."""
+    """The modules' calls, in the order in which they finished; for each call of a linear layer, how many had finished
+    when it began; the heads, and the shape of their output."""
     calls, begun, makers = list[_Call](), list[int](), dict[object, str]()
     named = [(name, module) for name, module in network.named_modules() if name]
     first = next(network.parameters(), torch.zeros(()))
@@ -114,7 +114,7 @@ def _run(
 
 
 def _size(feature: object, images: Sequence[int]) -> tuple[int, int] | None:
-    """(h, w) of the map that `feature` can be taken for."""
+    """(h, w) of `feature` interpreted as a map."""
     if not isinstance(feature, Tensor) or not 2 <= feature.dim() <= 4 or len(feature) != _IMAGES:
         return None
     *_, height, width = as_map(feature, images).shape
@@ -123,7 +123,7 @@ def _size(feature: object, images: Sequence[int]) -> tuple[int, int] | None:
 
 @contextmanager
 def _evaluated(network: nn.Module) -> Iterator[None]:
-    """Inside, the network is in eval mode; afterwards each of its modules is in its own again."""
+    """Inside, the network is in eval mode; afterwards each of its modules is in its previous mode."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -134,28 +134,28 @@ def _evaluated(network: nn.Module) -> Iterator[None]:
 
 
 def _nearest(outputs: Tensor, makers: dict[object, str]) -> Iterator[str]:
-    """Those of `makers` that the gradient of the outputs comes to before any other, in the order of the pass."""
-    pending, seen, found = [outputs.grad_fn], set(), set()
+    """Those of `makers` that the gradient of the outputs reaches before any other, in the order of the pass."""
+    pending, seen, reached = [outputs.grad_fn], set(), set()
     while pending:
         step = pending.pop()
         if step is None or step in seen:
             continue
         seen.add(step)
         if step in makers:
-            found.add(makers[step])
+            reached.add(makers[step])
         else:
             pending += [before for before, _ in step.next_functions]
-    return (name for name in dict.fromkeys(makers.values()) if name in found)
+    return (name for name in dict.fromkeys(makers.values()) if name in reached)
 
 
 def _final(calls: Sequence[_Call]) -> list[_Call]:
-    """The last call of each module, whose output is what a hook keeps."""
+    """The last call of each module, whose output is the one that a hook keeps."""
     last = {call.name: place for place, call in enumerate(calls)}
     return [call for place, call in enumerate(calls) if last[call.name] == place]
 
 
 def _taps(calls: Sequence[_Call], begun: Sequence[int]) -> list[str]:
-    # before the first module with weights there is only the image
+    # anything before the first module with weights is only the image
     start = next((place for place, call in enumerate(calls) if call.has_weights), len(calls))
     final = [call for call in _final(calls[start:]) if call.size is not None and call.output.dim() > 2]
     if not any(call.size != _PIXEL for call in final):
@@ -173,17 +173,17 @@ def _taps(calls: Sequence[_Call], begun: Sequence[int]) -> list[str]:
     pixels = [call for call in calls[deepest:] if call.size == _PIXEL]
     if pixels and not pixels[0].has_weights:  # pooled, and not by a layer
         last.pop(_PIXEL, None)
-    found = [call.name for call in last.values()]
-    return found if len(found) > 1 else [*_blocks(final, found[0]), *found]
+    taps = [call.name for call in last.values()]
+    return taps if len(taps) > 1 else [*_blocks(final, taps[0]), *taps]
 
 
 def _between_blocks(final: Sequence[_Call]) -> Iterator[_Call]:
-    """Calls that make features: not poolings, nor what a block that changes the resolution does before it does."""
+    """Calls that make features: not poolings, nor modules before the change in a block that changes the resolution."""
     down = []
     for block in final:
         if type(block.module) is not nn.Sequential and block.given not in (None, block.size):
             inside = {call.size for call in final if call.name.startswith(f"{block.name}.")}
-            if inside <= {block.given, block.size, _PIXEL}:  # else it is a network rather than a block
+            if inside <= {block.given, block.size, _PIXEL}:  # otherwise it is a network rather than a block
                 down.append(block)
     for call in final:
         if not isinstance(call.module, _POOLINGS) and not any(
@@ -193,7 +193,7 @@ def _between_blocks(final: Sequence[_Call]) -> Iterator[_Call]:
 
 
 def _blocks(final: Sequence[_Call], end: str) -> list[str]:
-    """Of the most modules of one class in one place, those after all stages but the last."""
+    """Of the largest set of modules of one class in one place, those at the end of all stages but the last."""
     alike: dict[tuple[str, type[nn.Module]], list[str]] = {}
     for call in final:
         if call.size != _PIXEL and call.name != end and next(call.module.children(), None) is not None:

@@ -2,13 +2,13 @@
 
 K. Simonyan, A. Zisserman: Very deep convolutional networks for large-scale image recognition, ICLR 2015, table 1
 (arXiv 1409.1556): five stages of 3x3 convolutions of 64, 128, 256, 512 and 512 channels, VGG-11 (its A), 13 (B), 16 (D)
-and 19 (E). For CIFAR, as Y. Tian, D. Krishnan, P. Isola compare them (Contrastive representation distillation, ICLR
-2020, arXiv 1910.10699): VGG-8 with one convolution a stage, batch norm behind each convolution (S. Ioffe, C. Szegedy,
-ICML 2015), global average pooling and one linear layer where the paper has three of 4,096 units.
+and 19 (E). For CIFAR, as compared by Y. Tian, D. Krishnan, P. Isola (Contrastive representation distillation, ICLR
+2020, arXiv 1910.10699): VGG-8 with one convolution per stage, batch norm after each convolution (S. Ioffe, C. Szegedy,
+ICML 2015), global average pooling and one linear layer instead of the paper's three of 4,096 units.
 
-Where ours differs: a stage ends in 2x2 max pooling where both sides of its map have more than 4 pixels, and in none
-elsewhere. On 32x32 images that leaves 4x4 to the last two stages, as there; smaller images are not pooled away. The
-depth counts convolutions and the three linear layers of the paper, as the networks' names do.
+Where ours differs: a stage ends in 2x2 max pooling if both sides of its map have more than 4 pixels, and without
+pooling otherwise. On 32x32 images that leaves 4x4 for the last two stages, as there; smaller images are not pooled
+away. The depth counts convolutions and the three linear layers of the paper, as the networks' names do.
 """
 
 from torch import Tensor, nn
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from trainers.families.family import Family, Network, Normalize, scaled
 
 CONVOLUTIONS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
-"""Depth -> of each stage."""
+"""Depth -> convolutions in each stage."""
 SMALLEST = 4
-"""Pixels of a side that is not halved any more."""
+"""Side length of a map, in pixels, that is not halved any further."""
 
 
 class VGGNet(Network):
-    """The network of one of the depths; its taps are the stages' outputs after their last ReLU, of each resolution."""
+    """The network of one of the depths; its taps are the outputs of each resolution's last stage, after its ReLU."""
 
     def __init__(self, depth: int, width: float, image_shape: tuple[int, int, int], classes: int) -> None:
         """depth: a key of CONVOLUTIONS; width: multiplies the stages' channels; image_shape: (C, H, W)."""

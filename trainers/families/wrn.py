@@ -4,7 +4,7 @@ S. Zagoruyko, N. Komodakis: Wide residual networks, BMVC 2016, table 1 (arXiv 16
 three groups of n blocks at 16k, 32k and 64k channels, depth 6n+4; in a block batch norm and ReLU come before each
 convolution. The width is k: WRN-16-2 is depth 16, width 2.
 
-Where ours differs: below k = 1 the stem is narrowed, too, to 16k channels; no dropout.
+Where ours differs: below k = 1 the stem is also narrowed, to 16k channels; no dropout.
 """
 
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from trainers.families.family import Family, Network, Normalize, scaled
 
 
 class Block(nn.Module):
-    """Batch norm, ReLU and 3x3 convolution, twice; the input, as it came or projected, is added."""
+    """Batch norm, ReLU and 3x3 convolution, twice; the input, unchanged or projected, is added."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         """inputs, outputs: channels; stride: of the first convolution and of the shortcut."""

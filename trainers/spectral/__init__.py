@@ -1,4 +1,4 @@
-"""Layers in eigenvalues and eigenvectors, and what is cut by them."""
+"""Layers in eigenvalues and eigenvectors, and pruning by them."""
 
 from trainers.spectral.dependencies import Traced, trace
 from trainers.spectral.importance import importances

@@ -1,8 +1,9 @@
-"""Which channels of a network exist only together, read off a forward pass.
+"""Which channels of a network are coupled, determined from a forward pass.
 
-Torch-Pruning's graph says which step follows which; the channels are followed one by one, with the shapes that autograd
-saw, so that any module that takes images can be cut, its class unchanged. What cannot be followed is left whole:
-channels that make the outputs, or that go through a slice, a split, or a normalisation over channels.
+Torch-Pruning's graph gives the order of the operations; the channels are followed one by one, with the shapes recorded
+by autograd, so that any module that takes images can be cut without changing its class. Channels that cannot be
+followed are not cut: those of the outputs, and those that pass through a slice, a split, or a normalisation over
+channels.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -20,51 +21,51 @@ from trainers.families.batch_ensemble import share_all
 from trainers.spectral.layers import fold
 
 _LAYERS = (nn.Conv2d, nn.Linear)
-"""Layers that make units."""
+"""Layers whose outputs are units."""
 
 
 class Place(NamedTuple):
-    """Some channels of one module, or of a parameter that no module of torch's owns."""
+    """Some channels of one module, or of a parameter that belongs to no torch module."""
 
     name: str
     parameter: bool
     made: bool
-    """Whether the module's outputs are meant, not its inputs."""
+    """Whether the channels are the module's outputs rather than its inputs."""
     remove: Callable[[nn.Module, list[int]], object]
-    """Torch-Pruning's function that takes channels out of the module."""
+    """Torch-Pruning's function that removes channels from the module."""
     dimension: int
-    """Of the channels, in a parameter."""
+    """Dimension of the channels, in a parameter."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Channels that exist only together."""
+    """Channels that can only be removed together."""
 
     channels: Mapping[Place, list[int]]
     makers: Mapping[str, int]
-    """The convolutions and linear layers that make the unit, each with the lowest of its channels in it."""
+    """The convolutions and linear layers that output the unit, each with the lowest of its channels in it."""
 
 
 @dataclass(frozen=True)
 class Traced:
-    """A network and the dependencies between its channels, by name: they hold while its weights are trained."""
+    """A network and the dependencies between its channels, by name: they remain valid while its weights are trained."""
 
     network: nn.Module
     image_shape: tuple[int, ...]
     layers: tuple[str, ...]
     """Convolutions and linear layers, in the order of the network's modules."""
     heads: tuple[str, ...]
-    """The layers that make the outputs: those behind which no other layer comes. They are never pruned."""
+    """The output layers: those not followed by another layer. They are never pruned."""
     norms: Mapping[str, tuple[str, ...]]
-    """Of each layer whose outputs go to batch norms alone, these norms; one for each use of the layer."""
+    """For each layer whose outputs go only to batch norms, these norms: one for each use of the layer."""
     shared_norms: frozenset[str]
-    """Batch norms that take the outputs of more than one layer."""
+    """Batch norms on the outputs of more than one layer."""
     units: tuple[Unit, ...]
-    """All units that can be cut, in the order of the layers that make them."""
+    """All units that can be cut, in the order of the layers that output them."""
 
 
 def trace(network: nn.Module, image_shape: tuple[int, ...]) -> Traced:
-    """Follow two silent images through a network, which stays as it is.
+    """Follow two all-zero images through a network, which is left unchanged.
 
     Args:
         network: of ordinary or spectral layers, or a BatchEnsemble of them.
@@ -91,7 +92,7 @@ class UnionFind:
         self._parent: dict[Hashable, Hashable] = {}
 
     def find(self, item: Hashable) -> Hashable:
-        """The member that stands for the item's set."""
+        """The representative of the item's set."""
         path = []
         while (parent := self._parent.setdefault(item, item)) != item:
             path.append(item)
@@ -101,35 +102,35 @@ class UnionFind:
         return item
 
     def join(self, one: Hashable, other: Hashable) -> None:
-        """Make one set of two."""
+        """Merge two sets."""
         self._parent[self.find(one)] = self.find(other)
 
 
 @dataclass(frozen=True)
 class _Graph:
-    """What follows what in a forward pass of `model`, a folded copy of the network."""
+    """The order of operations in a forward pass of `model`, a folded copy of the network."""
 
     model: nn.Module
     dependencies: Any
     """Torch-Pruning's graph."""
     routes: Mapping[int, Callable[[int], Iterable[int]]]
-    """By the id of a dependency: which channels of its target a channel of its source is; left out, the same one."""
+    """Id of a dependency -> which channels of its target a channel of its source becomes; if missing, the same."""
     opaque: frozenset[Any]
-    """Steps that do with channels what a cut cannot follow, so that these stay."""
+    """Operations that handle channels in ways that a cut cannot follow, so that these channels stay."""
 
 
 def _graph(network: nn.Module, image_shape: tuple[int, ...]) -> _Graph:
-    # traced by gradients, and with two images: a batch norm in training mode refuses one value a channel
+    # traced through gradients, with two images: a batch norm in training mode refuses one value per channel
     model = fold(network).eval().requires_grad_(True)
-    share_all(model)  # the members of a BatchEnsemble have the same channels
+    share_all(model)  # all members of a BatchEnsemble have the same channels
     images = torch.zeros(2, *image_shape, device=next(model.parameters()).device, requires_grad=True)
 
     def forward(model: nn.Module, images: Tensor) -> list[Tensor]:
-        # an operation of its own at either end: images and outputs are then seen even where a layer comes first or last
+        # a separate operation at either end keeps images and outputs in the graph even if a layer comes first or last
         return [output * 1.0 for output in tp.utils.flatten_as_list(model(images * 1.0))]
 
     graph = tp.DependencyGraph()
-    # the last thing it does is to guess sizes, which can fail (a channel shuffle) and which nobody reads here
+    # its last step is to guess sizes, which can fail (for a channel shuffle) and which are not used here
     with torch.enable_grad(), suppress(ZeroDivisionError):
         graph.build_dependency(model, images, forward_fn=forward, verbose=False)
     routes, opaque = {}, set()
@@ -161,7 +162,7 @@ def _heads(graph: _Graph) -> tuple[str, ...]:
 
 
 def _units(graph: _Graph, layers: Sequence[str]) -> list[Unit]:
-    """All units that can be cut, in the order of the layers that make them."""
+    """All units that can be cut, in the order of the layers that output them."""
     sets, places, ends = _coupled(graph)
     whole = {sets.find(key) for key in ends}
     channels: dict[Hashable, dict[Place, list[int]]] = {}
@@ -178,11 +179,11 @@ def _units(graph: _Graph, layers: Sequence[str]) -> list[Unit]:
 
 
 def _coupled(graph: _Graph) -> tuple[UnionFind, dict[Hashable, tuple[Place, int]], dict[Hashable, int]]:
-    """Which channels exist only together.
+    """Which channels are coupled.
 
     Returns:
-        Sets of channels, over all steps of the forward pass; those of them that are a module's or a parameter's; and
-        those that must stay, with the kind of step that wants it.
+        Sets of channels, over all operations of the forward pass; those of them that belong to a module or a parameter;
+        and those that must stay, with the kind of operation that requires it.
     """
     sets, ends = UnionFind(), dict[Hashable, int]()
     seen: dict[tuple[Any, Any], set[int]] = {}
@@ -221,7 +222,7 @@ def _coupled(graph: _Graph) -> tuple[UnionFind, dict[Hashable, tuple[Place, int]
         for channel in known:
             places[node, function, channel] = (place, channel)
         if node.type == OPTYPE.CONV and node.module.groups > 1:
-            # each group of a grouped convolution keeps as many channels as any other: those at the same place in it
+            # all groups of a grouped convolution keep the same number of channels: those at the same place in each
             width = (node.module.out_channels if made else node.module.in_channels) // node.module.groups
             for channel in known:
                 sets.join((node, function, channel), (node, function, channel % width))
@@ -229,13 +230,13 @@ def _coupled(graph: _Graph) -> tuple[UnionFind, dict[Hashable, tuple[Place, int]
 
 
 _Route = tuple[Callable[[int], Iterable[int]], Callable[[int], Iterable[int]]]
-"""Which channels of a step a channel of its input is, and the other way round."""
+"""Which channels of an operation a channel of its input becomes, and the inverse."""
 
 
 def _followed(node: Any, images: Tensor) -> Sequence[_Route] | None:
-    """The routes into a step from each of its inputs; () if channels stay where they are, None if nobody can tell.
+    """The routes into an operation from each of its inputs; () if channels stay in place, None if unknown.
 
-    Torch-Pruning guesses sizes from the layers around a step; autograd knows the shapes themselves.
+    Torch-Pruning guesses sizes from the neighbouring layers; autograd knows the actual shapes.
     """
     module = node.module
     match node.type:
@@ -267,17 +268,17 @@ def _followed(node: Any, images: Tensor) -> Sequence[_Route] | None:
 
 
 def _part(start: int, size: int) -> _Route:
-    """Into a concatenation."""
+    """The route into a concatenation."""
     return lambda c: [c + start], lambda c: [c - start] if start <= c < start + size else []
 
 
 def _reshaped(given: Sequence[int], made: Sequence[int]) -> Sequence[_Route] | None:
-    """Into a reshape from shape `given` to shape `made`; the first dimension is the images'."""
+    """The route through a reshape from shape `given` to shape `made`; the first dimension is the batch."""
     if [size for size in given if size > 1] == [size for size in made if size > 1]:
         return ()
     short, long = sorted((given, made), key=len)
     if len(long) == len(short) + 1 and short[1:] == long[2:]:
-        return ()  # the images are taken apart or together
+        return ()  # the batch dimension is split or merged
     if len(short) != 2 or len(long) != 4 or short[0] != long[0]:
         return None
     pixels = long[2] * long[3]

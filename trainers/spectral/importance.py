@@ -1,16 +1,16 @@
-"""How much a unit matters.
+"""The importance of units.
 
 Giambagli et al. 2023 rank unit i of a layer by |lambda_i| ||phi_i||_2 relative to the layer's largest. Here the same
-number ranks units across the network and through the layers that depend on each other:
+number ranks units across the network, and units that span several coupled layers:
 
-- |lambda_i| ||phi_i||_2 is the standard deviation of what unit i puts out before its activation, on inputs of unit
-  variance as the paper's are. Behind a batch norm that deviation is |gamma_i|, whatever lambda_i and phi_i are (the
-  norm undoes them), so there the importance is |gamma_i|.
-- A BatchEnsemble's members have the same channels; a unit counts with the mean norm of the weights that each has.
-- Channels that are added, that share a depthwise kernel, or that otherwise exist only together are one unit; its
-  importance is the mean over the layers that make it.
+- |lambda_i| ||phi_i||_2 is the standard deviation of unit i's output before its activation, for inputs of unit variance
+  as in the paper. After a batch norm this deviation is |gamma_i|, whatever lambda_i and phi_i are (the norm cancels
+  them), so there the importance is |gamma_i|.
+- A BatchEnsemble's members have the same channels; a unit's importance is the mean norm of the members' weights.
+- Channels that are added, that share a depthwise kernel, or that are coupled in other ways are one unit; its importance
+  is the mean over the layers that output it.
 - Across layers, importances are compared as shares of their layer's mean. Shares of the largest, by which the paper
-  counts units within a layer, leave a layer with one strong unit too little (benchmarks/pruning_criteria.py).
+  counts units within a layer, would cut too much of a layer with one strong unit (benchmarks/pruning_criteria.py).
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ def shares_of_mean(traced: Traced) -> dict[str, Tensor]:
 
 
 def unit_importance(unit: Unit, importance: Mapping[str, list[float]]) -> float:
-    """Mean over the layers that make the unit; of several channels of a layer the strongest counts."""
+    """Mean over the layers that output the unit; if a layer has several channels in it, the strongest counts."""
     shares = [
         max(importance[place.name][channel] for channel in channels)
         for place, channels in unit.channels.items()
@@ -52,7 +52,7 @@ def _positive(value: Tensor) -> Tensor:
 
 
 def _strengths(traced: Traced) -> dict[str, Tensor]:
-    """How strong the units of every spectral layer are, (outputs,): ||w_i||_2, or |gamma_i| behind a batch norm."""
+    """The strength of every spectral layer's units, (outputs,): ||w_i||_2, or |gamma_i| if a batch norm follows."""
     strengths = {}
     for name, layer in spectral_layers(traced.network):
         norms = [traced.network.get_submodule(norm) for norm in traced.norms.get(name, ())]
@@ -68,7 +68,7 @@ def _strengths(traced: Traced) -> dict[str, Tensor]:
 
 
 def _member_norms(ensemble: BatchEnsemble, layer: SpectralLinear | SpectralConv2d) -> Tensor:
-    """||gamma_i (w_i o alpha)||_2 of each output unit, (outputs,), the mean over members."""
+    """||gamma_i (w_i o alpha)||_2 of each output unit, (outputs,), averaged over members."""
     weight = layer.weight.detach()
     outputs, inputs = weight.shape[:2]
     squares = weight.square().reshape(outputs, inputs, -1).sum(2)

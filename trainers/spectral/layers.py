@@ -5,10 +5,10 @@ spectral methods, NeurIPS 2023 (arXiv 2310.12612). The weight from unit j to uni
 
     w_ij = (lambda_in_j - lambda_out_i) phi_ij
 
-with eigenvector entries phi. Each of the three is trained or fixed; as in the paper's experiments lambda_in begins (and
+with eigenvector entries phi. Each of the three is trained or fixed; as in the paper's experiments lambda_in starts (and
 by default stays) at 0, lambda_out is trained from 1, phi is trained. For a convolution the eigenvalues belong to
-channels and phi_ij is a kernel. The layer begins as the ordinary layer it replaces (phi = -w), so that any
-initialisation, the paper's Glorot included, is that layer's own.
+channels and phi_ij is a kernel. The layer initially equals the ordinary layer it replaces (phi = -w), so that any
+initialisation, including the paper's Glorot, is that layer's own.
 """
 
 import copy
@@ -23,7 +23,7 @@ Model = TypeVar("Model", bound=nn.Module)
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 UNFILLED = "meta"
-"""Where a layer is made that is filled at once: initialising it for real would draw from the global generator."""
+"""Device for creating a layer that is filled at once: initialising it would draw from the global generator."""
 
 
 class _Spectral(nn.Module):
@@ -46,7 +46,7 @@ class _Spectral(nn.Module):
         self.eigenvalues_out = nn.Parameter(weight.new_ones(outputs), requires_grad=train_outputs)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
         self.trained = (train_eigenvectors, train_inputs, train_outputs)
-        """Of eigenvectors, eigenvalues_in and eigenvalues_out; under `torch.vmap` their `requires_grad` says False."""
+        """Which of eigenvectors, eigenvalues_in and eigenvalues_out; under `torch.vmap` `requires_grad` is False."""
 
     @property
     def weight(self) -> Tensor:
@@ -54,7 +54,7 @@ class _Spectral(nn.Module):
         phi = self.eigenvectors
         outputs, inputs, *kernel = phi.shape
         ones = (1,) * len(kernel)
-        # a grouped convolution's kernel i sees the inputs of its own group only
+        # kernel i of a grouped convolution sees only the inputs of its own group
         lambda_in = self.eigenvalues_in.view(-1, 1, inputs, *ones)
         groups = len(lambda_in)
         difference = lambda_in - self.eigenvalues_out.view(groups, outputs // groups, 1, *ones)
@@ -77,7 +77,7 @@ class SpectralLinear(_Spectral):
         train_outputs: bool = True,
         train_eigenvectors: bool = True,
     ) -> None:
-        """Begins as `linear`; what of it is trained (besides the bias) is chosen here."""
+        """Initially equal to `linear`; the flags choose what is trained (besides the bias)."""
         super().__init__(
             linear.weight,
             linear.bias,
@@ -99,7 +99,7 @@ class SpectralLinear(_Spectral):
 
 
 class SpectralConv2d(_Spectral):
-    """`nn.Conv2d` in eigenvalues and eigenvectors, an eigenvalue a channel."""
+    """`nn.Conv2d` in eigenvalues and eigenvectors, one eigenvalue per channel."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class SpectralConv2d(_Spectral):
         train_outputs: bool = True,
         train_eigenvectors: bool = True,
     ) -> None:
-        """Begins as `conv`; what of it is trained (besides the bias) is chosen here."""
+        """Initially equal to `conv`; the flags choose what is trained (besides the bias)."""
         super().__init__(
             conv.weight,
             conv.bias,
@@ -167,15 +167,15 @@ def spectralize(
 ) -> Model:
     """A copy of `model` whose linear and convolutional layers are spectral; the function it computes is unchanged.
 
-    A layer of a class of its own, or that pads with anything but zeros, stays as it is; one that `model` uses in
-    several places becomes one spectral layer.
+    Layers of other classes, or with padding other than zeros, stay as they are; a layer that `model` uses in several
+    places becomes one spectral layer.
 
     Args:
-        model: any module that contains layers; its class need not know of this.
-        keep: names of layers, or of modules that hold them, that stay ordinary, such as the classifier.
+        model: any module that contains layers; its class need not know about this.
+        keep: names of layers, or of modules that contain them, that stay ordinary, such as the classifier.
         train_inputs, train_outputs, train_eigenvectors: whether lambda_in, lambda_out and phi are trained.
     """
-    kept = set(keep)
+    ordinary = set(keep)
     trained = {
         "train_inputs": train_inputs,
         "train_outputs": train_outputs,
@@ -183,7 +183,7 @@ def spectralize(
     }
 
     def spectral(names: Iterable[str], layer: nn.Module) -> nn.Module | None:
-        if any(named(name, kept) for name in names):
+        if any(named(name, ordinary) for name in names):
             return None
         if type(layer) is nn.Linear:
             return SpectralLinear(layer, **trained)
@@ -202,8 +202,8 @@ def fold(model: Model) -> Model:
 
 
 def named(name: str, keep: Iterable[str]) -> bool:
-    """Whether `keep` names a module or one that holds it."""
-    return any(name == kept or name.startswith(f"{kept}.") for kept in keep)
+    """Whether `keep` names a module or one that contains it."""
+    return any(name == each or name.startswith(f"{each}.") for each in keep)
 
 
 def spectral_layers(model: nn.Module) -> Iterator[tuple[str, SpectralLinear | SpectralConv2d]]:
@@ -216,9 +216,9 @@ def spectral_layers(model: nn.Module) -> Iterator[tuple[str, SpectralLinear | Sp
 def spectral_penalty(model: nn.Module, *, eigenvector_l2: float, eigenvalue_l2: float) -> Tensor:
     """`eigenvector_l2 * sum phi^2 + eigenvalue_l2 * sum lambda^2` over the trained parts of all spectral layers, ().
 
-    Added to the loss, as the authors' Keras code does; it is twice PyTorch's `weight_decay` of the same coefficient.
-    Together the two are a group lasso of weight 2 sqrt(eigenvector_l2 eigenvalue_l2) on each unit's ||lambda_i phi_i||:
-    that is what makes whole units vanish.
+    Added to the loss, as in the authors' Keras code; it is twice PyTorch's `weight_decay` with the same coefficient.
+    Together the two amount to a group lasso with weight 2 sqrt(eigenvector_l2 eigenvalue_l2) on each unit's
+    ||lambda_i phi_i||: that is what makes whole units vanish.
     """
     total = torch.zeros(())
     for _, layer in spectral_layers(model):
@@ -239,7 +239,7 @@ def _replaced(model: Model, replacement: Callable[[Iterable[str], nn.Module], nn
     model = copy.deepcopy(model)
     places: dict[nn.Module, dict[str, tuple[nn.Module, str]]] = {}
     for name, module in model.named_modules():
-        for key, child in module._modules.items():  # named_children leaves out what is used a second time
+        for key, child in module._modules.items():  # named_children leaves out what is used twice
             if child is not None:
                 places.setdefault(child, {})[f"{name}.{key}" if name else key] = (module, key)
     for child, owners in places.items():

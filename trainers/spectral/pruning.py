@@ -1,9 +1,9 @@
 """Cutting the least important units out of a network.
 
-Giambagli et al. 2023 silence the lowest units of each layer. Here `plan` chooses units by their importance
-(`trainers.spectral.importance`), across the network or within each layer, and `cut` takes them out, with everything in
-other layers that depends on them (`trainers.spectral.dependencies`). It compares what it made with the network in which
-the same units are silent, and returns nothing else.
+Giambagli et al. 2023 mask the least important units of each layer. Here `plan` chooses units by their importance
+(`trainers.spectral.importance`), across the network or within each layer, and `cut` removes them, with everything in
+other layers that depends on them (`trainers.spectral.dependencies`). It only returns a network that agrees with the one
+in which the same units are masked.
 """
 
 import math
@@ -24,26 +24,26 @@ from trainers.spectral.layers import Model, fold, named
 from trainers.spectral.reconstruction import reconstruct
 
 ROUNDING = 1e-9
-"""0.29 * 100 is 28.999999999999996 to a computer, and means 29 units."""
+"""0.29 * 100 is 28.999999999999996 in floating point, and means 29 units."""
 
 AGREEMENT = 1e-3
-"""How far a cut network may be from the silent one, in shares of the largest output: sums over fewer terms round
-differently, by 2e-7 at most in the networks of the tests; what a wrong channel changes is far more."""
+"""How far a cut network may be from the masked one, as a fraction of the largest output: sums over fewer terms round
+differently, by at most 2e-7 in the networks of the tests; a wrong channel makes a far larger difference."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """One group of layers with common units: the first of them, how many units there are, and which of them go."""
+    """One group of layers with common units: the first layer, the number of units, and which of them are cut."""
 
     root: str
     units: int
     removed: tuple[int, ...]
-    """Numbers of units; where each unit is one channel of the root, which is nearly everywhere, its channels."""
+    """Indices of units; if each unit is one channel of the root, as in nearly all networks, channel indices."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Layers that have units in common, and all units of theirs that may be cut."""
+    """Layers with common units, and all their units that may be cut."""
 
     root: str
     """The first of the layers."""
@@ -56,25 +56,25 @@ class Plan:
 
     cuts: tuple[Cut, ...]
     earlier: "Plan | None" = None
-    """The plan of the cut before this one, where the network has been cut already."""
+    """The plan of the previous cut, if the network has been cut already."""
     groups: tuple[Group, ...] = field(default=(), compare=False, repr=False)
-    """What `cuts` are of."""
+    """All groups of the network."""
     image_shape: tuple[int, ...] = field(default=(), compare=False)
     """(C, H, W) of the network's input."""
 
     @property
     def units(self) -> int:
-        """Units in all groups together, before anything was cut."""
+        """Number of units in all groups together, before anything was cut."""
         return self.earlier.units if self.earlier else sum(cut.units for cut in self.cuts)
 
     @property
     def removed(self) -> int:
-        """Units that are cut, by earlier plans too."""
+        """Number of units cut, including earlier plans."""
         return sum(len(cut.removed) for cut in self.cuts) + (self.earlier.removed if self.earlier else 0)
 
     @property
     def channels(self) -> dict[Place, list[int]]:
-        """The channels of every module that the planned units stand for."""
+        """The channels of every module that belong to the planned units."""
         groups, channels = {group.root: group for group in self.groups}, dict[Place, list[int]]()
         for step in self.cuts:
             for number in step.removed:
@@ -102,15 +102,16 @@ def plan(
     """Choose the units of a network to cut.
 
     Args:
-        traced: the network; units that no layer of `importance` makes stay, and so do those that make the outputs.
-        fraction: share of all units to cut, rounded down; fewer where the floor or the rounding forbids it.
-        floor: share of each group's units that stays, rounded up; in each layer at least one always does.
-        scope: whether the lowest units of the whole network go, or of every group the same share, rounded down.
-        round_to: the units that stay in a group are rounded up to a multiple of it, at most to what the group has.
-        keep: names of layers, or of modules that hold them, that stay whole and do not count.
-        earlier: the plan of the cut before, where the network has been cut already; `fraction` and `floor` are then
-            shares of what was there at first.
-        importance: of output units by layer, (outputs,), comparable between layers; None is that of the spectral
+        traced: the network; units that no layer in `importance` outputs are not cut, nor are those of output layers.
+        fraction: share of all units to cut, rounded down; fewer if the floor or the rounding requires it.
+        floor: share of each group's units that is kept, rounded up; at least one per layer always is.
+        scope: whether to cut the least important units of the whole network, or the same share of every group, rounded
+            down.
+        round_to: the number of units kept in a group is rounded up to a multiple of this, up to all of them.
+        keep: names of layers, or of modules that contain them, that are left whole and do not count.
+        earlier: the plan of the previous cut, if the network has been cut already; `fraction` and `floor` are then
+            shares of the original units.
+        importance: of output units by layer, (outputs,), comparable between layers; None uses that of the spectral
             layers.
     """
     if importance is None:
@@ -137,27 +138,27 @@ def plan(
 
 
 def units_that_stay(floor: float, units: int) -> int:
-    """How many of a layer's units stay whatever their rank: the share `floor`, rounded up, at least one."""
+    """How many of a layer's units are kept whatever their rank: the share `floor`, rounded up, at least one."""
     return max(1, math.ceil(floor * units - ROUNDING))
 
 
 def mask(network: Model, plan: Plan) -> Model:
-    """A folded copy of `network` in which the planned units are silent but still there: what `cut` is checked by."""
+    """A folded copy of `network` in which the planned units are masked but still there; `cut` is checked against it."""
     return _silenced(network, plan.channels)
 
 
 def cut(network: Model, plan: Plan, *, images: Tensor | None = None) -> Model:
-    """A folded copy of `network` without the planned units: smaller in every layer that has to do with them.
+    """A folded copy of `network` without the planned units: smaller in every layer that involves them.
 
     Args:
-        network: what the plan is of.
-        plan: which units go.
-        images: (B, C, H, W), calibration images on which the weights that stay are fitted to make up for those that go
+        network: the planned network.
+        plan: which units to cut.
+        images: (B, C, H, W), calibration images on which the remaining weights are fitted to compensate for the cut
             (`trainers.spectral.reconstruction`); None leaves them as they are.
 
     Raises:
-        BadInput: the cut network does not compute what the one with silent units does, because the network does
-            something with its channels that cannot be followed; the message names the layers.
+        BadInput: the cut network does not compute the same as the masked one, because the network handles its channels
+            in a way that cannot be followed; the message names the layers.
     """
     channels = plan.channels
     silent = _silenced(network, channels)
@@ -173,9 +174,9 @@ def cut(network: Model, plan: Plan, *, images: Tensor | None = None) -> Model:
             if _difference(_silenced(network, gone), _without(network, gone), plan.image_shape)
         ]
         raise BadInput(
-            f"a network must compute the same without its units as with them silent, but {difference} (units of "
-            f"{', '.join(culprits) or 'several layers together'}); name these layers in `keep`, or have forward use "
-            "the sizes that its tensors have and activations that are 0 at 0"
+            f"a network must compute the same with units cut as with them masked, but {difference} (units of "
+            f"{', '.join(culprits) or 'several layers together'}); name these layers in `keep`, or make forward use "
+            "the actual sizes of its tensors and activations that are 0 at 0"
         )
     return smaller
 
@@ -183,13 +184,13 @@ def cut(network: Model, plan: Plan, *, images: Tensor | None = None) -> Model:
 def _lowest(
     groups: list[Group], importance: Mapping[str, list[float]], spare: list[int], budget: int
 ) -> list[list[int]]:
-    """Numbers of the least important units of each group, the lowest first.
+    """Indices of the least important units of each group, in ascending order of importance.
 
     Args:
         groups: of all units.
         importance: of output units by layer.
         spare: how many units each group can spare.
-        budget: how many units go in all.
+        budget: how many units to cut in all.
     """
     ranked = sorted(
         (unit_importance(unit, importance), index, number)
@@ -210,7 +211,7 @@ def _lowest(
 
 
 def _groups(traced: Traced, ranked: Collection[str], keep: tuple[str, ...]) -> list[Group]:
-    """All units that may be cut and that a layer of `ranked` makes, in groups that have layers in common."""
+    """All units that may be cut and that a layer in `ranked` outputs, grouped by common layers."""
     units = [
         unit
         for unit in traced.units
@@ -228,7 +229,7 @@ def _groups(traced: Traced, ranked: Collection[str], keep: tuple[str, ...]) -> l
 
 
 def _silenced(network: Model, channels: Mapping[Place, list[int]]) -> Model:
-    """A folded copy in which these channels' makers put out 0."""
+    """A folded copy in which the layers that output these channels give 0."""
     silent = fold(network)
     with torch.no_grad():
         for place, gone in channels.items():
@@ -247,7 +248,7 @@ def _silenced(network: Model, channels: Mapping[Place, list[int]]) -> Model:
 
 
 def _without(network: Model, channels: Mapping[Place, list[int]]) -> Model:
-    """A folded copy that does not have these channels."""
+    """A folded copy without these channels."""
     smaller = fold(network)
     for place, gone in channels.items():
         if place.parameter:
@@ -266,7 +267,7 @@ def _without(network: Model, channels: Mapping[Place, list[int]]) -> Model:
 
 
 def _cut_fast_weights(ensemble: BatchEnsemble, gone: Iterable[int], made: bool) -> None:
-    """Cut what belongs to outputs, or to inputs, of a BatchEnsemble's layer out of its fast weights."""
+    """Remove outputs (`made`), or inputs, of a BatchEnsemble's layer from its fast weights."""
     for name in ("gamma", "bias") if made else ("alpha",):
         old = getattr(ensemble, name)
         if old is not None:
@@ -275,7 +276,7 @@ def _cut_fast_weights(ensemble: BatchEnsemble, gone: Iterable[int], made: bool) 
 
 
 def _difference(silent: nn.Module, smaller: nn.Module, image_shape: tuple[int, ...]) -> str:
-    """How two networks differ on random images; empty where they agree, or put out what is no number anyway."""
+    """How two networks differ on random images; empty if they agree, or their outputs are not finite anyway."""
     try:
         pairs = zip(_outputs(silent, image_shape), _outputs(smaller, image_shape), strict=True)
     except (RuntimeError, ValueError, IndexError) as error:

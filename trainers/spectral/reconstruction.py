@@ -1,16 +1,16 @@
-"""Weights of a network that is cut, fitted to what its layers put out when they were whole.
+"""Fits the weights of a cut network to the outputs that its layers had before the cut.
 
-Y. He, X. Zhang, J. Sun: Channel pruning for accelerating very deep neural networks, ICCV 2017 (arXiv 1707.06168): once
-the inputs of a layer are fewer, its weights are the least-squares solution for the outputs that it had. Here every
-convolution and linear layer is fitted, in the order in which a forward pass comes to them, to the whole network's
-outputs, on the inputs that it gets from the layers fitted before it; with a ridge towards the weights as they were. A
-linear layer whose outputs are the network's own is taken for a classifier's, and then fitted to the probabilities that
-the whole network gave, by their cross-entropy (convex: logistic regression with soft targets). No label is read, and
-nothing is propagated backwards: it costs about three forward passes.
+Y. He, X. Zhang, J. Sun: Channel pruning for accelerating very deep neural networks, ICCV 2017 (arXiv 1707.06168): when
+a layer has lost inputs, its weights become the least-squares solution for its previous outputs. Here every convolution
+and linear layer is fitted, in the order of a forward pass, to its outputs in the whole network, given the inputs from
+the layers fitted before it; with a ridge penalty towards the previous weights. A linear layer whose outputs are the
+network's own is assumed to be a classifier, and is then fitted to the whole network's probabilities by cross-entropy
+(convex: logistic regression with soft targets). No labels are read, and nothing is backpropagated: it costs about three
+forward passes.
 
 Measured on scikit-learn's digits (ResNet-8 with spectral layers, trained on labels for 30 epochs, 2 seeds each, 1,024
-images, torch 2.15, AMD EPYC; validation accuracy in % without fine-tuning, batch norm statistics estimated anew in all
-cases):
+calibration images, torch 2.15, AMD EPYC; validation accuracy in % without fine-tuning, batch norms always
+recalibrated):
 
     units cut                        0 %          30 %          50 %          70 %          90 %
     width 0.25   cut alone        97.2  97.5    53.6  71.4    19.7  20.6     8.1   8.6    11.7  10.6
@@ -35,11 +35,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 RIDGE = 1e-3
-"""Times the mean square of the inputs; ten times as much changed nothing (digits)."""
+"""Ridge penalty, relative to the mean square of the inputs; ten times as much changed nothing (digits)."""
 ROWS = 2**16
-"""Of a layer's outputs, about as many places are fitted to, evenly over images and maps."""
+"""About how many positions of a layer's outputs are fitted, spread evenly over images and maps."""
 STEPS = 50
-"""Of L-BFGS at most."""
+"""Maximum number of L-BFGS steps."""
 _PART = 128
 """Images whose inputs are unfolded at a time."""
 
@@ -48,14 +48,14 @@ _Layer = nn.Conv2d | nn.Linear
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What a layer put out, (B, O, h, w) of a convolution: at every `step`th place of a map, in either direction."""
+    """A layer's outputs, (B, O, h, w) for a convolution: at every `step`th position of a map in each direction."""
 
     outputs: Tensor
     step: int = 1
 
     @classmethod
     def of(cls, layer: _Layer, outputs: Tensor) -> Self:
-        """About ROWS places of what the layer put out."""
+        """About ROWS positions of the layer's outputs."""
         if isinstance(layer, nn.Linear):
             return cls(outputs.clone())
         places = outputs.shape[0] * outputs.shape[2] * outputs.shape[3]
@@ -67,10 +67,10 @@ def reconstruct(silent: nn.Module, whole: nn.Module, images: Tensor, gone: Mappi
     """Fit the weights and biases of `silent`, in place; both networks' modes are restored.
 
     Args:
-        silent: the network whose units to be cut are silent.
+        silent: the network with the units to be cut masked.
         whole: the same network with all its units, folded.
-        images: (B, C, H, W).
-        gone: channels by the name of the layer that makes them; their weights stay as they are.
+        images: (B, C, H, W), calibration images.
+        gone: layer name -> cut channels of its outputs, whose weights stay as they are.
     """
     wanted: dict[str, _Wanted] = {}
     last: str | None = None
@@ -79,7 +79,7 @@ def reconstruct(silent: nn.Module, whole: nn.Module, images: Tensor, gone: Mappi
 
     def note(name: str, layer: _Layer, outputs: Tensor) -> None:
         nonlocal last, logits
-        if name not in wanted:  # a layer that is used again is fitted to its first use
+        if name not in wanted:  # a layer that is used twice is fitted to its first use
             wanted[name] = _Wanted.of(layer, outputs)
             last, logits = name, outputs
 
@@ -108,7 +108,7 @@ def reconstruct(silent: nn.Module, whole: nn.Module, images: Tensor, gone: Mappi
         if whole.eval()(images) is not logits:
             last = None
         silent.eval()
-        for norm in norms:  # by the statistics of these images, without noting them
+        for norm in norms:  # with the statistics of these images, without recording them
             norm.train()
             norm.momentum = 0.0
         silent(images)
@@ -121,12 +121,12 @@ def reconstruct(silent: nn.Module, whole: nn.Module, images: Tensor, gone: Mappi
 
 
 def _is_unusual(layer: _Layer) -> bool:
-    """Whether `F.unfold` does not say what a convolution sees."""
+    """Whether `F.unfold` does not give a convolution's inputs."""
     return isinstance(layer, nn.Conv2d) and (isinstance(layer.padding, str) or layer.padding_mode != "zeros")
 
 
 def _fit(layer: _Layer, given: Tensor, wanted: _Wanted, gone: Sequence[int]) -> None:
-    """Least squares, group by group, for the change of the weights that explains what is missing."""
+    """Least squares, group by group, for the change of the weights that makes up for what is missing."""
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
     outputs = layer.weight.shape[0] // groups
     weight = layer.weight.double().reshape(groups, outputs, -1)
@@ -145,7 +145,7 @@ def _fit(layer: _Layer, given: Tensor, wanted: _Wanted, gone: Sequence[int]) -> 
         rows += inputs.shape[1]
     square, crossed = square / rows, crossed / rows
     if not (square.isfinite().all() and crossed.isfinite().all()):
-        return  # a student that diverged is told of when it is measured
+        return  # a diverged student is reported when it is measured
     ridge = (RIDGE * square.diagonal(dim1=1, dim2=2).mean(1)).clamp_min(torch.finfo(torch.float64).tiny)
     change = torch.linalg.solve(square + torch.diag_embed(ridge[:, None].expand(-1, size)), crossed).mT
     fitted = (weight + change).reshape(groups * outputs, size)
@@ -158,7 +158,7 @@ def _fit(layer: _Layer, given: Tensor, wanted: _Wanted, gone: Sequence[int]) -> 
 
 
 def _fit_to_probabilities(layer: nn.Linear, given: Tensor, wanted: Tensor) -> None:
-    """Least cross-entropy to the probabilities `wanted` (B, O), with the ridge towards the weights as they are."""
+    """Minimum cross-entropy with the probabilities `wanted` (B, O), and a ridge penalty towards the old weights."""
     x, targets = given.double(), wanted.double()
     start = [parameter.detach().double() for parameter in layer.parameters()]
     parameters = [parameter.clone().requires_grad_() for parameter in start]
@@ -178,12 +178,12 @@ def _fit_to_probabilities(layer: nn.Linear, given: Tensor, wanted: Tensor) -> No
     with torch.enable_grad():
         optimizer.step(closure)  # type: ignore[no-untyped-call]
     if all(parameter.isfinite().all() for parameter in parameters):
-        for kept, parameter in zip(layer.parameters(), parameters, strict=True):
-            kept.copy_(parameter.detach())
+        for own, parameter in zip(layer.parameters(), parameters, strict=True):
+            own.copy_(parameter.detach())
 
 
 def _inputs(layer: _Layer, given: Tensor, step: int) -> Tensor:
-    """(groups, rows, numbers that an output is a sum over) of what a layer is given."""
+    """A layer's inputs as (groups, rows, terms of an output's sum)."""
     if isinstance(layer, nn.Linear):
         return given.reshape(1, -1, given.shape[-1])
     assert not isinstance(layer.padding, str)

@@ -1,4 +1,4 @@
-"""The size of weights that a batch norm undoes."""
+"""Rescales weights whose size a batch norm cancels."""
 
 import math
 
@@ -11,16 +11,17 @@ from trainers.spectral.dependencies import Traced
 
 
 def rescale(network: nn.Module, traced: Traced) -> None:
-    """Give layers whose outputs go to batch norms alone weights of the size that they begin with, in place.
+    """Rescale the weights of layers whose outputs go only to batch norms to their size at initialisation, in place.
 
-    ||W||_F becomes sqrt(2 O), what K. He et al. (ICCV 2015) begin with. The batch norm undoes it: the network computes
-    what it did, but for the norm's epsilon. The steps of SGD, however, change the outputs of such a layer by the rate
-    over ||W||^2 (T. van Laarhoven: L2 regularization versus batch and weight normalization, 2017), and the paper's L2
-    leaves weights a seventh of that size: fine-tuning at 0.02 was like 1.0, and undid what a cut had left. Validation
-    accuracy in % of resnet 8, width 0.5, with the paper's L2, half of the units cut, before and after 10 epochs at 0.02
-    (Fashion-MNIST, 1,000 images to train on; torch 2.15, AMD EPYC; two seeds):
+    ||W||_F becomes sqrt(2 O), as in the initialisation of K. He et al. (ICCV 2015). The batch norm cancels it: the
+    network computes the same, except for the norm's epsilon. SGD steps, however, change the outputs of such a layer in
+    proportion to the learning rate over ||W||^2 (T. van Laarhoven: L2 regularization versus batch and weight
+    normalization, 2017), and the paper's L2 penalty leaves weights at a seventh of that size: fine-tuning at 0.02 acted
+    like 1.0, and destroyed what the cut had left. Validation accuracy in % of resnet 8, width 0.5, with the paper's L2,
+    half of the units cut, before and after 10 epochs at 0.02 (Fashion-MNIST, 1,000 training images; torch 2.15, AMD
+    EPYC; two seeds):
 
-        as it was     79.8 -> 74.5    77.5 -> 82.0
+        unchanged     79.8 -> 74.5    77.5 -> 82.0
         rescaled      79.8 -> 83.9    77.5 -> 83.2
 
     Args:
