@@ -18,7 +18,7 @@ from trainers.data import pixels
 from trainers.files import scratch_folder
 from trainers.knowledge import Knowledge
 from trainers.loop import Diverged
-from trainers.measure import measure, predictions
+from trainers.measure import batch_size, measure, predictions
 from trainers.store import load_student, save_student
 from trainers.task import Task
 from trainers.task_spec import TaskSpec
@@ -101,7 +101,7 @@ def check(file: StudyFile, format: Format = DEFAULT) -> Checked:
         validation_s = clock.did("saved, loaded, measured again: the same")
         content = format.write(student, pixels(task.data.validation.images[:2]), metadata_of(whole))
         verify(
-            format.run(content, task.data.validation.images),
+            format.run(content, task.data.validation.images, batch_size(student, whole.image_shape)),
             predictions(student, task.data.validation),
             task.data.validation,
             result.measurements["accuracy"],
