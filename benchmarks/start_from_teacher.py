@@ -318,7 +318,7 @@ def document(setting: Setting, path: Path) -> str:
         "Written by `python benchmarks/start_from_teacher.py`.",
         "",
         f"- Teachers: resnet {setting.depth}, width {setting.teacher_width:g}, {setting.teacher_epochs} epochs, one "
-        f"for each of {setting.seeds} seeds. No augmentation. Accuracy in % on all test images, mean ± standard deviation "
+        f"for each of {setting.seeds} seeds. No augmentation. Accuracy in % on all test images: mean ± deviation "
         "over seeds.",
         f"- Students have the share of the teacher's units that the columns say, and are trained for {setting.epochs} "
         "epochs: from scratch with a learning rate of 0.1, from the teacher with 0.02 (the defaults of either); L2 of "
