@@ -21,7 +21,8 @@ from trainers.loop import Diverged
 from trainers.measure import measure, predictions
 from trainers.store import load_student, save_student
 from trainers.task import Task
-from trainers.task_spec import TaskSpec, TeacherSpec
+from trainers.task_spec import TaskSpec
+from trainers.teacher_spec import TeacherSpec
 from trainers.trial import TrialResult, run_trial
 
 IMAGES = 512

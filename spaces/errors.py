@@ -13,11 +13,18 @@ from pydantic import BaseModel, ValidationError
 class BadInput(ValueError):
     """User input breaks a rule; the message gives the rule, the value and the way out in one line.
 
-    The command line prints the message and exits with code 2; by then nothing has been started or written.
+    The command line prints the message and exits with code 2; nothing has been started or written by then.
+
+    Args:
+        problems: one message or, where several rules are broken at once, one for each.
     """
 
-    def __init__(self, message: str) -> None:
-        super().__init__(in_one_line(message))
+    def __init__(self, *problems: str) -> None:
+        self.problems = tuple(map(in_one_line, problems))
+        """Each as one line of its own."""
+        first, *others = self.problems
+        numbered = (f"({number}) {problem}" for number, problem in enumerate(self.problems, 1))
+        super().__init__(f"{len(self.problems)} problems: {'; '.join(numbered)}" if others else first)
 
 
 def in_one_line(text: str) -> str:

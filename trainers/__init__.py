@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from trainers.planning import check_pair
     from trainers.store import load_student, save_student
     from trainers.task import Task
-    from trainers.task_spec import TaskSpec, TeacherSpec
+    from trainers.task_spec import TaskSpec
+    from trainers.teacher_spec import TeacherSpec
     from trainers.trainer import Report
     from trainers.trial import TrialResult, run_trial
 
@@ -21,7 +22,7 @@ _FOUND_IN = {
     "Report": "trainer",
     "Task": "task",
     "TaskSpec": "task_spec",
-    "TeacherSpec": "task_spec",
+    "TeacherSpec": "teacher_spec",
     "TrialResult": "trial",
     "check_pair": "planning",
     "load_student": "store",

@@ -19,7 +19,7 @@ from trainers.depths import shape_of
 from trainers.families import Network, outline
 from trainers.files import Damaged, read_whole, write_whole
 from trainers.networks import own_network_of
-from trainers.task_spec import TeacherSpec
+from trainers.teacher_spec import TeacherSpec
 
 Model = TypeVar("Model", bound=nn.Module)
 

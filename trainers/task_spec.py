@@ -3,186 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING
 
-from pydantic import Discriminator, Field, JsonValue, Tag, model_validator
+from pydantic import Field
 
-from spaces import BadInput, Student
+from spaces import BadInput
 from spaces.errors import known, shown
 from spaces.recipe import Part
 from trainers.data import AUGMENTATIONS, DATASETS, check_dataset, load_dataset
-from trainers.depths import check_student
+from trainers.data.pictures import Size
+from trainers.teacher_spec import Sides, TeacherSpec, beside
 
 if TYPE_CHECKING:
     from trainers.data.dataset import Dataset
-
-
-MOST_MEMBERS = 64
-LIBRARIES = ("torchvision", "timm")
-"""Whose networks are named `LIBRARY:NAME`."""
-DOWNLOADED = "DEFAULT"
-"""In place of a file of weights: the library's own, fetched from the internet where they are not there."""
-
-
-class InputSpec(Part):
-    """The images that a network was trained on."""
-
-    size: int | None = Field(default=None, ge=1, le=4096)
-    """Side in pixels; a folder's images are scaled to it unless `task.image_size` says otherwise."""
-    mean: list[float] | None = Field(default=None, min_length=1)
-    """Of each channel, of images in [0, 1]: what is subtracted. Left out: the library's own, else the data set's."""
-    std: list[float] | None = Field(default=None, min_length=1)
-    """Of each channel: what is divided by."""
-
-    @model_validator(mode="after")
-    def _together(self) -> Self:
-        if (self.mean is None) != (self.std is None):
-            raise ValueError("must have both mean and std, or neither")
-        if self.std is not None and min(self.std) <= 0:
-            raise ValueError("must have each std above 0")
-        return self
-
-
-class TeacherSpec(Part):
-    """The network to compress: of a family, trained by Dux, or one that somebody has trained."""
-
-    family: str = "resnet"
-    depth: int = Field(default=20, ge=2, le=10_000)
-    width: float = Field(default=1.0, gt=0.0, le=64.0)
-    network: str | None = None
-    """In place of a family: `torchvision:NAME`, `timm:NAME`, or `package.module:function` (or a class)."""
-    weights: str | None = None
-    """Its weights: a safetensors file, a file of `torch.save`, or `DEFAULT`; left out, those that it is made with."""
-    arguments: dict[str, JsonValue] = Field(default_factory=dict)
-    """What the network is called with."""
-    input: InputSpec = InputSpec()
-    taps: list[str] | None = Field(default=None, min_length=1)
-    """Modules whose outputs are its features, from shallow to deep; left out, they are found."""
-    epochs: int | None = Field(default=None, ge=1, le=100_000)
-    """It is trained for; left out, 30 of a family, and none of a network that is trained already."""
-    batch_size: int = Field(default=64, ge=2, le=1_000_000)
-    learning_rate: float | None = Field(default=None, gt=0.0)
-    """Left out, 0.1 of a family, and 0.02 of a network that is trained already."""
-    weight_decay: float = Field(default=5e-4, ge=0.0)
-    members: Annotated[
-        Annotated[int, Field(ge=1, le=MOST_MEMBERS), Tag("<number>")]
-        | Annotated[list[TeacherSpec], Field(min_length=1, max_length=MOST_MEMBERS), Tag("<networks>")],
-        Discriminator(lambda value: "<networks>" if isinstance(value, list) else "<number>"),
-    ] = 1
-    """Of an ensemble, whose probabilities are averaged: how many, each trained on its own from a seed of its own; or
-    each as a teacher by itself."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    threads: int = Field(default=1, ge=1, le=1024)
-    """Torch threads that it, and what is learned of it, are computed with; the last digits depend on their number."""
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Self:
-        members = self.members
-        usual = TeacherSpec.model_fields
-        changed = {
-            name
-            for name in self.model_fields_set
-            if getattr(self, name) != usual[name].get_default(call_default_factory=True)
-        }
-        if self.network is not None and (family := changed & _OF_A_FAMILY):
-            raise ValueError(f"must have a network or a family, but has `network` and {_names(family)}")
-        if self.network is None and (own := changed & _OF_A_NETWORK):
-            raise ValueError(f"must have a network with {_names(own)}: `network` says which")
-        if isinstance(members, list):
-            if each := changed & (_OF_A_FAMILY | _OF_A_NETWORK | {"network"}):
-                raise ValueError(f"must say {_names(each)} of each of its members")
-            if any(member.count > 1 for member in members):
-                raise ValueError("must have members that are single networks")
-        return self
-
-    @property
-    def student(self) -> Student:
-        """One member's shape in the words of a recipe, where it is of a family."""
-        return Student(family=self.family, depth=self.depth, width=self.width)
-
-    @property
-    def count(self) -> int:
-        """Members."""
-        return self.members if isinstance(self.members, int) else len(self.members)
-
-    @property
-    def each(self) -> list[TeacherSpec]:
-        """Every member as a teacher by itself."""
-        if isinstance(self.members, int):
-            return [self.model_copy(update={"members": 1})] * self.members
-        return list(self.members)
-
-    @property
-    def own_code(self) -> list[str]:
-        """What of the user's is imported to make it, as `package.module:name`."""
-        named = [member.family if member.network is None else member.network for member in self.each]
-        return [name for name in named if ":" in name and name.partition(":")[0] not in LIBRARIES]
-
-    @property
-    def training_epochs(self) -> int:
-        """Of one member."""
-        return self.epochs or (30 if self.network is None else 0)
-
-    @property
-    def training_rate(self) -> float:
-        """Of one member."""
-        return self.learning_rate or (0.1 if self.network is None else 0.02)
-
-    def identity(self) -> dict[str, Any]:
-        """What makes it, as far as this says so: JSON."""
-        if isinstance(self.members, list):
-            return {"members": [member.identity() for member in self.members], "threads": self.threads}
-        trained = {
-            "epochs": self.training_epochs,
-            "batch_size": self.batch_size,
-            "learning_rate": self.training_rate,
-            "weight_decay": self.weight_decay,
-            "members": self.members,
-            "seed": self.seed,
-            "threads": self.threads,
-        }
-        if self.network is None:
-            return {"family": self.family, "depth": self.depth, "width": self.width, **trained}
-        return {"network": self.network, "arguments": self.arguments, "taps": self.taps, **trained}
-
-    def check(self) -> None:
-        """Raise BadInput where it is of a family that does not exist, or not in its depth, or of code not there."""
-        for member in self.each:
-            if member.network is None:
-                check_student(member.student)
-            elif ":" not in member.network:
-                raise BadInput(
-                    f"`task.teacher.network` must be torchvision:NAME, timm:NAME or package.module:function, but got "
-                    f"{shown(member.network)}"
-                )
-            elif member.weights == DOWNLOADED and member.own_code:
-                raise BadInput(
-                    f"`task.teacher.weights: {DOWNLOADED}` must be of a network of {' or '.join(LIBRARIES)}, but "
-                    f"`network` is {member.network}; name a file, or leave it out where the function loads them"
-                )
-            elif member.weights not in (None, DOWNLOADED) and not Path(str(member.weights)).is_file():
-                raise BadInput(f"`task.teacher.weights` must be a file, but {member.weights} is none")
-
-    def beside(self, folder: Path) -> TeacherSpec:
-        """The same, files that are named by a relative path looked for in `folder`."""
-        changed: dict[str, Any] = {}
-        if self.weights not in (None, DOWNLOADED):
-            changed["weights"] = _beside(folder, str(self.weights))
-        if isinstance(self.members, list):
-            changed["members"] = [member.beside(folder) for member in self.members]
-        return self.model_copy(update=changed)
-
-
-_OF_A_FAMILY = frozenset({"family", "depth", "width"})
-_OF_A_NETWORK = frozenset({"weights", "arguments", "input", "taps"})
-
-
-def _names(names: set[str]) -> str:
-    return ", ".join(f"`{name}`" for name in sorted(names))
-
-
-def _beside(folder: Path, path: str) -> str:
-    return str((folder / Path(path).expanduser()).resolve())
 
 
 class TaskSpec(Part):
@@ -195,8 +28,8 @@ class TaskSpec(Part):
     """Whether a missing data set may be fetched from its home on the internet."""
     train_limit: int | None = Field(default=None, ge=1, le=10**9)
     """Train on this many images only, drawn evenly over the classes."""
-    image_size: int | None = Field(default=None, ge=1, le=4096)
-    """Side to which images of a folder are scaled and cropped."""
+    image_size: Sides = None
+    """Side, or height and width, to which images of a folder are scaled and cropped."""
     augment: str | None = None
     """`none`, `crop` or `crop_flip`; left out, the data set's own."""
     classes: str | None = None
@@ -238,15 +71,16 @@ class TaskSpec(Part):
         )
 
     @property
-    def side(self) -> int | None:
+    def side(self) -> Size | None:
         """To which images of a folder are scaled: `image_size`, else what the teacher was trained on."""
-        sizes = [member.input.size for member in self.teacher.each]
+        source = DATASETS.get(self.dataset)
+        sizes = [member.input.size for member in self.teacher.each if source and "image_size" in source.options]
         return self.image_size or next((size for size in sizes if size is not None), None)
 
     def beside(self, folder: Path) -> TaskSpec:
         """The same, files and folders that are named by a relative path looked for in `folder`."""
         named = {name: path for name in ("root", "classes") if (path := getattr(self, name)) is not None}
-        paths = {name: _beside(folder, path) for name, path in named.items()}
+        paths = {name: beside(folder, path) for name, path in named.items()}
         return self.model_copy(update={**paths, "teacher": self.teacher.beside(folder)})
 
     @property

@@ -25,7 +25,8 @@ from trainers.metrics import METRICS, TIMED
 from trainers.networks import load_weights, named_network, own_network_of, read_weights, usual_normalization
 from trainers.seeding import seeded
 from trainers.store import filled, network_description, weights_bytes
-from trainers.task_spec import DOWNLOADED, TaskSpec, TeacherSpec
+from trainers.task_spec import TaskSpec
+from trainers.teacher_spec import DOWNLOADED, TeacherSpec
 
 OnEpoch = Callable[[int, float], object]
 """Called with the epoch, of all members' together, and its mean loss."""
@@ -115,11 +116,12 @@ class Teacher:
         if member.weights not in (None, DOWNLOADED):
             weights = f"`task.teacher.weights: {member.weights}`"
             self.notes += load_weights(inner, read_weights(Path(str(member.weights))), weights)
-        c, height, width = self.data.image_shape
-        if member.input.size not in (None, height) or member.input.size not in (None, width):
+        c, *sides = self.data.image_shape
+        size = member.input.size
+        if size is not None and sides != ([size, size] if isinstance(size, int) else list(size)):
             raise BadInput(
-                f"`task.teacher.input.size` must be the images', but is {member.input.size} and they are {height} x "
-                f"{width}; set `task.image_size: {member.input.size}`, or leave it out"
+                f"`task.teacher.input.size` must be the images', but is {size} and they are {sides[0]} x {sides[1]}; "
+                f"set `task.image_size: {size}`, or leave it out"
             )
         network = OwnNetwork(
             inner,

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from processes import environment
@@ -22,6 +23,8 @@ from search.formats import DEFAULT
 from search.study import Study
 from search.study_file import StudyFile
 from spaces import BadInput
+from trainers import load_student
+from trainers.families import Network
 
 
 def test_a_dry_run_of_a_sound_study_says_so_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -157,8 +160,25 @@ def test_longer_training_is_estimated_to_take_longer() -> None:
     assert long > 10 * short
 
 
-@pytest.mark.parametrize("train_limit", [12, 200])
-def test_few_images_are_enough(train_limit: int) -> None:
+def test_few_images_are_enough_and_are_all_that_is_trained_on() -> None:
     raw = yaml.safe_load(TINY)
-    raw["task"]["train_limit"] = train_limit
-    assert check(StudyFile.from_mapping(raw)).study_seconds > 0
+    raw["task"]["train_limit"] = 12
+    data, teacher, trial, *_, exported = (what for what, _ in check(StudyFile.from_mapping(raw)).steps)
+    assert data == "data: 12 images to train on, 360 to validate with"
+    assert teacher == "teacher: built, two epochs of 12 images"
+    cut, units = map(int, re.findall(r"(\d+) of (\d+) units cut", trial)[0])
+    assert 0 < cut < units
+    assert exported == "exported to ONNX, run by ONNX Runtime: the same"
+
+
+def test_a_student_that_measures_otherwise_when_it_is_loaded_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_and_spoil(folder: Path) -> Network:
+        network = load_student(folder)
+        with torch.no_grad():
+            for parameter in network.classifier.parameters():
+                parameter.neg_()
+        return network
+
+    monkeypatch.setattr("search.check.load_student", load_and_spoil)
+    with pytest.raises(ExportRefused, match="a student that is saved and loaded must measure the same, but does not"):
+        check(StudyFile.from_mapping(yaml.safe_load(TINY)))

@@ -296,9 +296,9 @@ def test_a_file_that_nobody_meant_is_read_or_refused_at_once(place: Path) -> Non
             wrong.append((number, f"{seconds:.1f} s"))
         if said.getvalue():
             wrong.append((number, f"said {said.getvalue()[:100]!r}"))
-    assert not wrong, wrong[:20]
+    assert not wrong, f"FUZZ_SEED={SEED}: {wrong[:20]}"
     assert [path.name for path in place.parent.iterdir()] == ["study.yaml"]
-    assert COUNT // 50 < sound < COUNT // 2  # else they are too far from study files, or too near
+    assert COUNT // 50 < sound < COUNT // 2, f"FUZZ_SEED={SEED}"  # else they are too far from study files, or too near
 
 
 def test_on_the_command_line_too(place: Path) -> None:

@@ -15,6 +15,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import matplotlib.image
+import numpy as np
 import optuna
 import pytest
 from mlflow import MlflowClient
@@ -27,7 +29,8 @@ from search.cli import app
 from search.fronts.front import Entry, Front
 from search.fronts.page import front_html
 from search.fronts.pareto import Axis
-from search.fronts.png import front_png
+from search.fronts.picture import FAINT
+from search.fronts.png import front_figure, front_png
 from search.fronts.quantities import show
 from search.fronts.tables import front_table
 from search.ledger.ledger import Ledger
@@ -153,11 +156,33 @@ def test_json_table_and_page_have_mean_deviation_seeds_and_mark() -> None:
     assert "of 3 seeds" in own_part(page)
 
 
-def test_the_picture_shows_the_deviations(tmp_path: Path) -> None:
+def test_the_picture_shows_the_means_and_deviations_of_those_on_the_front(tmp_path: Path) -> None:
+    figure = front_figure(NOISE, "study")
+    front_png(NOISE, "study", tmp_path / "noise.png")
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    ((means, _, bars),) = axes.containers
+    x, y = means.get_data()
+    assert [*x] == [100, 200, 400]
+    assert [*y] == pytest.approx([0.81, 0.82, 0.90])
+    across, upright = (bar.get_segments() for bar in bars)
+    assert [float(np.ptp(ends[:, 0])) for ends in across] == [0.0, 0.0, 0.0]  # no seed changes the size
+    lengths = [float(np.ptp(ends[:, 1])) for ends in upright]
+    assert lengths == pytest.approx([0.02, 0.04, 0.02])
+    assert [ends[:, 1].mean() for ends in upright] == pytest.approx([0.81, 0.82, 0.90])
+    legend = axes.get_legend()
+    assert legend is not None
+    assert "mean ± deviation of 3 seeds" in [text.get_text() for text in legend.get_texts()]
+    pixels = (matplotlib.image.imread(tmp_path / "noise.png")[..., :3] * 255).round().astype(int)
+    faint = [int(FAINT[i : i + 2], 16) for i in (1, 3, 5)]
+    for place, mean, deviation in zip(x, y, (0.01, 0.02, 0.01), strict=True):
+        for end in (mean - deviation, mean + deviation):
+            column, row = axes.transData.transform((place, end)).round().astype(int)
+            around = pixels[-row - 3 : -row + 3, column - 3 : column + 3].reshape(-1, 3)
+            assert (abs(around - faint).max(axis=1) < 8).any()  # the cap
+
     plain = front(*(Entry(e.trial, e.recipe, e.measurements) for e in NOISE.non_dominated))
-    for name, found in (("plain", plain), ("noise", NOISE)):
-        front_png(found, "study", tmp_path / f"{name}.png")
-    assert (tmp_path / "plain.png").read_bytes() != (tmp_path / "noise.png").read_bytes()
+    assert not front_figure(plain, "study").axes[0].containers
 
 
 # --- repeats in the ledger --------------------------------------------------------------------------------------------

@@ -132,6 +132,13 @@ BAD: dict[str, tuple[str, str]] = {
         "root must hold train/CLASS/IMAGE.*is not there; move the images",
     ),
     "root of digits": ("name: a\nspace: {}\ntask: {root: .}", "digits takes no task.root, but got .*; leave it out"),
+    **{
+        f"size {size}": (
+            f"name: a\nspace: {{}}\ntask: {{dataset: imagefolder, image_size: {size}}}",
+            "`task.image_size` must be a side or .height, width., of 1 to 4096 pixels, but got .*; leave it out for",
+        )
+        for size in ("0", "4097", "8.0", "true", "'8'", "[8]", "[8, 8, 8]", "[8, 0]", "[8, a]", "{height: 8}")
+    },
     "size of digits": ("name: a\nspace: {}\ntask: {image_size: 8}", "digits takes no task.image_size, but got 8"),
     "download a text": ("name: a\nspace: {}\ntask: {download: please}", "`task.download` should be a valid boolean"),
     "train_limit 0": ("name: a\nspace: {}\ntask: {train_limit: 0}", "`task.train_limit` .*or equal to 1, but got 0"),

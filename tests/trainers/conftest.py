@@ -1,6 +1,7 @@
 """Tasks small enough for a test: 200 digits and a teacher that trains in a second."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def torch_seed() -> int:
+    """For what a test draws from the global generator, such as the weights of layers that it makes."""
+    seed = int(os.environ.get("TORCH_SEED", "0"))
+    print(f"torch.manual_seed({seed})")
+    torch.manual_seed(seed)
+    return seed
 
 
 @pytest.fixture(scope="session")

@@ -125,10 +125,13 @@ class Kind:
     draws: int = 8
 
 
+OBLONG = (3, 8, 12)
+
+
 def ours(*families: str) -> Callable[[random.Random], nn.Module]:
     def make(draw: random.Random) -> nn.Module:
         student = Student(family=draw.choice(families), width=draw.choice([0.02, 0.1, 0.3]))
-        return build(student, (3, 8, 8), 10, generator=torch.Generator().manual_seed(0))
+        return build(student, OBLONG, 10, generator=torch.Generator().manual_seed(0))
 
     return make
 
@@ -138,12 +141,12 @@ def own(draw: random.Random) -> nn.Module:
 
 
 KINDS = {
-    "resnet": Kind(ours("resnet8", "resnet14")),
-    "wrn": Kind(ours("wrn10", "wrn16"), draws=4),
-    "vgg": Kind(ours("vgg8", "vgg11"), draws=4),
-    "mobilenetv2": Kind(ours("mobilenetv2"), draws=2),
-    "shufflenetv2": Kind(ours("shufflenetv2"), draws=2),
-    "mlp": Kind(ours(*(f"mlp{depth}" for depth in range(2, 7)))),
+    "resnet": Kind(ours("resnet8", "resnet14"), OBLONG),
+    "wrn": Kind(ours("wrn10", "wrn16"), OBLONG, 4),
+    "vgg": Kind(ours("vgg8", "vgg11"), OBLONG, 4),
+    "mobilenetv2": Kind(ours("mobilenetv2"), OBLONG, 2),
+    "shufflenetv2": Kind(ours("shufflenetv2"), OBLONG, 2),
+    "mlp": Kind(ours(*(f"mlp{depth}" for depth in range(2, 7))), OBLONG),
     "own": Kind(own, draws=4),
     "separable": Kind(Separable),
     "concatenating": Kind(Concatenating),

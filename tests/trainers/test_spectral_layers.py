@@ -66,6 +66,7 @@ def convolved(x: Array, layer: SpectralConv2d) -> Array:
     return y if layer.bias is None else y + array(layer.bias)[:, None, None]
 
 
+torch.manual_seed(0)
 CONVOLUTIONS = [
     nn.Conv2d(4, 6, 3, padding=1, dtype=torch.float64),
     nn.Conv2d(4, 6, (1, 3), stride=(2, 1), padding=(0, 2), bias=False, dtype=torch.float64),

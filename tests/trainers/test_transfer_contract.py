@@ -295,6 +295,14 @@ def test_soft_labels_are_added_to_any_method_on_features(name: str) -> None:
     torch.testing.assert_close(other - one, added, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not issubclass(method, FeatureMethod)])
+def test_a_method_without_a_stage_of_its_own_has_no_loss_for_one(name: str) -> None:
+    student, teacher = features(3, (4, 4), 10), features(5, (4, 4), 20)
+    method, needs = made(METHODS[name], student, teacher)
+    with pytest.raises(NotImplementedError, match=f"`{type(method).__name__}` has pretraining epochs, and so must"):
+        method.pretraining_loss(student, signals(needs, teacher), batch()[1])
+
+
 @each_method
 def test_adapters_begin_as_the_generator_says_and_the_global_one_is_left_alone(method_type: type[Method]) -> None:
     features = [capture(network, batch()[0]) for network in networks(*PAIRS["alike"])]

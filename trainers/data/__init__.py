@@ -12,7 +12,9 @@ from pathlib import Path
 from spaces.errors import BadInput
 from trainers.data import cifar, digits, fashion_mnist, imagefolder
 from trainers.data.dataset import Dataset, Split, pixels, shared_tensor
+from trainers.data.pictures import Size
 from trainers.data.splits import limit_train, split_notes
+from trainers.data.unread import Unread
 
 __all__ = [
     "AUGMENTATIONS",
@@ -37,14 +39,15 @@ class Source:
 
     Attributes:
         check: raises BadInput for what can be seen without opening a data file; called with `options` by name.
-        load: reads the whole data set, the same for the same files; called with `options` by name, after `check`.
+        load: reads the data set, the same for the same files, or what there is of it, its pixels still to be read;
+            called with `options` by name, after `check`.
         options: which of task.root, task.download and task.image_size it takes.
         needs_root: whether task.root must be set.
         augmentation: the policy (of AUGMENTATIONS) its train images get unless told otherwise.
     """
 
     check: Callable[..., None]
-    load: Callable[..., Dataset]
+    load: Callable[..., Dataset | Unread]
     options: tuple[str, ...]
     needs_root: bool
     augmentation: str
@@ -77,7 +80,7 @@ DATASETS = {
 
 
 def check_dataset(
-    name: str, *, root: Path | None = None, download: bool = False, image_size: int | None = None
+    name: str, *, root: Path | None = None, download: bool = False, image_size: Size | None = None
 ) -> None:
     """Raises BadInput for what can be seen without opening a data file: names, options, missing folders and files."""
     _checked(name, root, download, image_size)
@@ -88,7 +91,7 @@ def load_dataset(
     *,
     root: Path | None = None,
     download: bool = False,
-    image_size: int | None = None,
+    image_size: Size | None = None,
     train_limit: int | None = None,
 ) -> Dataset:
     """Reads a data set into memory; the same call on the same files gives the same tensors.
@@ -97,21 +100,25 @@ def load_dataset(
         name: one of DATASETS.
         root: the folder that holds the files; each data set's own file says in which layout.
         download: has the files fetched into `root` if they are not there.
-        image_size: height and width that the images are resized and cropped to.
+        image_size: the side, or height and width, that images are scaled and cropped to.
         train_limit: number of train images kept, in the same proportions of classes; validation and test stay whole.
 
     Raises:
-        BadInput: for what `check_dataset` rejects, for broken files, for a failed download, for a bad `train_limit`.
+        BadInput: for what `check_dataset` rejects, for broken files, for a failed download, for a bad `train_limit`;
+            one of several problems has a line for each (`BadInput.problems`).
     """
     source, options = _checked(name, root, download, image_size)
     dataset = source.load(**options)
-    dataset = dataset if train_limit is None else limit_train(dataset, train_limit)
+    if isinstance(dataset, Unread):
+        dataset = dataset.read(train_limit)
+    elif train_limit is not None:
+        dataset = limit_train(dataset, train_limit)
     return replace(dataset, notes=dataset.notes + split_notes(dataset))
 
 
 def _checked(
-    name: str, root: Path | None, download: bool, image_size: int | None
-) -> tuple[Source, dict[str, Path | bool | int | None]]:
+    name: str, root: Path | None, download: bool, image_size: Size | None
+) -> tuple[Source, dict[str, Path | bool | Size | None]]:
     """The source and the options to call it with."""
     if name not in DATASETS:
         near = get_close_matches(name, DATASETS, n=1)

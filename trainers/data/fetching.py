@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from io import BufferedReader
 from pathlib import Path
 
 from spaces.errors import BadInput
@@ -21,11 +20,9 @@ def fetching(name: str, root: Path) -> Iterator[None]:
         ) from error
 
 
-def fingerprint(file: BufferedReader) -> tuple[int, str]:
+def fingerprint(content: bytes) -> tuple[int, str]:
     """Size in bytes, and the first 16 hex digits of SHA-256."""
-    file.seek(0)
-    sha = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    return file.tell(), sha
+    return len(content), hashlib.sha256(content).hexdigest()[:16]
 
 
 def fingerprints(folder: Path, paths: Iterable[Path]) -> dict[str, tuple[int, str]]:
@@ -33,7 +30,8 @@ def fingerprints(folder: Path, paths: Iterable[Path]) -> dict[str, tuple[int, st
     found = {}
     for path in paths:
         with path.open("rb") as file:
-            found[path.relative_to(folder).as_posix()] = fingerprint(file)
+            sha = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+            found[path.relative_to(folder).as_posix()] = (file.tell(), sha)
     return found
 
 

@@ -3,59 +3,62 @@
 Where ROOT/test is missing, a fifth of the train images is split off; then, where ROOT/val is missing, a tenth of
 what is left. SPELLINGS has the other names that the three may have, in any case.
 
-Classes are numbered in the order of their names; where all names are whole numbers, in the order of these.
+Classes are numbered in the order of their names; where all names are whole numbers, in the order of these. Two names
+are one where Unicode has the same letters in two ways (NFC and NFD), as file systems do.
 
-Images are as a person sees them: turned as their EXIF says, transparent ones on white, 16 bits of grey scaled to 8, of
-several frames the first. Hidden files and folders are none of the data. What else is left out, or may surprise, is in
-`Dataset.notes`; what cannot be read is refused, all of it in one line.
+Images are read as `pictures` says. Hidden files and folders are none of the data. What else is left out, or may
+surprise, is in `Dataset.notes`; all that is wrong is told at once, a line for each kind.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
-import stat
-import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from unicodedata import normalize
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from spaces.errors import BadInput
-from trainers.data.dataset import Dataset, Split
-from trainers.data.fetching import fingerprint, one_line
-from trainers.data.splits import SHOWN, TEST_SHARE, VALIDATION_SHARE, counted, parted, shortlist
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from trainers.data.fetching import fingerprint
+from trainers.data.pictures import ENDINGS, Picture, Size, content_of, decoded, formats, is_grey, preparation, why_not
+from trainers.data.splits import SHOWN, counted, listed, shortlist
+from trainers.data.unread import Unread, in_order
 
 LAYOUT = "task.root must hold train/CLASS/IMAGE (and may hold val/CLASS/IMAGE and test/CLASS/IMAGE)"
 SPELLINGS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
 HIDDEN = ("__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information", "lost+found")
-LITTER = ("thumbs.db", "desktop.ini")  # of file managers
-ENDINGS = (
-    *(".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg"),
-    *(".jpf", ".jpg", ".jpx", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tif", ".tiff", ".webp"),
-)
-"""Of images, where this machine's Pillow reads them. Not among them: what needs another program (PostScript), what any
-file may pass for (TGA), and what holds no 8 bits a channel."""
-DEEP = 65535  # white, in 16 bits
-_NOTHING = np.empty((0, 0), np.uint8)
-LARGEST = 2 * 89_478_485  # pixels; Pillow refuses to read larger images
+LITTER = ("thumbs.db", "desktop.ini", "icon\r")  # of file managers
+
+
+@dataclass
+class _Folders:
+    """What the names of folders say."""
+
+    of: dict[str, Path] = field(default_factory=dict)
+    """Split -> its folder."""
+    classes: dict[str, dict[str, Path]] = field(default_factory=dict)
+    """Split -> the folder of each class, by its name in NFC."""
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def class_names(self) -> list[str]:
+        """In the order of their labels; as train spells them."""
+        names = [path.name for path in self.classes["train"].values()]
+        others = {name for of in self.classes.values() for name in of} - self.classes["train"].keys()
+        names += sorted(others)  # which are a problem, but their images are looked at
+        if all(re.fullmatch(r"[+-]?[0-9]+", name) for name in names):
+            names.sort(key=lambda name: (int(name), name))
+        return names
 
 
 @dataclass
 class _Listing:
     """What lies in the folders, by a look at names alone."""
 
-    class_names: tuple[str, ...]
     samples: dict[str, list[tuple[Path, int]]] = field(default_factory=dict)
     """Split -> image files and their classes."""
     hidden: list[Path] = field(default_factory=list)
@@ -64,127 +67,89 @@ class _Listing:
     """Files with other endings."""
     loose: list[Path] = field(default_factory=list)
     """Images in no class folder."""
+    problems: list[str] = field(default_factory=list)
 
 
-@dataclass
-class _Seen:
-    """What was noticed while images were read."""
-
-    bad: list[tuple[Path, str]] = field(default_factory=list)
-    """What cannot be read, and why."""
-    files: dict[Path, tuple[int, str]] = field(default_factory=dict)
-    """Size and hash of what can."""
-    transparent: list[Path] = field(default_factory=list)
-    deep: list[Path] = field(default_factory=list)
-    """With 16 bits of grey."""
-    brightest: int = 0
-    """The largest value in those, of 65535."""
-    frames: list[Path] = field(default_factory=list)
-    """With more than one frame or page."""
-
-
-def check(root: Path, image_size: int | None) -> None:
-    """Raises BadInput if folders are missing or do not name the same classes; opens no image."""
-    if image_size is not None and image_size < 1:
-        raise BadInput(
-            f"task.image_size >= 1 must hold, but got {image_size}; leave it out to keep the images' own size"
-        )
+def check(root: Path, image_size: Size | None) -> None:
+    """Raises BadInput if folders are missing or do not name the same classes. Opens no image, unless there is such a
+    mistake: then all others are looked for, too."""
+    for side in (image_size,) if isinstance(image_size, int) else image_size or ():
+        if side < 1:
+            raise BadInput(f"task.image_size >= 1 must hold, but got {side}; leave it out to keep the images' own size")
     folders = _folders(root)
-    if "train" not in folders:
-        raise BadInput(f"{LAYOUT}, but {root / 'train'} is not there; move the images, or correct task.root")
-    classes = set(_class_names(folders["train"]))
-    if len(classes) < 2:
-        raise BadInput(
-            f"{LAYOUT} with two classes or more, but {folders['train']} has {len(classes)}; add folders to it"
-        )
-    for folder in folders.values():
-        if unlike := sorted(set(_class_names(folder)) ^ classes):
-            raise BadInput(
-                f"{folder} must hold the same class folders as {folders['train']}, but they differ in "
-                f"{shortlist(unlike)}; add or remove folders"
-            )
+    if folders.problems:
+        _unread(root, folders, image_size).read()
 
 
-def load(root: Path, image_size: int | None) -> Dataset:
-    """Reads every image into memory: one channel if all are grey (black and white, 8 or 16 bits), three otherwise.
+def load(root: Path, image_size: Size | None) -> Unread:
+    """One channel if all images are grey, three otherwise.
 
     Args:
         root: the folder described above.
-        image_size: shrinks or grows the shorter side to this many pixels and cuts the middle square out; without it
-            all images must be of one size.
-
-    Raises:
-        BadInput: if an image cannot be read or differs in size, or if there are too few to split off a part.
+        image_size: as `pictures.fitted` takes it; without it all images must be of one size.
     """
-    import torch  # here, since it takes seconds to import
-
-    folders = _folders(root)
-    listing, seen = _listed(folders), _Seen()
-    given = {split: _read(root, part, image_size, seen) for split, part in listing.samples.items()}
-    if seen.bad:
-        total = sum(map(len, listing.samples.values()))
-        which = shortlist([f"{_shown(root, path)} ({why})" for path, why in seen.bad])
-        raise BadInput(
-            f"all images of {root} must be readable, but {len(seen.bad)} of {total:,} are not: {which}; "
-            "get them anew or remove them"
-        )
-    samples, images = dict(listing.samples), _stacked(root, given)
-    labels = {split: torch.tensor([label for _, label in part]) for split, part in samples.items()}
-    for split, share in (("test", TEST_SHARE), ("validation", VALIDATION_SHARE)):
-        if split not in samples:
-            whole = samples["train"], images["train"], labels["train"]
-            rest, taken = parted(whole[2], share, f"imagefolder ({root})", listing.class_names)
-            for name, chosen in (("train", rest), (split, taken)):
-                samples[name] = [whole[0][i] for i in chosen.tolist()]
-                images[name], labels[name] = whole[1][chosen], whole[2][chosen]
-    parts = {split: Split(images[split], labels[split]) for split in images}
-    notes = [*_notes(root, folders, listing, seen), *_doubles(root, samples, seen.files)]
-    size = "; as large as in the files"
-    if image_size is not None:
-        size = (
-            f"; shorter side scaled to {image_size} pixels (bilinear, antialiased), the middle {image_size} x "
-            f"{image_size} cut out"
-        )
-    return Dataset(
-        "imagefolder",
-        listing.class_names,
-        parts["train"],
-        parts["validation"],
-        parts["test"],
-        preparation=f"turned by EXIF orientation; transparent pixels on white; 16 bits of grey divided by 257{size}",
-        notes=tuple(notes),
-        files={path.relative_to(root).as_posix(): mark for path, mark in seen.files.items()},
-    )
+    return _unread(root, _folders(root), image_size)
 
 
-def _folders(root: Path) -> dict[str, Path]:
-    """The folder of each split that is there."""
-    found: dict[str, Path] = {}
-    for path in _entries(root):
+def _folders(root: Path) -> _Folders:
+    """The folders of splits and classes; raises BadInput if there are none to train on."""
+    found = _Folders()
+    for path in _entries(root, found.problems):
         for split, spellings in SPELLINGS.items():
-            if path.name.lower() not in spellings or not _is_folder(path):
+            if path.name.lower() not in spellings or not _is_folder(path, found.problems):
                 continue
-            if split in found:
-                raise BadInput(
-                    f"{root} must not hold both {found[split].name} and {path.name}; "
+            if split in found.of:
+                found.problems.append(
+                    f"{root} must not hold both {found.of[split].name} and {path.name}; "
                     "move the images of one into the other"
                 )
-            found[split] = path
-    return {split: found[split] for split in SPELLINGS if split in found}
+            found.of.setdefault(split, path)
+    if "train" not in found.of:
+        raise BadInput(
+            *found.problems, f"{LAYOUT}, but {root / 'train'} is not there; move the images, or correct task.root"
+        )
+    for split in (split for split in SPELLINGS if split in found.of):
+        found.classes[split] = _classes(found.of[split], found.problems)
+    train, classes = found.of["train"], found.classes["train"]
+    if len(classes) < 2:
+        found.problems.append(f"{LAYOUT} with two classes or more, but {train} has {len(classes)}; add folders to it")
+    for split, folders in found.classes.items():
+        if unlike := sorted(folders.keys() ^ classes.keys()):
+            found.problems.append(
+                f"{found.of[split]} must hold the same class folders as {train}, but they differ in "
+                f"{listed(unlike)}; add or remove folders"
+            )
+    return found
 
 
-def _entries(folder: Path) -> list[Path]:
+def _classes(folder: Path, problems: list[str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in _entries(folder, problems):
+        if _is_hidden(path.name) or not _is_folder(path, problems):
+            continue
+        name = normalize("NFC", path.name)
+        if name in found:
+            problems.append(
+                f"{folder} must hold one folder of a class, but has two of {name}, which Unicode spells in two ways; "
+                "move the images of one into the other"
+            )
+        found.setdefault(name, path)
+    return found
+
+
+def _entries(folder: Path, problems: list[str]) -> list[Path]:
     """What a folder holds, in the order of names."""
     try:
         return sorted(folder.iterdir())
     except OSError as error:
-        raise BadInput(f"{folder} must be a folder that can be read, but: {error.strerror}; correct it") from error
+        problems.append(f"{folder} must be a folder that can be read, but: {error.strerror}; correct it")
+        return []
 
 
-def _is_folder(path: Path) -> bool:
+def _is_folder(path: Path, problems: list[str]) -> bool:
     """Whether it is a folder; what was one, and is not any more, is no mere file."""
     if path.is_symlink() and not path.exists() and path.suffix.lower() not in ENDINGS:
-        raise BadInput(f"{path} must be a folder, but is a link to nothing; mend or remove it")
+        problems.append(f"{path} must be a folder, but is a link to nothing; mend or remove it")
     return path.is_dir()
 
 
@@ -192,47 +157,96 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in HIDDEN
 
 
-def _class_names(folder: Path) -> list[str]:
-    """In the order of their labels."""
-    names = [path.name for path in _entries(folder) if not _is_hidden(path.name) and _is_folder(path)]
-    if all(re.fullmatch(r"[+-]?[0-9]+", name) for name in names):
-        names.sort(key=lambda name: (int(name), name))
-    return names
+def _unread(root: Path, folders: _Folders, image_size: Size | None) -> Unread:
+    class_names, listing = tuple(folders.class_names), _listed(folders)
+    samples = listing.samples
+    contents: dict[str, list[tuple[int, str] | None]] = {}
+    greys: list[bool] = []
+    for split, part in samples.items():
+        heads = list(in_order(_head, (path for path, _ in part)))
+        contents[split] = [mark for mark, _ in heads]
+        greys += [grey for _, grey in heads if grey is not None]
+
+    def pictures(split: str, numbers: Sequence[int]) -> Iterator[Picture]:
+        return in_order(lambda number: _picture(samples[split][number][0], image_size), numbers)
+
+    marks = {
+        path: mark for split, part in samples.items() for (path, _), mark in zip(part, contents[split], strict=True)
+    }
+    return Unread(
+        name="imagefolder",
+        source=str(root),
+        class_names=class_names,
+        labels={split: np.array([label for _, label in part], np.int64) for split, part in samples.items()},
+        channels=1 if all(greys) else 3,
+        pictures=pictures,
+        called=lambda split, number: _shown(root, samples[split][number][0]),
+        contents=contents,
+        preparation=preparation(image_size),
+        notes=tuple(_notes(root, folders, listing)),
+        problems=(*folders.problems, *listing.problems),
+        files={path.relative_to(root).as_posix(): mark for path, mark in marks.items() if mark is not None},
+    )
 
 
-def _listed(folders: Mapping[str, Path]) -> _Listing:
-    listing = _Listing(tuple(_class_names(folders["train"])))
-    for split, folder in folders.items():
-        samples = listing.samples[split] = []
-        before = len(listing.unread)
-        for label, name in enumerate(listing.class_names):
-            for path in _below(folder / name, listing.hidden):
-                if path.suffix.lower() in _formats():
-                    samples.append((path, label))
-                elif path.name.lower() not in LITTER:
-                    listing.unread.append(path)
-        for path in _entries(folder):
+def _head(path: Path) -> tuple[tuple[int, str] | None, bool | None]:
+    """What tells the file's content from others, and whether its picture is grey; None where that cannot be read."""
+    try:
+        content = content_of(path)
+        mark = fingerprint(content)
+    except (OSError, ValueError):
+        return None, None
+    try:
+        return mark, is_grey(content)
+    except Exception:  # whatever Pillow's readers raise; `decoded` says it
+        return mark, None
+
+
+def _picture(path: Path, size: Size | None) -> Picture:
+    try:
+        content = content_of(path)
+    except (OSError, ValueError) as error:
+        return Picture(None, why_not(error, path))
+    return decoded(content, size)
+
+
+def _listed(folders: _Folders) -> _Listing:
+    listing, class_names = _Listing(), folders.class_names
+    for split, classes in folders.classes.items():
+        folder, samples, empty, before = folders.of[split], list[tuple[Path, int]](), [], len(listing.unread)
+        for label, name in enumerate(class_names):
+            if (place := classes.get(normalize("NFC", name))) is None:
+                continue
+            files = _below(place, listing.problems, listing.hidden)
+            images = [path for path in files if path.suffix.lower() in formats()]
+            samples += [(path, label) for path in images]
+            others = [path for path in files if path.suffix.lower() not in formats()]
+            listing.unread += [path for path in others if path.name.lower() not in LITTER]
+            if not images:
+                empty.append(name)
+        listing.samples[split] = samples
+        for path in _entries(folder, []):
             if _is_hidden(path.name):
-                below = _below(path) if path.is_dir() else [path]
-                listing.hidden += [file for file in below if file.suffix.lower() in _formats()]
-            elif not path.is_dir() and path.suffix.lower() in _formats():
+                below = _below(path, []) if path.is_dir() else [path]
+                listing.hidden += [file for file in below if file.suffix.lower() in formats()]
+            elif not path.is_dir() and path.suffix.lower() in formats():
                 listing.loose.append(path)
-        there = {label for _, label in samples}
-        if empty := [name for label, name in enumerate(listing.class_names) if label not in there]:
+        if empty:
             unread = listing.unread[before:]
-            others = f" (files there end in {_by_ending(unread)}, which are not read)" if unread else ""
-            raise BadInput(
-                f"{folder} must hold images in each class folder, but {len(empty)} of {len(listing.class_names)} hold "
-                f"none: {shortlist(empty)}{others}; add some, or remove the folders"
+            others_there = f" (files there end in {_by_ending(unread)}, which are not read)" if unread else ""
+            listing.problems.append(
+                f"{folder} must hold images in each class folder, but {len(empty)} of {len(classes)} hold "
+                f"none: {listed(empty)}{others_there}; add some, or remove the folders"
             )
     return listing
 
 
-def _below(folder: Path, hidden: list[Path] | None = None) -> list[Path]:
+def _below(folder: Path, problems: list[str], hidden: list[Path] | None = None) -> list[Path]:
     """All files below a folder, folder by folder. Links are followed, but not back to where they are met.
 
     Args:
         folder: where to look.
+        problems: is told of folders that cannot be read.
         hidden: gets the images in hidden places, which are left out then; None leaves nothing out.
     """
     found: list[tuple[str, list[Path]]] = []
@@ -243,132 +257,28 @@ def _below(folder: Path, hidden: list[Path] | None = None) -> list[Path]:
         if real in above:
             continue
         files = []
-        for path in _entries(here):
+        for path in _entries(here, problems):
             out = hidden is not None and (is_hidden or _is_hidden(path.name))
             if path.is_dir():
                 left.append((path, above | {real}, out))
             elif not out:
                 files.append(path)
-            elif hidden is not None and path.suffix.lower() in _formats():
+            elif hidden is not None and path.suffix.lower() in formats():
                 hidden.append(path)
         found.append((str(here), files))
     return [path for _, files in sorted(found) for path in files]
 
 
-@cache
-def _formats() -> dict[str, str]:
-    """Ending -> what Pillow calls the format, of the endings that this machine's Pillow reads."""
-    Image.init()
-    return {ending: name for ending, name in Image.registered_extensions().items() if ending in ENDINGS}
-
-
-def _read(
-    root: Path, samples: Iterable[tuple[Path, int]], image_size: int | None, seen: _Seen
-) -> list[tuple[Path, np.ndarray]]:
-    """Each image as (H, W) uint8 if it is grey, else (H, W, 3)."""
-    from torchvision.transforms.v2 import functional  # here, since it takes seconds to import
-
-    images = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, of images that it reads all the same
-        for path, _ in samples:
-            try:
-                picture = _opened(path, seen)
-                short, long = sorted(picture.size)
-                if image_size is not None and long * image_size**2 > LARGEST * short:
-                    raise ValueError(f"{picture.width}x{picture.height} is too narrow for task.image_size {image_size}")
-            # whatever Pillow's readers raise on a broken file: OSError, SyntaxError, struct.error, OverflowError, ...
-            except Exception as error:
-                seen.bad.append((path, _why(path, error)))
-                continue
-            if seen.bad:
-                continue  # it only looks for others of that kind now
-            if image_size is not None:
-                picture = functional.center_crop(functional.resize(picture, [image_size]), [image_size])
-            images.append((path, np.asarray(picture)))
-    return images
-
-
-def _opened(path: Path, seen: _Seen) -> Image.Image:
-    """The image as a person sees it, in mode L or RGB."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("no file, but a pipe, a socket, a device or a folder")  # to open it might take for ever
-    if not status.st_size:
-        raise ValueError("empty")
-    with path.open("rb") as file:
-        # JPEG's reader makes MPO of some
-        image: Image.Image = Image.open(file, formats=list(dict.fromkeys((*_formats().values(), "MPO"))))
-        if getattr(image, "is_animated", False) and image.format != "MPO":  # which is a photograph and its copies
-            seen.frames.append(path)
-        kind = image.format
-        image.load()
-        seen.files[path] = fingerprint(file)
-    with suppress(Exception):  # EXIF that is broken says nothing; the pixels are sound
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PPM", "PNG")):
-        values = np.asarray(image).astype(np.int64)
-        seen.deep.append(path)
-        seen.brightest = max(seen.brightest, int(values.max()))
-        return Image.fromarray(((values + 128) // 257).clip(0, 255).astype(np.uint8))  # 65535 / 255 is 257
-    if image.mode in ("I", "F"):
-        raise ValueError(f"32 bits a pixel, mode {image.mode}; nothing says which value is white")
-    mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
-    if image.has_transparency_data:
-        layered = image.convert("RGBA")
-        if np.asarray(layered)[:, :, 3].min() < 255:
-            seen.transparent.append(path)
-            return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert(mode)
-    return image.convert(mode)
-
-
-def _why(path: Path, error: Exception) -> str:
-    """Why a file cannot be read, in a few words."""
-    if isinstance(error, FileNotFoundError):
-        return "a link to nothing" if path.is_symlink() else "gone"
-    if isinstance(error, UnidentifiedImageError):
-        return "no image, or its head is broken"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    text = one_line(error)
-    return text if len(text) <= 80 else text[:79] + "…"
-
-
-def _stacked(root: Path, given: Mapping[str, list[tuple[Path, np.ndarray]]]) -> dict[str, Tensor]:
-    """The images of each split, (N, C, H, W); the arrays are given up one by one, as they are copied."""
-    import torch
-
-    seen: dict[tuple[int, ...], Path] = {}  # (H, W), and the first file of that size
-    for path, array in itertools.chain(*given.values()):
-        seen.setdefault(array.shape[:2], path)
-    if len(seen) > 1:
-        (size, path), (other_size, other_path), *_ = seen.items()
-        raise BadInput(
-            f"all images must be of one size, but {path} is {size[1]}x{size[0]} and {other_path} is "
-            f"{other_size[1]}x{other_size[0]} (width x height); set task.image_size to resize and crop them"
-        )
-    [(height, width)] = seen
-    channels = 1 if all(array.ndim == 2 for _, array in itertools.chain(*given.values())) else 3
-    stacked = {}
-    for split, part in given.items():
-        images = stacked[split] = torch.empty((len(part), channels, height, width), dtype=torch.uint8)
-        for i in range(len(part)):
-            image = torch.from_numpy(part[i][1].copy())  # Pillow's memory is read-only
-            images[i] = image if image.ndim == 2 else image.permute(2, 0, 1)
-            part[i] = part[i][0], _NOTHING
-    return stacked
-
-
-def _notes(root: Path, folders: Mapping[str, Path], listing: _Listing, seen: _Seen) -> list[str]:
+def _notes(root: Path, folders: _Folders, listing: _Listing) -> list[str]:
     """What was left out, and what was read otherwise than it may have been meant."""
     notes = []
-    names = listing.class_names
+    names = folders.class_names
     if sorted(names) != list(names):
         order = ", ".join(f"{label} is {name}" for label, name in enumerate(names[:SHOWN]))
         more = ", ..." if len(names) > SHOWN else ""
         notes.append(f"class folders are numbered in the order of their numbers: label {order}{more}")
-    others = [path.name for path in _entries(root) if path.is_dir() and not _is_hidden(path.name)]
-    if others := [name for name in others if root / name not in folders.values()]:
+    others = [path.name for path in _entries(root, []) if path.is_dir() and not _is_hidden(path.name)]
+    if others := [name for name in others if root / name not in folders.of.values()]:
         notes.append(
             f"{counted(len(others), 'folder')} left out, called neither train nor val nor test: {shortlist(others)}"
         )
@@ -379,40 +289,9 @@ def _notes(root: Path, folders: Mapping[str, Path], listing: _Listing, seen: _Se
             notes.append(f"{counted(len(paths), thing)} {what}: {shown}")
 
     note(listing.hidden, "image", "left out, in hidden folders or hidden themselves")
-    outside = [path for path in _entries(root) if path.is_file() and path.suffix.lower() in _formats()]
+    outside = [path for path in _entries(root, []) if path.is_file() and path.suffix.lower() in formats()]
     note([*outside, *listing.loose], "image", "left out, in no class folder")
     note(listing.unread, "file", f"left out, with endings that are not read ({_by_ending(listing.unread)})")
-    note(seen.transparent, "image", "with transparent pixels, put on white")
-    note(seen.deep, "image", f"with 16 bits of grey, scaled to 8 (the brightest value is {seen.brightest} of {DEEP})")
-    note(seen.frames, "image", "of several frames or pages, of which the first is read")
-    return notes
-
-
-def _doubles(
-    root: Path, samples: Mapping[str, Sequence[tuple[Path, int]]], files: Mapping[Path, tuple[int, str]]
-) -> list[str]:
-    """What is measured with images that were learned, and what is learned with two labels."""
-    notes = []
-    first: dict[tuple[int, str], tuple[str, Path]] = {}
-    """Split and path of each content; an image of train is looked for first."""
-    for split, part in samples.items():
-        doubles = [(path, first[files[path]]) for path, _ in part if files[path] in first]
-        for other in samples:
-            if which := [(path, twin) for path, (where, twin) in doubles if where == other]:
-                (path, twin), *_ = which
-                notes.append(
-                    f"{len(which)} of {counted(len(part), split + ' image')} are {other} images, too, to the byte: "
-                    f"{_shown(root, path)} is {_shown(root, twin)}"
-                )
-        for path, _ in part:
-            first.setdefault(files[path], (split, path))
-    labels: dict[tuple[int, str], set[int]] = {}
-    for path, label in itertools.chain(*samples.values()):
-        labels.setdefault(files[path], set()).add(label)
-    two = [path for path, _ in itertools.chain(*samples.values()) if len(labels[files[path]]) > 1]
-    if two:
-        shown = shortlist([_shown(root, path) for path in two])
-        notes.append(f"{counted(len(two), 'image')} in more than one class, to the byte: {shown}")
     return notes
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +22,8 @@ FEW = 200
 """Of fewer validation images it is said how little they tell: an accuracy is then uncertain by 0.07 and more."""
 SHOWN = 3
 """How many of many things a message names."""
+MOST_LISTED = 100
+"""How many of what must be put right, so that few need a second look."""
 WAY_OUT = "add images, or folders for the splits that are missing"
 
 
@@ -89,20 +91,70 @@ def limit_train(dataset: Dataset, train_limit: int) -> Dataset:
     Raises:
         BadInput: if fewer images than classes would be on either side of the cut, or too few to part each class.
     """
-    total, classes = len(dataset.train), dataset.classes
+    whole = dataset.train
+    kept = _limited(whole.labels, train_limit, dataset.name, dataset.class_names)
+    return replace(dataset, train=Split(whole.images[kept], whole.labels[kept]))
+
+
+def _limited(labels: Tensor, train_limit: int, name: str, class_names: Sequence[str]) -> Tensor:
+    """Which train images are kept."""
+    total, classes = len(labels), len(class_names)
     if not classes <= train_limit <= total - classes:
         raise BadInput(
-            f"{classes} <= task.train_limit <= {total - classes} must hold for {dataset.name} "
+            f"{classes} <= task.train_limit <= {total - classes} must hold for {name} "
             f"({classes} classes, {total} train images), but got {train_limit}; leave it out to train on all"
         )
     import torch  # here, since it takes seconds to import
 
-    whole, way_out = dataset.train, "add images, or leave task.train_limit out to train on all"
-    alone = torch.bincount(whole.labels, minlength=classes)[whole.labels] == 1
+    way_out = "add images, or leave task.train_limit out to train on all"
+    alone = torch.bincount(labels, minlength=classes)[labels] == 1
     single, several = alone.nonzero().flatten(), (~alone).nonzero().flatten()
-    kept, _ = parted(whole.labels[several], total - train_limit, dataset.name, dataset.class_names, way_out)
-    kept = torch.cat([several[kept], single])
-    return replace(dataset, train=Split(whole.images[kept], whole.labels[kept]))
+    kept, _ = parted(labels[several], total - train_limit, name, class_names, way_out)
+    return torch.cat([several[kept], single])
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the images of a split come from."""
+
+    given: str
+    """The split that the source has."""
+    numbers: Tensor
+    """Of its images, (N,) int64."""
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+def planned(
+    labels: Mapping[str, Tensor], name: str, source: str, class_names: Sequence[str], train_limit: int | None
+) -> dict[str, Rows]:
+    """Which images are in train, validation and test: those that are given, or drawn from train.
+
+    Without a test split TEST_SHARE of train is split off, then without a validation split VALIDATION_SHARE of the rest.
+
+    Args:
+        labels: (N,) int64 of each split that is given; train is among them.
+        name: of the data set, for messages; so are the next two.
+        source: where it is.
+        class_names: of labels 0, 1, ...
+        train_limit: number of train images kept; None keeps all.
+
+    Raises:
+        BadInput: if there are too few images.
+    """
+    import torch
+
+    rows = {split: Rows(split, torch.arange(len(of))) for split, of in labels.items()}
+    for split, share in (("test", TEST_SHARE), ("validation", VALIDATION_SHARE)):
+        if split not in rows:
+            train = rows["train"].numbers
+            rest, taken = parted(labels["train"][train], share, f"{name} ({source})", class_names)
+            rows["train"], rows[split] = Rows("train", train[rest]), Rows("train", train[taken])
+    if train_limit is not None:
+        train = rows["train"].numbers
+        rows["train"] = Rows("train", train[_limited(labels["train"][train], train_limit, name, class_names)])
+    return {split: rows[split] for split in ("train", "validation", "test")}
 
 
 def split_notes(dataset: Dataset) -> tuple[str, ...]:
@@ -133,10 +185,15 @@ def wilson(share: float, images: int) -> tuple[float, float]:
     return (middle - half) / (1 + z**2 / images), (middle + half) / (1 + z**2 / images)
 
 
-def shortlist(names: Sequence[str]) -> str:
+def shortlist(names: Sequence[str], most: int = SHOWN) -> str:
     """The first few, in one line that any terminal can show, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(name if name.isprintable() else ascii(name) for name in names[:SHOWN]) + more
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(name if name.isprintable() else ascii(name) for name in names[:most]) + more
+
+
+def listed(names: Sequence[str]) -> str:
+    """The same of what is to be put right: next to all of them."""
+    return shortlist(names, MOST_LISTED)
 
 
 def counted(number: int, thing: str) -> str:

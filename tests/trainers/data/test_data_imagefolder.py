@@ -1,7 +1,9 @@
 import os
 import struct
+import unicodedata
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -120,14 +122,14 @@ def test_a_class_of_any_name_is_named_in_one_line(tmp_path: Path) -> None:
     assert note == r"the validation split has no image of 1 of 3 classes: 'caf\udce9\n'"
 
 
-def test_images_of_one_size_other_than_the_first_are_named_with_the_way_out(tmp_path: Path) -> None:
+def test_images_of_several_sizes_are_counted_and_named_with_the_way_out(tmp_path: Path) -> None:
     for split in ("train", "val", "test"):
         fill(tmp_path, split, 2)
     odd = tmp_path / "test" / "ant" / "odd.png"
     Image.fromarray(picture("test", 0, 9, size=(7, 5))).save(odd)
     message = (
-        rf"^all images must be of one size, but .*train/ant/000.png is 6x5 and {odd} is 7x5 \(width x height\); "
-        "set task.image_size to resize and crop them$"
+        r"must be of one size \(width x height\), but are of 2: 6x5 \(12 images, train/ant/000.png\), "
+        r"7x5 \(1 image, test/ant/odd.png\); set task.image_size to scale and crop them$"
     )
     with pytest.raises(BadInput, match=message):
         load_dataset("imagefolder", root=tmp_path)
@@ -347,7 +349,8 @@ def test_all_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     (ants / "d.png").write_text("no picture")
     message = (
         r"but 5 of 22 are not: train/ant/000.png \(empty\), train/ant/a.png \(no file, but a pipe.*\), "
-        r"train/ant/b.png \(a link to nothing\) and 2 more; get them anew or remove them$"
+        r"train/ant/b.png \(a link to nothing\), train/ant/c.bmp \(Truncated File Read\), "
+        r"train/ant/d.png \(no image, or its head is broken\); get them anew or remove them$"
     )
     with pytest.raises(BadInput, match=message):
         load_dataset("imagefolder", root=tmp_path)
@@ -359,3 +362,60 @@ def test_too_few_images_to_split_off_a_part_are_refused(tmp_path: Path) -> None:
         BadInput, match=r"of 4 images 1 would be taken and 3 kept, fewer than the 2 classes; add images, or folders"
     ):
         load_dataset("imagefolder", root=tmp_path)
+
+
+def test_all_that_is_wrong_with_a_folder_is_told_at_once(tmp_path: Path) -> None:
+    for split in ("train", "val", "valid"):
+        fill(tmp_path, split, 3)
+    for name in ("cat", "dog", "eel"):
+        (tmp_path / "train" / name).mkdir()
+    (tmp_path / "val" / "fox").symlink_to("nothing")
+    Image.new("RGB", (9, 9)).save(tmp_path / "train" / "dog" / "large.png")
+    (tmp_path / "val" / "bee" / "000.png").write_bytes(b"")
+    (tmp_path / "val" / "bee" / "001.png").write_bytes(b"no picture")
+    with pytest.raises(BadInput) as raised:
+        check_dataset("imagefolder", root=tmp_path)
+    assert [problem.replace(f"{tmp_path}/", "").partition("; ")[0] for problem in raised.value.problems] == [
+        f"{tmp_path} must not hold both val and valid",
+        "val/fox must be a folder, but is a link to nothing",
+        "val must hold the same class folders as train, but they differ in cat, dog, eel",
+        "train must hold images in each class folder, but 2 of 5 hold none: cat, eel",
+        f"all images of {tmp_path} must be readable, but 2 of 13 are not: val/bee/000.png (empty), "
+        "val/bee/001.png (no image, or its head is broken)",
+        f"all images of {tmp_path} must be of one size (width x height), but are of 2: "
+        "6x5 (10 images, train/ant/000.png), 9x9 (1 image, train/dog/large.png)",
+    ]
+    assert str(raised.value).startswith(f"6 problems: (1) {tmp_path} must not hold both")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_may_be_of_any_script_and_either_of_unicodes_forms(form: Literal["NFC", "NFD"], tmp_path: Path) -> None:
+    classes = ("café", "кот", "猫", "قطة", "🐈", "a b'\"$")
+    fill(tmp_path, "train", 3, classes=classes)
+    for split in ("val", "test"):
+        fill(tmp_path, split, 3, classes=tuple(unicodedata.normalize(form, name) for name in classes))
+    (tmp_path / "train" / "猫" / "000.png").rename(tmp_path / "train" / "猫" / "写真 1.PNG")
+    dataset = load_dataset("imagefolder", root=tmp_path)
+    assert dataset.class_names == tuple(sorted(classes))
+    assert [torch.bincount(part.labels).tolist() for part in dataset.splits().values()] == [[3] * 6] * 3
+    assert "train/猫/写真 1.PNG" in dataset.files
+
+
+def test_two_folders_of_one_class_are_refused(tmp_path: Path) -> None:
+    fill(tmp_path, "train", 3, classes=("cafe\u0301", "caf\u00e9", "tea"))
+    with pytest.raises(BadInput, match=r"train must hold one folder of a class, but has two of café, which Unicode"):
+        check_dataset("imagefolder", root=tmp_path)
+
+
+def test_what_file_managers_leave_behind_is_not_read(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        fill(tmp_path, split, 100)
+    plain = load_dataset("imagefolder", root=tmp_path)
+    for folder in (tmp_path, tmp_path / "train", tmp_path / "train" / "ant"):
+        for name in (".DS_Store", "Thumbs.db", "desktop.ini", "Icon\r"):
+            (folder / name).write_bytes(b"x")
+    fill(tmp_path, "train", 1, classes=("__MACOSX",))
+    littered = load_dataset("imagefolder", root=tmp_path)
+    assert torch.equal(littered.train.images, plain.train.images)
+    assert littered.notes == ("1 image left out, in hidden folders or hidden themselves: train/__MACOSX/000.png",)

@@ -1,0 +1,55 @@
+"""Data of the user's own, from the study file to the exported file."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from running import search_here
+
+from search.export import export
+
+SPACE = """
+space: {student.width: 0.25, transfer: [kd, attention], training.epochs: 1,
+  pruning.fraction: 0.5, pruning.fine_tune_epochs: 1}
+search: {trials: 2, sampler: grid, curve: false}
+"""
+
+
+def stripes(count: int, height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Noisy images (N, H, W, 3) uint8, dark with one bright row or column, and which of the two, (N,)."""
+    rng = np.random.default_rng(seed)
+    images, labels = rng.integers(90, size=(count, height, width, 3), dtype=np.uint8), np.arange(count) % 2
+    for image, label, place in zip(images, labels, rng.integers(min(height, width), size=count), strict=True):
+        image[:, place] += 160 * label.astype(np.uint8)
+        image[place] += 160 * (1 - label).astype(np.uint8)
+    return images, labels
+
+
+def write_folder(root: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        path = root / "train" / ("row", "column")[label] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+
+
+def test_images_that_are_not_square_go_from_the_folder_to_the_exported_file(tmp_path: Path) -> None:
+    write_folder(tmp_path / "pictures", *stripes(120, 9, 14))
+    study = search_here(
+        "name: oblong\ntask: {dataset: imagefolder, root: pictures, image_size: [8, 12], augment: crop_flip, "
+        "teacher: {depth: 8, width: 0.25, epochs: 2, batch_size: 16}}" + SPACE,
+        tmp_path,
+    )
+    entry = study.front().entries[0]
+    card = json.loads(export(study, entry, tmp_path / "out", ["onnx", "pt2"])[-1].read_text())
+    assert card["input"]["shape"] == ["batch", 3, 8, 12]
+    assert card["images"]["preparation"].endswith("the middle 8 x 12 cut out")
+    (file,) = (tmp_path / "out").glob("*.onnx")
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"images": torch.rand(3, 3, 8, 12).numpy()})
+    assert logits.shape == (3, 2)
+    with pytest.raises(Exception, match=r"Got: 12 Expected: 8|Got invalid dimensions"):
+        session.run(["logits"], {"images": torch.rand(3, 3, 12, 8).numpy()})
