@@ -89,8 +89,8 @@ def loaded_task(spec: TaskSpec | None = None) -> tuple[Task, Knowledge]:
     """What `load_task` left; None: the one there is."""
     if spec is not None:
         return _tasks[spec.model_dump_json()]
-    (found,) = _tasks.values()
-    return found
+    (loaded,) = _tasks.values()
+    return loaded
 
 
 def arguments(
@@ -105,9 +105,9 @@ def arguments(
     )
     parser.add_argument("--processes", type=int, default=2, help="jobs at a time, one thread each")
     more(parser)
-    found = parser.parse_args()
-    found.home.mkdir(parents=True, exist_ok=True)
-    return found
+    given = parser.parse_args()
+    given.home.mkdir(parents=True, exist_ok=True)
+    return given
 
 
 def mean(values: Iterable[float]) -> float:
