@@ -132,8 +132,8 @@ def document(setting: Setting, results: Mapping[str, Line]) -> str:
 
     rows = []
     for seed in range(setting.seeds):
-        found = [arms.get(arm, {}).get(seed, []) for _, arm, _ in columns]
-        cells = [f"{line[after - 1]:.4f}" if line else "" for line, (_, _, after) in zip(found, columns, strict=True)]
+        curves = [arms.get(arm, {}).get(seed, []) for _, arm, _ in columns]
+        cells = [f"{line[after - 1]:.4f}" if line else "" for line, (_, _, after) in zip(curves, columns, strict=True)]
         cells += [needs(needed[rounds][seed]) if seed in needed[rounds] else "" for rounds in (many, 1)]
         rows.append(f"| {seed} | {' | '.join(cells)} |")
     ends = [f"trials to reach {setting.trials} without, {many} rounds", f"{setting.trials} without, one cut"]
@@ -156,8 +156,8 @@ def document(setting: Setting, results: Mapping[str, Line]) -> str:
             line = results[job.name]
             seconds[job.curve, job.rounds].append(line["seconds"] / len(line["reached"]))
     prices = "; ".join(
-        f"{'with' if curve else 'without'}, {rounds} round{'s' * (rounds > 1)}: {statistics.median(found):.1f}"
-        for (curve, rounds), found in sorted(seconds.items())
+        f"{'with' if curve else 'without'}, {rounds} round{'s' * (rounds > 1)}: {statistics.median(curves):.1f}"
+        for (curve, rounds), curves in sorted(seconds.items())
     )
     return "\n".join(
         [

@@ -70,7 +70,7 @@ def _text(path: Path) -> str:
             content = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
         there = path.parent.glob("*.y*ml") if path.parent.is_dir() else ()
-        near = ", ".join(sorted(str(found) for found in there)[:5])
+        near = ", ".join(sorted(str(file) for file in there)[:5])
         raise BadInput(
             f"a study file must exist, but {path} does not; {f'there is {near}' if near else 'check the path'}"
         ) from None

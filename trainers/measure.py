@@ -18,7 +18,7 @@ EVALUATION_BATCH = 512
 """At most; a network with large maps is given fewer images at a time.
 
 Sums over batches of another size may round differently. Residual networks and VGGs gave the same numbers to the bit
-with any size, on CPUs with AVX-512 and AVX2; where layers are linear or channelwise, the eighth digit of a logit may be
+with any size, on CPUs with AVX-512 and AVX2; where layers are linear or depthwise, the eighth digit of a logit may be
 another (torch 2.15, AMD EPYC).
 """
 LARGEST_MAP = 2**25

@@ -170,8 +170,8 @@ def _state_dict(content: object, called: str) -> Weights:
             return Weights({str(name): tensor for name, tensor in content.items()}, "")
         for key in NESTED:
             if isinstance(content.get(key), Mapping):
-                found = _state_dict(content[key], called)
-                return Weights(found.tensors, f"its weights were found under `{key}`")
+                nested = _state_dict(content[key], called)
+                return Weights(nested.tensors, f"its weights were found under `{key}`")
         holds = f"holds {shown(sorted(map(str, content)))}"
     else:
         holds = f"holds {type(content).__name__}"

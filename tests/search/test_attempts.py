@@ -133,8 +133,8 @@ search: {{sampler: grid, concurrent: 4, retries: 1, trial_timeout: 20}}
     assert f"tricky: finished; {len(TRIED)}/{len(TRIED)} trials done, 5 of them failed; front of 1" in status
     pair = sorted(by_trick[trick][0].trial for trick in ("no memory", "no memory once"))
     assert f"  retried: {pair[0]}, {pair[1]}: MemoryError: none left\n" in status
-    found = trial_runs(study)
-    assert {found[line.trial].info.status for lines in by_trick.values() for line in lines[:-1]} == {"FAILED"}
+    runs = trial_runs(study)
+    assert {runs[line.trial].info.status for lines in by_trick.values() for line in lines[:-1]} == {"FAILED"}
     assert not (study.folder / "spool.refused.jsonl").exists()
 
 

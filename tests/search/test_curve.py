@@ -60,20 +60,22 @@ def test_every_trial_has_its_whole_curve_in_ledger_files_and_mlflow_exactly_once
         assert json.loads((folder / "result.json").read_text())["measurements"] == line.measurements
         if line.trial not in run_ids:
             continue
-        found = client.get_run(run_ids[line.trial])
-        assert found.data.tags["dux.pareto"] == ("true" if line.trial in on_front else "false")
-        assert {name: found.data.metrics[name] for name in line.measurements} == line.measurements
-        assert found.data.tags.get("dux.curve_of") == (str(line.kind.of) if isinstance(line.kind, CurvePoint) else None)
-        stored = {file.path for file in client.list_artifacts(found.info.run_id, "student")}
+        actual = client.get_run(run_ids[line.trial])
+        assert actual.data.tags["dux.pareto"] == ("true" if line.trial in on_front else "false")
+        assert {name: actual.data.metrics[name] for name in line.measurements} == line.measurements
+        assert actual.data.tags.get("dux.curve_of") == (
+            str(line.kind.of) if isinstance(line.kind, CurvePoint) else None
+        )
+        stored = {file.path for file in client.list_artifacts(actual.info.run_id, "student")}
         assert stored == {
             f"student/{name}" for name in ("recipe.json", "student.json", "student.safetensors", "result.json")
         }
         if not line.is_point:
             points = [other for other in lines if isinstance(other.kind, CurvePoint) and other.kind.of == line.trial]
-            table = json.loads(Path(client.download_artifacts(found.info.run_id, "curve.json")).read_text())
+            table = json.loads(Path(client.download_artifacts(actual.info.run_id, "curve.json")).read_text())
             rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
             assert rows == [{"trial": p.trial, **p.measurements, **p.recipe.flat()} for p in points if p.recipe]
-            assert found.data.tags["mlflow.loggedArtifacts"] == '[{"path": "curve.json", "type": "table"}]'
+            assert actual.data.tags["mlflow.loggedArtifacts"] == '[{"path": "curve.json", "type": "table"}]'
     for trial in trials:
         points = [line.recipe.pruning for line in lines if isinstance(line.kind, CurvePoint) and line.kind.of == trial]
         assert [(point.fraction, point.fine_tune_epochs) for point in points] == [

@@ -99,13 +99,13 @@ def test_the_onnx_file_computes_the_measured_network(finished: Finished, exporte
     network = load_student(finished.study.files.trial(exported.entry.trial))
     generator = torch.Generator().manual_seed(3)
     images = torch.rand(64, 1, 8, 8, generator=generator)
-    (found,) = session(exported.folder / f"tiny-{exported.entry.trial}.onnx").run(
+    (actual,) = session(exported.folder / f"tiny-{exported.entry.trial}.onnx").run(
         ["logits"], {"images": images.numpy()}
     )
     with torch.no_grad():
         expected = network(images).numpy()
-    assert np.abs(found - expected).max() <= 1e-4
-    assert (found.dtype, found.shape) == (np.float32, (64, 10))
+    assert np.abs(actual - expected).max() <= 1e-4
+    assert (actual.dtype, actual.shape) == (np.float32, (64, 10))
 
 
 def test_its_accuracy_in_onnx_runtime_is_the_recorded_one(finished: Finished, exported: Exported) -> None:
@@ -122,11 +122,11 @@ def test_the_exported_student_takes_any_batch_size(batch: int, finished: Finishe
     with torch.no_grad():
         expected = load_student(finished.study.files.trial(exported.entry.trial))(images)
         alone = torch.export.load(exported.folder / f"tiny-{exported.entry.trial}.pt2").module()(images)
-    (found,) = session(exported.folder / f"tiny-{exported.entry.trial}.onnx").run(
+    (actual,) = session(exported.folder / f"tiny-{exported.entry.trial}.onnx").run(
         ["logits"], {"images": images.numpy()}
     )
-    assert found.shape == (batch, 10)
-    assert float((torch.from_numpy(found) - expected).abs().max()) <= 1e-4
+    assert actual.shape == (batch, 10)
+    assert float((torch.from_numpy(actual) - expected).abs().max()) <= 1e-4
     assert float((alone - expected).abs().max()) <= 1e-4
 
 
@@ -178,10 +178,10 @@ def test_the_card_and_the_files_say_what_the_outputs_mean_and_how_images_are_mad
     in_onnx = {prop.key: prop.value for prop in onnx.load(stem.with_suffix(".onnx")).metadata_props}
     in_archive = dict.fromkeys(("class_names", "image_shape", "image_colour", "image_preparation"), "")
     torch.export.load(stem.with_suffix(".pt2"), extra_files=in_archive)
-    for found in (in_onnx, in_archive):
-        assert json.loads(found["class_names"]) == digits
-        assert json.loads(found["image_shape"]) == [1, 8, 8]
-        assert (found["image_colour"], found["image_preparation"]) == ("grey", preparation)
+    for each in (in_onnx, in_archive):
+        assert json.loads(each["class_names"]) == digits
+        assert json.loads(each["image_shape"]) == [1, 8, 8]
+        assert (each["image_colour"], each["image_preparation"]) == ("grey", preparation)
 
 
 def test_the_cards_hashes_are_those_of_the_files(finished: Finished, exported: Exported) -> None:

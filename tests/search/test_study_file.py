@@ -625,9 +625,9 @@ def test_a_python_function_gives_the_same_study_as_the_file_that_says_so(functio
     (folder / "by_mapping.yaml").write_text(
         "name: a\nspace: {student.width: {low: 0.25, high: 1.0}, transfer: [none, kd]}"
     )
-    found = StudyFile.read(folder / "by_function.yaml")
-    assert found == StudyFile.read(folder / "by_mapping.yaml")
-    assert found.space.methods == ("none", "kd")
+    actual = StudyFile.read(folder / "by_function.yaml")
+    assert actual == StudyFile.read(folder / "by_mapping.yaml")
+    assert actual.space.methods == ("none", "kd")
 
 
 def test_a_study_is_equal_to_itself_after_json() -> None:

@@ -40,12 +40,12 @@ def small() -> nn.Sequential:
 
 def test_multiply_adds_and_parameters_are_those_one_counts_by_hand(tmp_path: Path) -> None:
     # 4x5 places times 3x3x2 inputs for each of 3 channels; then 60 inputs for each of 7 outputs
-    found = cost(small(), (2, 4, 5))
-    assert found["macs"] == 4 * 5 * 3 * (3 * 3 * 2) + 60 * 7
-    assert found["parameters"] == 3 * 2 * 9 + 2 * 3 + 60 * 7 + 7
+    actual = cost(small(), (2, 4, 5))
+    assert actual["macs"] == 4 * 5 * 3 * (3 * 3 * 2) + 60 * 7
+    assert actual["parameters"] == 3 * 2 * 9 + 2 * 3 + 60 * 7 + 7
     file = tmp_path / "weights.safetensors"
     file.write_bytes(weights_bytes(small()))
-    assert found["size_bytes"] == file.stat().st_size
+    assert actual["size_bytes"] == file.stat().st_size
 
 
 def test_multiply_adds_of_strided_and_grouped_convolutions_are_counted_where_they_are_done() -> None:
@@ -67,10 +67,10 @@ def test_accuracy_and_likelihood_are_numpys() -> None:
     labels = torch.randint(4, (50,), generator=generator)
     z, y = logits.double().numpy(), labels.numpy()
     p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
-    found = quality(logits, labels)
-    assert found["accuracy"] == np.mean(z.argmax(1) == y)
-    assert 0 < found["accuracy"] < 1
-    assert found["nll"] == pytest.approx(-np.log(p[np.arange(50), y]).mean(), rel=1e-12)
+    actual = quality(logits, labels)
+    assert actual["accuracy"] == np.mean(z.argmax(1) == y)
+    assert 0 < actual["accuracy"] < 1
+    assert actual["nll"] == pytest.approx(-np.log(p[np.arange(50), y]).mean(), rel=1e-12)
 
 
 def test_every_image_of_a_split_is_predicted_in_its_place_whatever_the_batch() -> None:
@@ -83,12 +83,12 @@ def test_every_image_of_a_split_is_predicted_in_its_place_whatever_the_batch() -
     for m in network.modules():
         if isinstance(m, nn.BatchNorm2d):
             m.running_mean, m.running_var = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([1.0, 2.0, 3.0])
-    found = predictions(network, data)
+    actual = predictions(network, data)
     assert network.training  # the mode is put back
-    assert not found.requires_grad
+    assert not actual.requires_grad
     with torch.no_grad():
         expected = torch.cat([network.eval()(image[None].float() / 255) for image in data.images])
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("student", [Student(), Student(family="mlp"), Student(family="mobilenetv2", members=2)])
@@ -138,13 +138,13 @@ def test_parts_of_a_split_are_evenly_large(count: int, size: int, parts: list[in
 
 
 def test_every_measurement_is_taken_and_described(task: Task) -> None:
-    found = measure(task.teacher, task.data.validation, ensemble_nlls=task.curve)
-    assert [*found, "latency_ms"] == list(METRICS)  # which is measured where it is asked for
-    assert found == task.teacher_measurements
-    assert found["deep_ensemble_equivalent"] == 1.0  # a single network is as good as itself
-    assert found["diversity"] == 0.0
-    assert all(isinstance(value, float) and math.isfinite(value) for value in found.values())
-    assert found["parameters"] == sum(p.numel() for p in task.teacher.parameters())
+    actual = measure(task.teacher, task.data.validation, ensemble_nlls=task.curve)
+    assert [*actual, "latency_ms"] == list(METRICS)  # which is measured where it is asked for
+    assert actual == task.teacher_measurements
+    assert actual["deep_ensemble_equivalent"] == 1.0  # a single network is as good as itself
+    assert actual["diversity"] == 0.0
+    assert all(isinstance(value, float) and math.isfinite(value) for value in actual.values())
+    assert actual["parameters"] == sum(p.numel() for p in task.teacher.parameters())
 
 
 def test_latency_is_the_time_of_one_image_in_milliseconds() -> None:
@@ -203,8 +203,8 @@ def probabilities(logits: Tensor) -> np.ndarray:
 def test_brier_score_and_calibration_error_are_numpys() -> None:
     logits, labels = members(1)[0][0], members(1)[1]
     p, y = probabilities(logits), labels.numpy()
-    found = quality(logits, labels, ("brier", "ece"))
-    assert found["brier"] == pytest.approx(((p - np.eye(4)[y]) ** 2).sum(1).mean())
+    actual = quality(logits, labels, ("brier", "ece"))
+    assert actual["brier"] == pytest.approx(((p - np.eye(4)[y]) ** 2).sum(1).mean())
     confidence, right = p.max(1), p.argmax(1) == y
     gap = 0.0
     for low in range(15):
@@ -212,7 +212,7 @@ def test_brier_score_and_calibration_error_are_numpys() -> None:
         if inside.any():
             gap += abs(confidence[inside].mean() - right[inside].mean()) * inside.mean()
     assert gap > 0.05
-    assert found["ece"] == pytest.approx(gap, abs=1e-6)
+    assert actual["ece"] == pytest.approx(gap, abs=1e-6)
 
 
 def test_the_fitted_temperature_beats_every_other_on_a_grid() -> None:
@@ -221,12 +221,12 @@ def test_the_fitted_temperature_beats_every_other_on_a_grid() -> None:
     assert tau > 1.5  # they were made too sure
     grid = [quality(logits / t, labels)["nll"] for t in np.geomspace(0.05, 20, 200)]
     assert quality(logits / tau, labels)["nll"] <= min(grid) + 1e-6
-    found = all_quality(Predictions(logits[None], labels))
-    assert found["calibrated_nll"] == pytest.approx(quality(logits.double() / tau, labels)["nll"])
-    assert found["calibrated_ece"] < found["ece"]
-    assert found["calibrated_brier"] < found["brier"]
+    actual = all_quality(Predictions(logits[None], labels))
+    assert actual["calibrated_nll"] == pytest.approx(quality(logits.double() / tau, labels)["nll"])
+    assert actual["calibrated_ece"] < actual["ece"]
+    assert actual["calibrated_brier"] < actual["brier"]
     as_it_is = all_quality(Predictions(logits[None], labels, temperature=1.0))
-    assert as_it_is["calibrated_ece"] == pytest.approx(found["ece"])
+    assert as_it_is["calibrated_ece"] == pytest.approx(actual["ece"])
 
 
 def test_outputs_that_are_always_right_keep_a_finite_temperature() -> None:
@@ -238,11 +238,11 @@ def test_diversity_and_entropy_are_numpys_over_the_mean_probabilities() -> None:
     logits, labels = members(3)
     p = probabilities(logits)
     pairs = [(p[j] * np.log(p[j] / p[i])).sum(1).mean() for i in range(3) for j in range(3) if i != j]
-    found = all_quality(Predictions(logits, labels))
-    assert found["diversity"] == pytest.approx(np.mean(pairs))
+    actual = all_quality(Predictions(logits, labels))
+    assert actual["diversity"] == pytest.approx(np.mean(pairs))
     mean = p.mean(0)
-    assert found["entropy"] == pytest.approx(-(mean * np.log(mean)).sum(1).mean())
-    assert found["brier"] == pytest.approx(((mean - np.eye(4)[labels.numpy()]) ** 2).sum(1).mean())
+    assert actual["entropy"] == pytest.approx(-(mean * np.log(mean)).sum(1).mean())
+    assert actual["brier"] == pytest.approx(((mean - np.eye(4)[labels.numpy()]) ** 2).sum(1).mean())
     same = all_quality(Predictions(logits[:1].repeat(3, 1, 1), labels))
     assert same["diversity"] == pytest.approx(0.0, abs=1e-12)
 
@@ -250,9 +250,9 @@ def test_diversity_and_entropy_are_numpys_over_the_mean_probabilities() -> None:
 def test_members_average_their_probabilities(task: Task) -> None:
     ensemble = DeepEnsemble([build(Student(depth=8, width=0.25), (1, 8, 8), 10, generator=seeded(i)) for i in range(3)])
     split = task.data.validation
-    found = predictions(ensemble, split)
+    actual = predictions(ensemble, split)
     mean = torch.stack([predictions(network, split).double().softmax(1) for network in ensemble.networks]).mean(0)
-    torch.testing.assert_close(found.double().exp(), mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(actual.double().exp(), mean, rtol=1e-5, atol=1e-6)
 
 
 def test_an_ensemble_is_worth_as_many_members_as_reach_its_likelihood() -> None:

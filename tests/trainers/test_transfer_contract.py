@@ -263,12 +263,12 @@ def test_features_that_are_all_zero_give_a_finite_loss_and_gradient(method_type:
 
 @each_method
 def test_the_loss_is_finite_in_bfloat16(method_type: type[Method]) -> None:
-    def halved(found: Any) -> dict[str, Any]:
+    def halved(actual: Any) -> dict[str, Any]:
         return {
             name: tuple(m.bfloat16() for m in value)
             if isinstance(value, tuple)
             else (value.bfloat16() if isinstance(value, Tensor) and value.is_floating_point() else value)
-            for name, value in vars(found).items()
+            for name, value in vars(actual).items()
         }
 
     student, teacher = features(3, (5, 3), 10), features(5, (4, 4), 20)
@@ -331,8 +331,8 @@ def test_the_ranges_that_a_method_proposes_are_ones_it_takes(method_type: type[M
 
 @each_method
 def test_a_method_is_found_under_its_name_with_its_defaults(method_type: type[Method]) -> None:
-    found, options = method_of(Recipe(transfer=method_type.name))
-    assert (found, options) == (method_type, method_type.Options())
+    actual, options = method_of(Recipe(transfer=method_type.name))
+    assert (actual, options) == (method_type, method_type.Options())
     assert method_type.__doc__
     assert method_type.paper.title
     # a method called like a part of a recipe would have its options taken for the part's

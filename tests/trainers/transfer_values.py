@@ -19,8 +19,8 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 
 def array(tensor: Tensor) -> Array:
-    found: Array = tensor.detach().numpy()
-    return found
+    result: Array = tensor.detach().numpy()
+    return result
 
 
 def features(*shapes: tuple[int, int, int], seed: int, count: int = 6) -> Features:
@@ -29,8 +29,8 @@ def features(*shapes: tuple[int, int, int], seed: int, count: int = 6) -> Featur
     return Features(numbers(count, 5, seed=seed + 90), tuple(m.relu() for m in before), before)
 
 
-def shapes_of(found: Features) -> tuple[tuple[int, int, int], ...]:
-    return tuple((m.shape[1], m.shape[2], m.shape[3]) for m in found.maps)
+def shapes_of(features: Features) -> tuple[tuple[int, int, int], ...]:
+    return tuple((m.shape[1], m.shape[2], m.shape[3]) for m in features.maps)
 
 
 def made(method_type: type[Method], student: Features, teacher: Features, **options: Any) -> Method:
@@ -74,23 +74,23 @@ def weights(method: torch.nn.Module) -> dict[str, Array]:
 def smaller(x: Array, height: int, width: int) -> Array:
     """Average over blocks, for sizes that are whole multiples."""
     b, c, h, w = x.shape
-    found: Array = x.reshape(b, c, height, h // height, width, w // width).mean(axis=(3, 5))
-    return found
+    result: Array = x.reshape(b, c, height, h // height, width, w // width).mean(axis=(3, 5))
+    return result
 
 
 def unit(x: Array, axis: int = -1) -> Array:
-    found: Array = x / np.sqrt((x**2).sum(axis=axis, keepdims=True))
-    return found
+    result: Array = x / np.sqrt((x**2).sum(axis=axis, keepdims=True))
+    return result
 
 
 def pointwise(x: Array, weight: Array) -> Array:
     """A 1x1 convolution; x: (B, C, H, W), weight: (O, C, 1, 1)."""
-    found: Array = np.einsum("oc,bchw->bohw", weight[:, :, 0, 0], x)
-    return found
+    result: Array = np.einsum("oc,bchw->bohw", weight[:, :, 0, 0], x)
+    return result
 
 
 def batch_normed(x: Array) -> Array:
     """By the batch's own statistics, scale 1 and shift 0."""
     centred = x - x.mean(axis=(0, 2, 3), keepdims=True)
-    found: Array = centred / np.sqrt((centred**2).mean(axis=(0, 2, 3), keepdims=True) + 1e-5)
-    return found
+    result: Array = centred / np.sqrt((centred**2).mean(axis=(0, 2, 3), keepdims=True) + 1e-5)
+    return result
