@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 from search.errors import ExportRefused
 from search.export import metadata_of, verify
 from search.formats import DEFAULT, Format
+from search.home import default_home
 from search.preparation import needs_of
 from search.study_file import StudyFile
 from spaces import BadInput, Recipe
 from trainers.computing import computing
-from trainers.data import pixels
+from trainers.data import Dataset, pixels
+from trainers.data.splits import limit_train
 from trainers.files import scratch_folder
 from trainers.knowledge import Knowledge
 from trainers.loop import Diverged
@@ -68,7 +70,8 @@ class _Clock:
 
 
 def check(file: StudyFile, format: Format = DEFAULT) -> Checked:
-    """Train a tiny teacher and a tiny student, cut it, save, reload and export it; nothing is left behind.
+    """Train a tiny teacher and a tiny student, cut it, save, reload and export it; nothing is left behind, but images
+    that are larger than `task.memory` in their files.
 
     Args:
         file: the study.
@@ -79,14 +82,14 @@ def check(file: StudyFile, format: Format = DEFAULT) -> Checked:
         ExportRefused: a step did not give back what it was given.
     """
     clock, diverged, spec = _Clock(), list[str](), file.task
-    whole = spec.load_data()
+    whole = spec.load_data(default_home())
     file.check_pairs(whole)
     images = len(whole.train)
     tiny = IMAGES if images >= IMAGES + whole.classes else images
-    limit = spec.train_limit if tiny == images else tiny
+    few = whole if tiny == images else limit_train(whole, tiny)
     clock.did(f"data: {images:,} images to train on, {len(whole.validation):,} to validate with")
     with scratch_folder() as scratch, computing(file.search.cpus):
-        task, teacher_s = _tiny_task(spec, limit, scratch, diverged)
+        task, teacher_s = _tiny_task(spec, few, scratch, diverged)
         trained = sum(member.training_epochs for member in spec.teacher.each)
         accuracy = f"accuracy {task.teacher_measurements['accuracy']:.3f}, chance {1 / whole.classes:.3f}"
         clock.did(f"teacher: built, two epochs of {tiny} images" if trained else f"teacher: read, measured: {accuracy}")
@@ -117,15 +120,15 @@ def check(file: StudyFile, format: Format = DEFAULT) -> Checked:
     return Checked(tuple(clock.steps), study_s, whole.notes, task.notes, tuple(diverged))
 
 
-def _tiny_task(spec: TaskSpec, limit: int | None, scratch: Path, diverged: list[str]) -> tuple[Task, float]:
+def _tiny_task(spec: TaskSpec, few: Dataset, scratch: Path, diverged: list[str]) -> tuple[Task, float]:
     """The task with few images to train on and a teacher of two epochs, and the seconds of the second epoch: the first
     has start-up in it. A teacher that is not trained takes none."""
     ends: list[float] = []
 
     def teach(gentleness: float) -> Task:
         ends.clear()
-        small = {"train_limit": limit, "teacher": _tiny_teacher(spec.teacher, gentleness)}
-        return Task.load(spec.model_copy(update=small), scratch, lambda epoch, loss: ends.append(time.monotonic()))
+        teaching = spec.model_copy(update={"teacher": _tiny_teacher(spec.teacher, gentleness)})
+        return Task.load(teaching, scratch, lambda epoch, loss: ends.append(time.monotonic()), data=few)
 
     task = _gently(teach, "teacher", "task.teacher.learning_rate", spec.teacher.training_rate, diverged)
     return task, ends[1] - ends[0] if ends else 0.0

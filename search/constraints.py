@@ -2,26 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Self
+from typing import Self
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import model_validator
 
-from search.fronts.quantities import parse_quantity
-from spaces import BadInput
-from spaces.errors import number_hint
+from spaces.quantities import Quantity
 from spaces.recipe import Part
-
-
-def _quantity(raw: object) -> object:
-    if not isinstance(raw, str):
-        return raw
-    try:
-        return parse_quantity(raw)
-    except BadInput:
-        raise ValueError(f"must be a number, such as 0.9, 50k, 1.5M or 2G{number_hint(raw)}") from None
-
-
-Quantity = Annotated[float | None, BeforeValidator(_quantity)]
 
 
 class Limits(Part):

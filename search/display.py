@@ -1,10 +1,14 @@
 """The interface of whatever shows a running study's progress."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from search.standing import Standing
+
+LONG_S = 10.0
+"""After how many seconds of reading images the user is told what takes so long."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,18 @@ class Silent:
 
     def say(self, line: str) -> None:
         """Nothing."""
+
+
+def display_of_reading(say: Callable[[str], object]) -> Callable[[int, int], None]:
+    """Is told how many images were read, of how many; where that takes long, it says so once."""
+    began, said = time.monotonic(), list[int]()
+
+    def told(done: int, total: int) -> None:
+        if not said and time.monotonic() - began > LONG_S:
+            said.append(done)
+            say(f"data: reading {total:,} images; {done:,} were read in the first {LONG_S:.0f} s")
+
+    return told
 
 
 class Gauge:

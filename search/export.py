@@ -96,7 +96,7 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = (D
     if study.file.own_code:
         find_modules_in(Path())
     network = load_student(entry.folder)
-    data = study.file.task.load_data()
+    data = study.file.task.load_data(study.home)
     teacher = study.files.teacher_identity(study.file.task)
     study.files.check_data(key_of(study.file.task, data, teacher), study.file.task, teacher)
     with computing(study.file.search.cpus):  # as it was measured

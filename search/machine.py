@@ -1,36 +1,14 @@
-"""What the kernel says about this process's share of the machine."""
+"""Whether this machine can carry a study out, and what its kernel did to processes."""
 
-import os
 import socket
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from search.home import check_ray_folders
 from spaces.errors import BadInput
+from trainers.machine import group_files, usable_cpus
 
 _ANSWER_S = 5.0
-
-
-def usable_cpus(root: Path = Path("/")) -> int:
-    """How many CPUs this process may use, at least one: those it may run on (`taskset`, a batch system), up to the
-    whole number that its control groups allow (a container's `--cpus`).
-
-    Args:
-        root: of the file system; tests pass their own.
-    """
-    try:
-        cpus = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS, Windows
-        cpus = os.cpu_count() or 1
-    for file in _group_files(root, "cpu", "cpu.max", "cpu.cfs_quota_us"):
-        with suppress(OSError, ValueError):
-            quota, *period = file.read_text().split()
-            if not period:
-                period = [file.with_name("cpu.cfs_period_us").read_text()]
-            if quota not in ("max", "-1"):
-                cpus = min(cpus, int(quota) // int(period[0]))
-    return max(1, cpus)
 
 
 def check_loopback() -> None:
@@ -52,44 +30,13 @@ def oom_kills(root: Path = Path("/")) -> int | None:
     Args:
         root: of the file system; tests pass their own.
     """
-    for file in [*_group_files(root, "memory", "memory.events", "memory.oom_control"), root / "proc" / "vmstat"]:
+    for file in [*group_files(root, "memory", "memory.events", "memory.oom_control"), root / "proc" / "vmstat"]:
         with suppress(OSError):
             for line in file.read_text().splitlines():
                 name, _, count = line.partition(" ")
                 if name == "oom_kill" and count.isdecimal():
                     return int(count)
     return None
-
-
-def _group_files(root: Path, controller: str, unified: str, legacy: str) -> Iterator[Path]:
-    """A file in this process's control group and all its parents, the innermost first.
-
-    A container may show its group as the root of the mounted hierarchy, whatever the path says, so the root is always
-    included.
-
-    Args:
-        root: of the file system.
-        controller: that the file belongs to.
-        unified: the file's name in cgroup v2.
-        legacy: its name in cgroup v1.
-    """
-    try:
-        lines = (root / "proc" / "self" / "cgroup").read_text().splitlines()
-    except OSError:
-        return
-    groups = root / "sys" / "fs" / "cgroup"
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:  # cgroup v2; next to v1 it is mounted deeper, and has few controllers or none
-            mounts, name = [groups, groups / "unified"], unified
-        elif controller in controllers.split(","):
-            mounts, name = [groups / controller, groups / controllers], legacy
-        else:
-            continue
-        for mount in mounts:
-            inner = Path(path.lstrip("/"))
-            for folder in (inner, *inner.parents):
-                yield mount / folder / name
 
 
 def check_machine(cpus: int, gpus: float, *, starts_ray: bool) -> None:

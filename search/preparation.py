@@ -85,12 +85,17 @@ def _load(file: StudyFile, files: StudyFolder, begun: bool, now: Say) -> Task:
         raise_if_pressed()
         now(f"training the teacher: epoch {epoch} of {epochs}")
 
+    def on_image(done: int, total: int) -> None:
+        raise_if_pressed()
+        if done % 100 == 0:
+            now(f"reading images: {done:,} of {total:,}")
+
     def check_data(key: str, teacher: Mapping[str, Any]) -> None:
         if begun:
             files.check_data(key, file.task, teacher)
 
     try:
-        task = Task.load(file.task, files.home, on_epoch, check_data)
+        task = Task.load(file.task, files.home, on_epoch, check_data, on_image=on_image)
     except Diverged as error:
         raise BadInput(f"`task.teacher` must be one that can be trained, but {error}") from None
     weights = sha256(weights_bytes(task.teacher))
@@ -107,6 +112,7 @@ def _load(file: StudyFile, files: StudyFolder, begun: bool, now: Say) -> Task:
         "teacher_sha256": weights,
         "teacher_identity": dict(task.identity),
         "data": data_of(task),
+        "image_files": [part.file.parent.name for part in task.data.splits().values() if part.file is not None],
     }
     if file.task.root is not None and not begun:
         write_whole(files.data_file, sealed(listing(Path(file.task.root))))

@@ -21,7 +21,7 @@ def data_of(task: "Task") -> list[dict[str, object]]:
     return [
         {
             "name": spec.dataset,
-            "digest": digest(split.images.numpy().tobytes(), split.labels.numpy().tobytes()),
+            "digest": digest(split.content()),
             "context": context,
             "source": spec.root or spec.dataset,
             "image_shape": list(data.image_shape),

@@ -88,7 +88,7 @@ def remove(name: str, home: Path, *, with_runs: bool = False) -> list[str]:
             if with_runs:
                 raise
             done.append(f"its experiment in MLflow keeps its name; a new {name!r} would continue in it: {error}")
-        for unused in _unused(home, name):
+        for unused in (*_unused(home, name), *_unused_images(home, name)):
             shutil.rmtree(unused, ignore_errors=True)
             unused.with_name(f".{unused.name}.lock").unlink(missing_ok=True)
             done.append(f"removed {unused}, which no other study uses")
@@ -116,6 +116,25 @@ def _unused(home: Path, name: str) -> Iterator[Path]:
         if its == key or (its is None and its_task in (None, task)):
             return
     yield from (folder for kind in ("teachers", "knowledge") if (folder := home / kind / key).is_dir())
+
+
+def _unused_images(home: Path, name: str) -> Iterator[Path]:
+    """The folders of images that the study mapped into memory, if no other study uses or may come to use them."""
+    own = home / "studies" / name
+    others = [other for other in (home / "studies").glob("*") if other != own and other.is_dir()]
+    task = _content(own / "study.json").get("task")
+    if any(
+        not (other / "task.json").exists() and _content(other / "study.json").get("task") in (None, task)
+        for other in others
+    ):
+        return
+    used = {key for other in others for key in _images(other)}
+    yield from (folder for key in _images(own) if key not in used and (folder := home / "images" / key).is_dir())
+
+
+def _images(study: Path) -> list[str]:
+    keys = _content(study / "task.json").get("image_files")
+    return [key for key in keys if re.fullmatch(r"[0-9a-f]+", str(key))] if isinstance(keys, list) else []
 
 
 def _content(file: Path) -> dict[str, object]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from search.backends.backend import BackendName
-from search.display import Display, Silent
+from search.display import Display, Silent, display_of_reading
 from search.errors import LedgerGone
 from search.folder import StudyFolder
 from search.fronts.front import Front
@@ -98,7 +98,8 @@ class Study:
             )
         if self.file.search.start_from is not None:
             self.earlier(self.file.search.start_from)
-        data, display = self.file.task.load_data(), display or Silent()
+        display = display or Silent()
+        data = self.file.task.load_data(self.home, display_of_reading(display.say))
         self.file.check_pairs(data)  # report problems before anything is written
         for note in data.notes:
             display.say(f"data: {note}")
@@ -111,7 +112,7 @@ class Study:
             BadInput: there is no study with this name, or it has another task.
         """
         earlier = type(self).open(name, self.home)
-        if earlier.file.task != self.file.task:
+        if not earlier.file.task.is_as(self.file.task):
             raise BadInput(f"`search.start_from` must be a study of the same task, but {name!r} has another `task`")
         return earlier
 

@@ -13,7 +13,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, InstanceOf, PlainSe
 
 from search.constraints import Limits
 from search.ledger.samplers import make_sampler
-from search.machine import usable_cpus
 from search.study_checks import check_constraints, check_objectives, check_sizes, check_space
 from search.study_yaml import brief, read_yaml
 from spaces import BadInput, Recipe, Scalar, Space, Student
@@ -21,6 +20,7 @@ from spaces.errors import one_line, shown
 from spaces.own import own_object
 from spaces.recipe import Part, in_one_level
 from trainers.depths import titled
+from trainers.machine import usable_cpus
 from trainers.metrics import TIMED, Direction
 from trainers.task_spec import TaskSpec
 

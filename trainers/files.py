@@ -24,12 +24,12 @@ class Damaged(ValueError):
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
     """A new folder, removed at the end."""
-    with tempfile.TemporaryDirectory(prefix="dux-", ignore_cleanup_errors=True) as folder, _removed_at_last(folder):
+    with tempfile.TemporaryDirectory(prefix="dux-", ignore_cleanup_errors=True) as folder, removed_at_last(folder):
         yield Path(folder)
 
 
 @contextmanager
-def _removed_at_last(path: Path | str) -> Iterator[None]:
+def removed_at_last(path: Path | str) -> Iterator[None]:
     """Inside, `remove_scratch` removes `path`."""
     _passing.add(Path(path))
     try:
@@ -50,7 +50,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
     """Write a file so that a reader, or a kill at any moment, finds the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with _removed_at_last(part):
+    with removed_at_last(part):
         try:
             with _named(path), part.open("wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
@@ -262,10 +262,17 @@ def hashes(files: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def digest(*values: object) -> str:
-    """A short name for values: 16 hex digits of SHA-256 over their JSON, or over bytes as they are."""
+    """A short name for values: 16 hex digits of SHA-256 over their JSON, or over their bytes as they are.
+
+    An iterator gives bytes part by part, and is what they are together.
+    """
     sha = hashlib.sha256()
     for value in values:
-        sha.update(value if isinstance(value, bytes) else json.dumps(value, sort_keys=True).encode())
+        if isinstance(value, Iterator):
+            for part in value:
+                sha.update(part)
+        else:
+            sha.update(value if isinstance(value, bytes) else json.dumps(value, sort_keys=True).encode())
     return sha.hexdigest()[:16]
 
 

@@ -1,7 +1,7 @@
 """The task: a data set with fixed splits, and its teacher, made once and kept."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,7 +10,7 @@ from filelock import FileLock
 
 from spaces import BadInput
 from trainers.computing import computing
-from trainers.data.dataset import Dataset, shared_tensor
+from trainers.data.dataset import Dataset, Split, shared_tensor
 from trainers.families import Network
 from trainers.files import Damaged, digest
 from trainers.store import filled
@@ -46,21 +46,26 @@ class Task:
         home: Path,
         on_epoch: Callable[[int, float], object] = lambda epoch, loss: None,
         check: Callable[[str, Mapping[str, Any]], object] = lambda key, teacher: None,
+        *,
+        data: Dataset | None = None,
+        on_image: Callable[[int, int], object] = lambda done, total: None,
     ) -> Self:
         """The task, its teacher loaded from `home` or trained and kept there.
 
         Args:
             spec: data set and teacher.
-            home: folder under which `teachers/KEY` is kept.
+            home: folder under which `teachers/KEY` is kept, and images that are larger than `spec.memory`.
             on_epoch: called while a teacher trains, with the epoch (of all members' together) and its mean loss.
             check: called with the task's key and what makes the teacher, before one is looked for; may raise.
+            data: the task's; left out, they are read.
+            on_image: called as they are read, with how many images were, of how many.
 
         Raises:
             BadInput: the data are not there, or the teacher is not a network we have, or was changed since it was
                 trained.
         """
         spec.check()
-        data = spec.load_data()
+        data = spec.load_data(home, on_image) if data is None else data
         teacher = Teacher(spec, data)
         identity = teacher.identity()
         key = key_of(spec, data, identity)
@@ -85,10 +90,8 @@ class Task:
     def arrays(self) -> dict[str, np.ndarray]:
         """The task's numbers, for Ray's object store: workers read them without a copy. The test split stays behind."""
         weights = {f"teacher/{name}": tensor.cpu().numpy() for name, tensor in self.teacher.state_dict().items()}
-        data = {
-            f"data/{name}": array[:0] if name.startswith("test.") else array
-            for name, array in self.data.arrays().items()
-        }
+        seen = replace(self.data, test=Split(self.data.test.images[:0], self.data.test.labels[:0]))
+        data = {f"data/{name}": array for name, array in seen.arrays().items()}
         return {**data, **weights}
 
     @classmethod
@@ -116,7 +119,5 @@ class Task:
 
 def key_of(spec: TaskSpec, data: Dataset, teacher: Mapping[str, Any]) -> str:
     """`Task.key` of these data, which `spec` named, and of the teacher by its identity."""
-    arrays = data.arrays()
-    shapes = {name: array.shape for name, array in arrays.items()}
-    content = (arrays[name].tobytes() for name in sorted(arrays))
-    return digest(FORMAT, *content, shapes, list(data.class_names), spec.policy, teacher)
+    content, shapes = data.content()
+    return digest(FORMAT, content, shapes, list(data.class_names), spec.policy, teacher)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from spaces import BadInput
 from spaces.errors import known, shown
+from spaces.quantities import as_quantity
 from spaces.recipe import Part
-from trainers.data import AUGMENTATIONS, check_dataset, load_dataset, source_of
+from trainers.data import AUGMENTATIONS, Room, check_dataset, load_dataset, source_of
 from trainers.data.pictures import Size
+from trainers.machine import usable_memory
 from trainers.teacher_spec import Sides, TeacherSpec, beside
 
 if TYPE_CHECKING:
     from trainers.data.dataset import Dataset
+
+
+MEMORY_SHARE = 0.25
+"""Of the machine's memory, for images. Where Ray carries trials out it has them a second time, for all workers."""
 
 
 class TaskSpec(Part):
@@ -30,6 +37,9 @@ class TaskSpec(Part):
     """Train on this many images only, drawn evenly over the classes."""
     image_size: Sides = None
     """Side, or height and width, to which images of a folder are scaled and cropped."""
+    memory: Annotated[Annotated[float, Field(gt=0.0)] | None, BeforeValidator(as_quantity)] = None
+    """Bytes of pixels, of all splits together, that may be held in memory; what is larger goes into files. Left out:
+    MEMORY_SHARE of the machine's."""
     augment: str | None = None
     """`none`, `crop` or `crop_flip`; left out, the data set's own."""
     classes: str | None = None
@@ -56,19 +66,32 @@ class TaskSpec(Part):
             )
         self.teacher.check()
 
-    def load_data(self) -> Dataset:
-        """The data set, read into memory.
+    def load_data(
+        self, home: Path | None = None, told: Callable[[int, int], object] = lambda done, total: None
+    ) -> Dataset:
+        """The data set.
+
+        Args:
+            home: under which images that are larger than `memory` are put into files; without it all are held in
+                memory.
+            told: called as images of the user's own are read: how many were, of how many.
 
         Raises:
-            BadInput: its files are not there, or broken, or too few for `train_limit`.
+            BadInput: its files are not there, or broken, or too few for `train_limit`; or the disk has no room.
         """
+        memory = MEMORY_SHARE * usable_memory() if self.memory is None else self.memory
         return load_dataset(
             self.dataset,
             root=None if self.root is None else Path(self.root),
             download=self.download,
             train_limit=self.train_limit,
             image_size=self.side,
+            room=Room(memory, None if home is None else home / "images", told),
         )
+
+    def is_as(self, other: TaskSpec) -> bool:
+        """Whether they are the same task, wherever its images are held."""
+        return self.model_copy(update={"memory": None}) == other.model_copy(update={"memory": None})
 
     @property
     def side(self) -> Size | None:

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from search.fronts.front import Entry, Front
-from search.fronts.quantities import in_full, parse_quantity, shortened
+from search.fronts.quantities import in_full, shortened
 from spaces.errors import BadInput
+from spaces.quantities import parse_quantity
 from trainers.metrics import Direction
 
 Bounds: TypeAlias = Mapping[str, tuple[Direction, float]]

@@ -1,6 +1,7 @@
 """Data of the user's own, from the study file to the exported file."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,10 @@ from PIL import Image
 from running import search_here
 
 from search.export import export
+from search.removal import remove
 from search.study_file import StudyFile
+from spaces import BadInput
+from trainers import TaskSpec
 
 SPACE = """
 space: {student.width: 0.25, transfer: [kd, attention], training.epochs: 1,
@@ -37,11 +41,11 @@ def write_folder(root: Path, images: np.ndarray, labels: np.ndarray) -> None:
         Image.fromarray(image).save(path)
 
 
-def test_images_that_are_not_square_go_from_the_folder_to_the_exported_file(tmp_path: Path) -> None:
+def test_oblong_images_larger_than_the_memory_go_from_the_folder_to_the_exported_file(tmp_path: Path) -> None:
     write_folder(tmp_path / "pictures", *stripes(120, 9, 14))
     study = search_here(
-        "name: oblong\ntask: {dataset: imagefolder, root: pictures, image_size: [8, 12], augment: crop_flip, "
-        "teacher: {depth: 8, width: 0.25, epochs: 2, batch_size: 16}}" + SPACE,
+        "name: oblong\ntask: {dataset: imagefolder, root: pictures, image_size: [8, 12], memory: 10k, "
+        "augment: crop_flip, teacher: {depth: 8, width: 0.25, epochs: 2, batch_size: 16}}" + SPACE,
         tmp_path,
     )
     entry = study.front().entries[0]
@@ -54,6 +58,26 @@ def test_images_that_are_not_square_go_from_the_folder_to_the_exported_file(tmp_
     assert logits.shape == (3, 2)
     with pytest.raises(Exception, match=r"Got: 12 Expected: 8|Got invalid dimensions"):
         session.run(["logits"], {"images": torch.rand(3, 3, 12, 8).numpy()})
+    files = {path.parent.name for path in (study.home / "images").glob("*/images.npy")}
+    assert files == {*study.files.task()["image_files"]}
+    assert len(files) == 3
+    other = shutil.copytree(study.folder, study.home / "studies" / "other")  # which uses the same
+    remove(study.name, study.home)
+    assert {path.parent.name for path in (study.home / "images").glob("*/images.npy")} == files
+    shutil.copytree(other, study.folder)
+    shutil.rmtree(other)
+    remove(study.name, study.home)
+    assert list((study.home / "images").iterdir()) == []
+
+
+def test_where_images_are_held_makes_no_other_task_of_it() -> None:
+    assert TaskSpec(memory=1e9).is_as(TaskSpec())
+    assert not TaskSpec(memory=1e9).is_as(TaskSpec(train_limit=500))
+    spec = StudyFile.from_mapping({"name": "a", "space": {}, "task": {"memory": "1.5G"}}).task
+    assert spec.memory == 1.5e9
+    for wrong in (0, -1, "much", "1T"):
+        with pytest.raises(BadInput, match=r"^`task.memory` .*; leave it out for None"):
+            StudyFile.from_mapping({"name": "a", "space": {}, "task": {"memory": wrong}})
 
 
 def test_a_function_beside_the_study_file_gives_the_data(tmp_path: Path) -> None:

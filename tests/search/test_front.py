@@ -14,10 +14,11 @@ from search.fronts.front import Entry, Front
 from search.fronts.pareto import Axis, hypervolume, non_dominated
 from search.fronts.picture import pictured
 from search.fronts.plot import plot
-from search.fronts.quantities import parse_quantity, shortened, show
+from search.fronts.quantities import shortened, show
 from search.fronts.selection import NoStudent, parse_bound, select
 from search.fronts.tables import front_table
 from spaces.errors import BadInput
+from spaces.quantities import parse_quantity
 from trainers.metrics import Direction
 
 ACCURACY = Axis("accuracy", "max", "linear", worst=0.0, best=1.0)

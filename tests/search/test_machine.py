@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from search.machine import check_loopback, oom_kills, usable_cpus
+from search.machine import check_loopback, oom_kills
+from trainers.machine import usable_cpus, usable_memory
 
 HERE = os.sched_getaffinity(0)
 QUOTAS: dict[str, tuple[dict[str, str], float]] = {
@@ -51,6 +52,36 @@ QUOTAS: dict[str, tuple[dict[str, str], float]] = {
     ),
     "nonsense": ({"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/a/cpu.max": "much\n"}, 99),
 }
+
+
+MEMORY: dict[str, tuple[dict[str, str], int | None]] = {
+    "none": ({}, None),
+    "v2, no limit": ({"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/a/memory.max": "max\n"}, None),
+    "v2": ({"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/a/memory.max": "1000000\n"}, 1_000_000),
+    "v2, above": (
+        {
+            "proc/self/cgroup": "0::/a/b\n",
+            "sys/fs/cgroup/a/b/memory.max": "3000000\n",
+            "sys/fs/cgroup/a/memory.max": "2000000\n",
+        },
+        2_000_000,
+    ),
+    "v1": (
+        {"proc/self/cgroup": "3:memory:/a\n", "sys/fs/cgroup/memory/a/memory.limit_in_bytes": "4000000\n"},
+        4_000_000,
+    ),
+    "v1, no limit": (
+        {"proc/self/cgroup": "3:memory:/a\n", "sys/fs/cgroup/memory/a/memory.limit_in_bytes": f"{2**63 - 4096}\n"},
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("group", MEMORY)
+def test_the_memory_is_the_machines_or_what_its_control_groups_allow(group: str, tmp_path: Path) -> None:
+    files, expected = MEMORY[group]
+    machines = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert usable_memory(written(tmp_path, files)) == (expected or machines)
 
 
 def written(folder: Path, files: dict[str, str]) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 from spaces.errors import BadInput
 from trainers.data import cifar, digits, fashion_mnist, huggingface, imagefolder, npz, own
 from trainers.data.dataset import Dataset, Split, pixels, shared_tensor
+from trainers.data.mapped import Room
 from trainers.data.pictures import Size
 from trainers.data.splits import limit_train, split_notes
 from trainers.data.unread import Unread
@@ -21,6 +22,7 @@ __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
     "Dataset",
+    "Room",
     "Source",
     "Split",
     "check_dataset",
@@ -114,8 +116,9 @@ def load_dataset(
     download: bool = False,
     image_size: Size | None = None,
     train_limit: int | None = None,
+    room: Room = Room(),  # noqa: B008
 ) -> Dataset:
-    """Reads a data set into memory; the same call on the same files gives the same tensors.
+    """Reads a data set; the same call on the same files gives the same tensors.
 
     Args:
         name: one of DATASETS, or `package.module:function` of the user's.
@@ -123,6 +126,7 @@ def load_dataset(
         download: has the files fetched into `root` if they are not there.
         image_size: the side, or height and width, that images are scaled and cropped to.
         train_limit: number of train images kept, in the same proportions of classes; validation and test stay whole.
+        room: where the images of the user's own data may be held; the others are small, and held in memory.
 
     Raises:
         BadInput: for what `check_dataset` rejects, for broken files, for a failed download, for a bad `train_limit`;
@@ -131,7 +135,7 @@ def load_dataset(
     source, options = _checked(name, root, download, image_size)
     dataset = source.load(**options)
     if isinstance(dataset, Unread):
-        dataset = dataset.read(train_limit)
+        dataset = dataset.read(train_limit, room)
     elif train_limit is not None:
         dataset = limit_train(dataset, train_limit)
     return replace(dataset, notes=dataset.notes + split_notes(dataset))

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from spaces.errors import BadInput
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 GREY_LEVELS = 256
+CHUNK = 2**24
+"""Bytes of images that are looked at together, where all are."""
 
 
 def pixels(images: Tensor) -> Tensor:
@@ -33,12 +42,29 @@ def shared_tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array)
 
 
+def mapped(path: Path) -> Tensor:
+    """Images (N, C, H, W) of a file; nothing is read before it is looked at, and nothing may be written.
+
+    Raises:
+        BadInput: the file is not there, as on another machine.
+    """
+    try:
+        return shared_tensor(np.load(path, mmap_mode="r"))
+    except FileNotFoundError:
+        raise BadInput(
+            f"images that are larger than `task.memory` must be in {path} on every machine that carries out trials, "
+            "but are not on this one; name a home that all machines share by --home or DUX_HOME, or raise `task.memory`"
+        ) from None
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """images: (N, C, H, W) uint8; labels: (N,) int64. Their order is fixed, but it may go class by class."""
 
     images: Tensor
     labels: Tensor
+    file: Path | None = None
+    """That the images are mapped from (`mapped.ImageFile`), where they are not held in memory."""
 
     def __post_init__(self) -> None:
         import torch
@@ -50,6 +76,14 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def content(self) -> Iterator[bytes]:
+        """Its images and then its labels, in parts."""
+        import torch
+
+        for part in torch.split(self.images, max(1, CHUNK // max(1, math.prod(self.images.shape[1:])))):
+            yield part.numpy().tobytes()
+        yield self.labels.numpy().tobytes()
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +102,8 @@ class Dataset:
     """What the data's owner may not expect of them, a line each."""
     files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     """What was read, below `task.root`: size in bytes, and the first 16 hex digits of SHA-256."""
+    known_mean_std: tuple[Tensor, Tensor] | None = None
+    """What `mean_std` is, where another process has computed it."""
 
     def __post_init__(self) -> None:
         for split in self.splits().values():
@@ -113,34 +149,72 @@ class Dataset:
         Exact up to the last rounding, since grey levels are counted and not summed as floats. The deviation is never
         below one grey level, so that dividing by it is safe for a channel that is the same everywhere.
         """
+        return self.known_mean_std or self._mean_std
+
+    @cached_property
+    def _mean_std(self) -> tuple[Tensor, Tensor]:
         import torch
 
         level = torch.arange(GREY_LEVELS, dtype=torch.float64) / (GREY_LEVELS - 1)
-        images = self.train.images
-        count = torch.stack(
-            [torch.bincount(images[:, c].flatten(), minlength=GREY_LEVELS) for c in range(self.channels)]
-        )
+        count = torch.zeros(self.channels, GREY_LEVELS, dtype=torch.int64)
+        for images in torch.split(self.train.images, max(1, CHUNK // math.prod(self.image_shape))):
+            for c in range(self.channels):
+                count[c] += torch.bincount(images[:, c].flatten(), minlength=GREY_LEVELS)
         share = count.double() / count.sum(dim=1, keepdim=True)  # (C, 256)
         mean = share @ level
         std = (share * (level - mean[:, None]).square()).sum(dim=1).sqrt().clamp_min(1 / (GREY_LEVELS - 1))
         return mean.float(), std.float()
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The data as NumPy arrays on the same memory, for Ray's object store; `from_arrays` is the way back."""
-        return {
-            f"{split}.{field}": tensor.numpy()
+    def content(self) -> tuple[Iterator[bytes], dict[str, tuple[int, ...]]]:
+        """All images and labels, in parts, and the shape of each tensor by its name; wherever they are held."""
+        ordered = sorted(self.splits().items())
+        shapes = {
+            f"{split}.{field}": tuple(tensor.shape)
             for split, part in self.splits().items()
             for field, tensor in (("images", part.images), ("labels", part.labels))
         }
+        return itertools.chain.from_iterable(part.content() for _, part in ordered), shapes
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The data as NumPy arrays on the same memory, for Ray's object store; `from_arrays` is the way back.
+
+        Of images in files it has the files' names, as bytes.
+        """
+        arrays = {}
+        for split, part in self.splits().items():
+            if part.file is None:
+                arrays[f"{split}.images"] = part.images.numpy()
+            else:
+                arrays[f"{split}.file"] = np.frombuffer(os.fsencode(part.file), np.uint8)
+            arrays[f"{split}.labels"] = part.labels.numpy()
+        if self.train.file is not None:  # to look at all of them takes a while
+            arrays["mean_std"] = np.stack([values.numpy() for values in self.mean_std()])
+        return arrays
 
     @classmethod
     def from_arrays(cls, name: str, class_names: tuple[str, ...], arrays: Mapping[str, np.ndarray]) -> Dataset:
-        """The images and labels on the very memory of `arrays`, read-only arrays included; nothing is copied."""
+        """The images and labels on the very memory of `arrays`, read-only arrays included; nothing is copied.
+
+        Raises:
+            BadInput: a file is not there.
+        """
 
         def split(which: str) -> Split:
-            return Split(shared_tensor(arrays[f"{which}.images"]), shared_tensor(arrays[f"{which}.labels"]))
+            labels = shared_tensor(arrays[f"{which}.labels"])
+            if (file := arrays.get(f"{which}.file")) is None:
+                return Split(shared_tensor(arrays[f"{which}.images"]), labels)
+            path = Path(os.fsdecode(file.tobytes()))
+            return Split(mapped(path), labels, path)
 
-        return cls(name, class_names, split("train"), split("validation"), split("test"))
+        known = arrays.get("mean_std")
+        return cls(
+            name,
+            class_names,
+            split("train"),
+            split("validation"),
+            split("test"),
+            known_mean_std=None if known is None else (shared_tensor(known[0]), shared_tensor(known[1])),
+        )
 
     def splits(self) -> dict[str, Split]:
         """By their names."""

@@ -71,6 +71,7 @@ def load(root: Path, image_size: Size | None) -> Unread:
         class_names=classes.class_names,
         labels=classes.labels,
         channels=1 if all(greys) else 3,
+        size=image_size,
         pictures=lambda split, numbers: in_order(
             lambda image: _picture(image, image_size), (images[split][number] for number in numbers)
         ),

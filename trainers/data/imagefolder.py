@@ -178,6 +178,7 @@ def _unread(root: Path, folders: _Folders, image_size: Size | None) -> Unread:
         class_names=class_names,
         labels={split: np.array([label for _, label in part], np.int64) for split, part in samples.items()},
         channels=1 if all(greys) else 3,
+        size=image_size,
         pictures=pictures,
         called=lambda split, number: _shown(root, samples[split][number][0]),
         contents=contents,

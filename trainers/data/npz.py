@@ -85,6 +85,7 @@ def load(root: Path, image_size: Size | None) -> Unread:
         class_names=classes.class_names,
         labels=classes.labels,
         channels=max(_channels(member) for member in images.values()),
+        size=image_size,
         pictures=lambda split, numbers: _pictures(root, images[split], numbers, image_size),
         called=lambda split, number: f"{images[split].name}[{number}]",
         preparation=preparation(image_size, "as they are in the file, [0, 1] in 256 levels"),

@@ -71,6 +71,7 @@ def load(reference: str, root: Path | None, image_size: Size | None) -> Unread:
         class_names=classes.class_names,
         labels=classes.labels,
         channels=max(channels, default=1),
+        size=image_size,
         pictures=lambda split, numbers: looks[split].again(numbers),
         called=lambda split, number: f"{split}[{number}]",
         contents={split: look.digests for split, look in looks.items()},

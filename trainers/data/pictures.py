@@ -33,6 +33,7 @@ LARGEST = 2 * 89_478_485  # pixels; Pillow refuses to read larger images
 _GREY = ("1", "L", "LA", "La")
 
 TRANSPARENT = "with transparent pixels, put on white"
+DEEP_GREY = "with 16 bits of grey, scaled to 8"
 FRAMES = "of several frames or pages, of which the first is read"
 AS_SEEN = "turned by EXIF orientation; transparent pixels on white; 16 bits of grey divided by 257"
 
