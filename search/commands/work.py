@@ -13,7 +13,7 @@ from search.commands.look import print_front
 from search.commands.shared import Address, Home, Name, Verbose, completed_names, fail, home_folder, out, say
 from search.formats import DEFAULT, FORMATS
 from search.signals import BEGIN_ANEW, INTERRUPTED, say_if_interrupted, signals_wait
-from spaces.errors import BadInput
+from spaces.errors import BadInput, Problems
 
 if TYPE_CHECKING:  # each command imports what it needs, so that none waits for what others need
     from search.fronts.front import Front
@@ -163,23 +163,29 @@ def export(
         out.print(f"wrote {path}")
 
 
-def check(study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml")]) -> None:
-    from search.progress import duration
+def check(study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml")], home: Home = None) -> None:
     from search.study_file import StudyFile
 
-    file = StudyFile.read(study_file)
+    problems = Problems()
+    file = StudyFile.read(study_file, problems)
     from search.check import check as dry_run  # only now: torch takes seconds, which a mistake need not wait for
     from search.errors import ExportRefused
 
     try:
-        checked = dry_run(file)
+        checked = dry_run(file, home=home_folder(home), problems=problems)
     except ExportRefused as error:
         fail(1, str(error))
     for what, seconds in checked.steps:
         out.print(f"{seconds:6.1f} s  {what}")
-    notes = (*(f"data: {note}" for note in checked.notes), *(f"teacher: {note}" for note in checked.teacher_notes))
-    for line in (*notes, *checked.diverged):
+    needed = checked.needs.lines() if checked.needs else []
+    for line in (*checked.notes, *needed, *checked.diverged):
         out.print(line, markup=False, highlight=False)
+    if checked.problems:
+        for problem in checked.problems:
+            say(problem)
+        sys.exit(2)
+    from search.progress import duration
+
     sound = "sound but for that" if checked.diverged else "sound"
     repeats = ", repeats" if file.search.seeds > 1 else ""
     if file.remark:
@@ -190,7 +196,7 @@ def check(study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml")]) -> 
     )
 
 
-check.__doc__ = f"A dry run: one tiny trial from data to {DEFAULT.title}, and an estimate of what the study will cost."
+check.__doc__ = f"A dry run: the study in small, from data to {DEFAULT.title}; all its problems, and what it will cost."
 
 
 def delete(
