@@ -203,7 +203,7 @@ class StudyFile(Part):
     def own_code(self) -> list[str]:
         """What of the user's is imported to carry the study out, as `package.module:name`."""
         families = {str(family) for family in self.space.extremes_of("student.family")}
-        named = {*self.space.methods, self.search.sampler, *families}
+        named = {*self.space.methods, self.search.sampler, self.task.dataset, *families}
         return sorted({name for name in named if ":" in name} | {*self.task.teacher.own_code})
 
     @property
@@ -280,7 +280,7 @@ def _names_a_module(raw: Mapping[Any, Any]) -> bool:
     members = teacher.get("members") if isinstance(teacher, Mapping) else None
     teachers = [teacher, *(members if isinstance(members, list) else ())]
     named += [part.get(key) for part in teachers if isinstance(part, Mapping) for key in ("family", "network")]
-    named += [search.get("sampler")] if isinstance(search, Mapping) else []
+    named += [part.get(key) for part, key in ((search, "sampler"), (task, "dataset")) if isinstance(part, Mapping)]
     return any(":" in str(name) for name in named)
 
 

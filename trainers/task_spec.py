@@ -10,7 +10,7 @@ from pydantic import Field
 from spaces import BadInput
 from spaces.errors import known, shown
 from spaces.recipe import Part
-from trainers.data import AUGMENTATIONS, DATASETS, check_dataset, load_dataset
+from trainers.data import AUGMENTATIONS, check_dataset, load_dataset, source_of
 from trainers.data.pictures import Size
 from trainers.teacher_spec import Sides, TeacherSpec, beside
 
@@ -73,8 +73,7 @@ class TaskSpec(Part):
     @property
     def side(self) -> Size | None:
         """To which images of a folder are scaled: `image_size`, else what the teacher was trained on."""
-        source = DATASETS.get(self.dataset)
-        sizes = [member.input.size for member in self.teacher.each if source and "image_size" in source.options]
+        sizes = [member.input.size for member in self.teacher.each if "image_size" in source_of(self.dataset).options]
         return self.image_size or next((size for size in sizes if size is not None), None)
 
     def beside(self, folder: Path) -> TaskSpec:
@@ -86,4 +85,4 @@ class TaskSpec(Part):
     @property
     def policy(self) -> str:
         """The augmentation that holds."""
-        return self.augment or DATASETS[self.dataset].augmentation
+        return self.augment or source_of(self.dataset).augmentation

@@ -18,7 +18,7 @@ import numpy as np
 from spaces.errors import BadInput
 from trainers.data.dataset import Dataset, Split
 from trainers.data.pictures import DEEP, FRAMES, TRANSPARENT, Picture, quiet
-from trainers.data.splits import Rows, counted, listed, planned, shortlist
+from trainers.data.splits import MOST_LISTED, Rows, counted, listed, planned, shortlist
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -178,6 +178,8 @@ class _Reading:
         problems = []
         if self._bad:
             which = listed([f"{self._called(*place)} ({self._bad[place]})" for place in self._in_order(self._bad)])
+            if len(self._bad) > MOST_LISTED:
+                which = self._bad_by_reason()
             problems.append(
                 f"all images of {self._unread.source} must be readable, but {len(self._bad):,} of {total:,} are not: "
                 f"{which}; get them anew or remove them"
@@ -192,6 +194,18 @@ class _Reading:
                 f"{listed(sizes)}; set task.image_size to scale and crop them"
             )
         return problems
+
+    def _bad_by_reason(self) -> str:
+        """How many cannot be read for which reason, the most frequent first."""
+        reasons: dict[str, list[Place]] = {}
+        for place in self._in_order(self._bad):
+            reasons.setdefault(self._bad[place], []).append(place)
+        return listed(
+            [
+                f"{len(places):,} ({why}; {shortlist([self._called(*place) for place in places])})"
+                for why, places in sorted(reasons.items(), key=lambda item: -len(item[1]))
+            ]
+        )
 
     def notes(self) -> list[str]:
         """What was read otherwise than it may have been meant."""
