@@ -41,5 +41,5 @@ def test_every_measurement_has_its_row(name: str) -> None:
     [*(("student.family", name) for name in DEPTHS), *(("task.dataset", name) for name in DATASETS)],
 )
 def test_every_family_and_data_set_is_named(key: str, name: str) -> None:
-    (cells,) = [cells for cells in rows("study-files.md") if names(cells[0]) == [key]]
+    cells = next(cells for cells in rows("study-files.md") if names(cells[0]) == [key])
     assert name in names(cells[1])
