@@ -26,7 +26,7 @@ from trainers.families import Network, outline
 from trainers.files import scratch_folder
 from trainers.knowledge import Knowledge
 from trainers.loop import Diverged
-from trainers.measure import measure, predictions
+from trainers.measure import batch_size, measure, predictions
 from trainers.store import load_student, save_student
 from trainers.task import Task
 from trainers.teacher import Teacher, together, untrained
@@ -222,7 +222,7 @@ class _DryRun:
         seconds = self.did("saved, loaded, measured again: the same")
         content = self.format.write(student, pixels(validation.images[:2]), metadata_of(task.data))
         verify(
-            self.format.run(content, validation.images),
+            self.format.run(content, validation.images, batch_size(student, task.data.image_shape)),
             predictions(student, validation),
             validation,
             result.measurements["accuracy"],
