@@ -227,12 +227,29 @@ def init(
     file: Annotated[
         Path | None, typer.Argument(metavar="FILE", help="[default: EXAMPLE.yaml]", show_default=False)
     ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(help="Of your own: torchvision:NAME, timm:NAME or package.module:Class.", show_default=False),
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="Its weights, a file; or DEFAULT.", show_default=False)] = None,
+    data: Annotated[str | None, typer.Option(help="The folder of its images.", show_default=False)] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="Side to which images are scaled.", show_default=False)
+    ] = None,
 ) -> None:
-    """Write an example of a study file, to be changed."""
-    from search.examples import content_of
+    """Write a study file to begin with: an example, or one for a network of your own."""
+    from search.examples import content_of, study_of
     from trainers.files import write_whole
 
-    content, path = content_of(example), file or Path(f"{example}.yaml")
+    path = file or Path(f"{example}.yaml" if network is None and data is None else "mine.yaml")
+    if network is None and data is None:
+        if weights is not None or image_size is not None:
+            raise BadInput("`--weights` and `--image-size` must be of a network of yours; add `--network` and `--data`")
+        content = content_of(example)
+    else:
+        network = network or _asked("--network", "the network (torchvision:NAME, timm:NAME or package.module:Class)")
+        data = data or _asked("--data", "the folder of its images")
+        content = study_of(path, network, weights, data, image_size)
     try:
         with signals_wait():
             path.open("xb").close()
@@ -245,3 +262,11 @@ def init(
     except FileExistsError:
         raise BadInput(f"a file that exists is not overwritten, but {path} does; name another") from None
     out.print(f"wrote {path}; `dux check {path}` tries it, `dux search {path}` runs it")
+
+
+def _asked(option: str, what: str) -> str:
+    """What the user answers, where somebody can be asked."""
+    if not sys.stdin.isatty():
+        raise BadInput(f"{what} must be named, but nobody can be asked here; add `{option}`")
+    answer: str = typer.prompt(what)
+    return answer

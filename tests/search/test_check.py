@@ -58,7 +58,7 @@ def test_an_export_that_is_not_what_was_measured_is_refused() -> None:
     file = StudyFile.from_mapping(yaml.safe_load(TINY))
     steps = [what for what, _ in check(file).steps]
     assert steps[-1].endswith("run by ONNX Runtime: the same")
-    a_little_else = replace(DEFAULT, run=lambda content, images: 1.001 * DEFAULT.run(content, images))
+    a_little_else = replace(DEFAULT, run=lambda *given: 1.001 * DEFAULT.run(*given))
     with pytest.raises(ExportRefused, match=r"must match the measured network within .* but differs by"):
         check(file, a_little_else)
 
