@@ -1,4 +1,4 @@
-"""docs/your-own-network.md, followed at small size: a network that was trained outside of Dux, and a folder of images."""
+"""docs/your-own-network.md, followed at small size: a network that was trained outside Dux, and a folder of images."""
 
 import json
 import re
@@ -126,5 +126,5 @@ def test_init_writes_any_name_so_that_it_is_read_back(data: str, tmp_path: Path,
     assert code == 0
     raw = yaml.safe_load((tmp_path / "mine.yaml").read_text())
     assert (raw["task"]["root"], raw["task"]["teacher"]) == (data, {"network": "my.nets:Net", "weights": data})
-    with pytest.raises(BadInput, match="task.root must be a folder that exists"):
+    with pytest.raises(BadInput, match=r"task\.root must be a folder that exists"):
         StudyFile.read(tmp_path / "mine.yaml")
