@@ -164,9 +164,9 @@ def document(setting: Setting, results: Mapping[str, Line]) -> str:
         [
             "# What the pruning curve is worth to a study",
             "",
-            "Written by `python benchmarks/pruning_curve.py`: the study of `examples/digits.yaml` from scratch, one trial "
-            f"at a time, TPE, {setting.epochs} epochs, {setting.seeds} seeds; {setting.trials} trials without the curve, "
-            f"{half} with it; cut in the file's {many} rounds, and in one. Hypervolume as in `dux front`. "
+            "Written by `python benchmarks/pruning_curve.py`: the study of `examples/digits.yaml` from scratch, one "
+            f"trial at a time, TPE, {setting.epochs} epochs, {setting.seeds} seeds; {setting.trials} trials without "
+            f"the curve, {half} with it; cut in the file's {many} rounds, and in one. Hypervolume as in `dux front`. "
             "The same seed draws the same first recipes everywhere, except for the fraction: with the curve and rounds "
             "the first ten trials are cut as far as the space allows, since every size along the way is on the curve.",
             "",
