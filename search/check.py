@@ -244,7 +244,7 @@ def _groups(teacher: Network, data: Dataset, file: StudyFile) -> list[str]:
         data: of its task.
         file: of the study.
     """
-    from trainers.spectral import plan, spectralize, trace
+    from trainers.spectral import cut, plan, spectralize, trace
 
     try:
         traced = trace(spectralize(teacher, keep=teacher.heads), data.image_shape)
@@ -259,8 +259,10 @@ def _groups(teacher: Network, data: Dataset, file: StudyFile) -> list[str]:
     makers = {name for group in groups for unit in group.units for name in unit.makers}
     whole = [name.removeprefix("network.") for name in traced.layers if name not in makers | {*teacher.heads}]
     units = sum(len(group.units) for group in groups)
-    cut = min(file.space.extremes_of("student.width")) < 1 or max(file.space.extremes_of("pruning.fraction")) > 0
-    if not units and cut:
+    is_cut = min(file.space.extremes_of("student.width")) < 1 or max(file.space.extremes_of("pruning.fraction")) > 0
+    if units and is_cut:
+        cut(traced.network, plan(traced, 0.5, floor=0.0, scope="layer"))  # raises where it would compute something else
+    if not units and is_cut:
         raise BadInput(
             "`student.start: teacher` must be of a network whose layers can be cut, but none of its "
             f"{len(traced.layers)} can; have students start from scratch, or fix `student.width` to 1 and "
