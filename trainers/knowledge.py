@@ -23,6 +23,7 @@ from trainers.data.dataset import pixels
 from trainers.families import capture
 from trainers.files import Damaged, digest, read_hashed, write_hashed
 from trainers.loop import Batch, batches
+from trainers.measure import batch_size, in_batches
 from trainers.seeding import seeded
 from trainers.store import weights_bytes
 from trainers.task import Task
@@ -32,7 +33,6 @@ from trainers.transfer.signals import Map, Pass, Signal
 CACHE_BYTES = 2**30
 """A signal larger than this for the whole training split is computed batch by batch instead of cached."""
 STAGE_BATCH = 128
-COMPUTE_BATCH = 512
 
 
 def _flat(asked: Mapping[str, Signal | tuple[Signal, ...]]) -> list[Signal]:
@@ -152,7 +152,8 @@ class Knowledge:
 
     def _whole(self, signal: Signal) -> np.ndarray:
         """The signal of every training image, (N, ...), computed."""
-        parts = torch.split(self.task.data.train.images, COMPUTE_BATCH)
+        data = self.task.data
+        parts = in_batches(data.train.images, batch_size(self.task.teacher, data.image_shape))
         return np.concatenate([self._computed([signal], pixels(part))[signal].numpy() for part in parts])
 
     def _stage(self, stage: Stage) -> nn.Module:

@@ -149,7 +149,7 @@ def read_weights(path: Path) -> Weights:
     """
     called = f"`task.teacher.weights: {path}`"
     if not path.is_file():
-        raise BadInput(f"{called} must be a file, but is {'a folder' if path.is_dir() else 'not there'}")
+        raise BadInput(f"`task.teacher.weights` must be a file, but {path} is none")
     try:
         if path.suffix == ".safetensors":
             return Weights(safetensors.torch.load_file(path), "")

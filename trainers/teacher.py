@@ -47,6 +47,8 @@ class Teacher:
         self.spec, self.data = spec, data
         self.notes: list[str] = []
         """What its owner may want to know, a line each."""
+        self.doubt = ""
+        """Why it may not be what its owner believes, known when it is read; empty where there is no doubt."""
         self._own: dict[int, OwnNetwork] = {}
         for index, member in enumerate(spec.teacher.each):
             if member.network is not None:
@@ -95,8 +97,7 @@ class Teacher:
         files = files_of(self.spec.teacher, folder)
         teacher = together([self._read(index, file) for index, file in enumerate(files)])
         measurements = self._measurements(record, teacher, folder)
-        if note := self._near_chance(teacher, measurements["accuracy"]):
-            self.notes.append(note)
+        self.doubt = self._near_chance(teacher, measurements["accuracy"])
         return teacher, measurements, tuple(record["curve"])
 
     def _read(self, index: int, file: Path) -> Network:

@@ -171,7 +171,7 @@ class TeacherSpec(Part):
                     f"`network` is {member.network}; name a file, or leave it out where the function loads them"
                 )
             elif member.weights not in (None, DOWNLOADED) and not Path(str(member.weights)).is_file():
-                raise BadInput(f"`task.teacher.weights` must be a file, but {member.weights} is none")
+                raise BadInput(f"`task.teacher.weights` must be a file, but {Path(str(member.weights))} is none")
 
     def beside(self, folder: Path) -> TeacherSpec:
         """The same, files that are named by a relative path looked for in `folder`."""

@@ -17,8 +17,10 @@ from trainers.loop import Diverged
 from trainers.measure import (
     EVALUATION_BATCH,
     all_quality,
+    batch_size,
     cost,
     ensemble_nlls,
+    in_batches,
     measure,
     predictions,
     quality,
@@ -26,6 +28,7 @@ from trainers.measure import (
 )
 from trainers.metrics import Direction, deep_ensemble_equivalent
 from trainers.predictions import Predictions, fitted_temperature
+from trainers.spectral import spectralize
 from trainers.store import weights_bytes
 
 
@@ -86,6 +89,52 @@ def test_every_image_of_a_split_is_predicted_in_its_place_whatever_the_batch() -
     with torch.no_grad():
         expected = torch.cat([network.eval()(image[None].float() / 255) for image in data.images])
     torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("student", [Student(), Student(family="mlp"), Student(family="mobilenetv2", members=2)])
+def test_a_network_with_large_maps_is_given_fewer_images_and_predicts_the_same(
+    student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A residual network to the bit; others but for rounding, as they are linear or channelwise."""
+    shape = (3, 16, 20)
+    network = spectralize(build(student, shape, 10, generator=torch.Generator().manual_seed(0)), keep=["classifier"])
+    images = torch.randint(256, (70, *shape), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    data = Split(images, torch.zeros(70).long())
+    whole = predictions(network, data)
+    each = 2**40 // batch_size(network, shape, 2**40, most=2**40)  # numbers in the largest map of an image
+    assert student.family != "resnet" or each == 16 * 16 * 20
+    monkeypatch.setattr("trainers.measure.LARGEST_MAP", 33 * each + 7)
+    seen: list[int] = []
+    network.normalize.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    torch.testing.assert_close(
+        predictions(network, data), whole, rtol=0.0, atol=0.0 if student.family == "resnet" else 1e-5
+    )
+    assert [count // network.members for count in seen] == [1, 2, 24, 23, 23]
+    assert network.training
+
+
+def test_how_large_a_batch_may_be_follows_from_what_grows_with_it() -> None:
+    """Weights do not: here 300 x 300 of them, and 4 x 5 x 6 numbers of an image's map."""
+
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.convolution = nn.Parameter(torch.zeros(300, 300)), nn.Conv2d(3, 4, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.convolution(images).sum((2, 3)) + (2 * self.weight).sum()
+
+    assert batch_size(Wide(), (3, 5, 6), 1200) == 10
+    assert batch_size(Wide(), (3, 5, 6), 1199) == 9
+    assert batch_size(Wide(), (3, 5, 6), 1) == 1
+    assert batch_size(Wide(), (3, 5, 6)) == EVALUATION_BATCH
+    assert batch_size(Wide(), (3, 5, 6), most=1024) == 1024
+
+
+@pytest.mark.parametrize(("count", "size", "parts"), [(70, 33, [24, 23, 23]), (40, 40, [40]), (5, 9, [5]), (0, 9, [0])])
+def test_parts_of_a_split_are_evenly_large(count: int, size: int, parts: list[int]) -> None:
+    assert [len(part) for part in in_batches(torch.arange(count), size)] == parts
+    assert [len(part) for part in in_batches(torch.arange(EVALUATION_BATCH + 2), EVALUATION_BATCH)] == [512, 2]
 
 
 def test_every_measurement_is_taken_and_described(task: Task) -> None:
