@@ -205,7 +205,11 @@ class _DryRun:
             with self.problems.noted():
                 try:
                     run_trial(gentler(step, GENTLER), small, Knowledge(small), threads=self.file.search.cpus)
-                except (StageFailed, Diverged, RuntimeError) as error:
+                except StageFailed:  # of a teacher of two epochs, or of so few images; the study has more of either
+                    self.notes.append(
+                        f"{method}: no step was tried, since what it first learns needs more than a dry run"
+                    )
+                except (Diverged, RuntimeError) as error:
                     raise BadInput(
                         f"`{method}` must be possible with this teacher and these students, but a step of it is not: "
                         f"{' '.join(str(error).split())[:300]}"

@@ -3,7 +3,10 @@ one for a network of one's own.
 """
 
 import json
+import re
 from pathlib import Path
+
+import yaml
 
 from spaces.errors import BadInput, known
 
@@ -66,5 +69,5 @@ def study_of(file: Path, network: str, weights: str | None, data: str, image_siz
 
 def _scalar(text: str) -> str:
     """A text as YAML reads it back: in quotes, unless it is plainly a path or a name."""
-    plain = text.replace(":", "", 1) if ": " not in text else ""
-    return text if plain and all(c.isalnum() or c in "/._-" for c in plain) and plain[0].isalpha() else json.dumps(text)
+    plain = re.fullmatch(r"[A-Za-z/.][\w/.:-]*", text, re.ASCII) and yaml.safe_load(text) == text
+    return text if plain else json.dumps(text)

@@ -87,7 +87,10 @@ def test_the_page_leads_from_a_trained_network_to_a_student_in_onnx(folder: Path
             expected = yaml.safe_load(shown)
             expected["task"]["image_size"] = SIDE
             assert yaml.safe_load(file.read_text()) == expected  # what the page shows is what `dux init` writes
-            tiny = {"trials: 16": "trials: 2", "space:\n": "space:\n  training.epochs: 1\n  pruning.rounds: 1\n"}
+            tiny = {
+                "trials: 16": "trials: 2, curve: false",
+                "space:\n": "space:\n  training.epochs: 1\n  pruning.rounds: 1\n",
+            }
             text = file.read_text()
             for old, new in tiny.items():
                 text = text.replace(old, new)

@@ -44,8 +44,13 @@ class Branches(nn.Module):
         return self.classifier(x.mean((2, 3)))
 
 
-def branches(**given):
-    return Branches(**given)
+def pictures():
+    """Noise of 32 x 32 in three colours, with a class that says which colour is brightest."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(3).repeat(40)
+    images = torch.rand(len(labels), 3, 32, 32, generator=generator) / 2
+    images[torch.arange(len(labels)), labels] += 0.4
+    return torch.utils.data.TensorDataset(images, labels)
 '''
 
 
@@ -329,3 +334,34 @@ def test_a_student_may_start_as_a_teacher_that_dux_trained(tmp_path: Path) -> No
     student = load_student(tmp_path / "trial")
     assert measure(student, task.data.validation, ensemble_nlls=task.curve) == result.measurements
     assert result.measurements["parameters"] < 0.5 * task.teacher_measurements["parameters"]
+
+
+VIT = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 3}
+
+
+@pytest.mark.parametrize(
+    ("network", "arguments", "transfer"),
+    [
+        ("torchvision:mobilenet_v3_small", {}, "kd"),
+        ("torchvision:resnet18", {}, "attention"),
+        ("timm:mobilenetv3_small_050", {}, "fitnet"),
+        ("timm:vit_tiny_patch16_224", VIT, "kd"),
+    ],
+)
+def test_networks_of_the_libraries_are_cut_saved_and_read_back(
+    network: str, arguments: dict[str, Any], transfer: str, own: object, tmp_path: Path
+) -> None:
+    teacher = TeacherSpec.model_validate({"network": network, "arguments": arguments})
+    task = Task.load(TaskSpec(dataset="branches_of_mine:pictures", augment="none", teacher=teacher), tmp_path)
+    assert task.teacher.taps
+    result = trial(task, student__width=0.5, pruning__fraction=0.3, transfer=transfer, training__batch_size=16)
+    assert result.units_cut > 0
+    assert result.measurements["parameters"] < task.teacher_measurements["parameters"]
+    save_student(tmp_path / "trial", result.files(task))
+    student = load_student(tmp_path / "trial")
+    assert measure(student, task.data.validation, ensemble_nlls=task.curve) == result.measurements
+    there = Task.from_arrays(
+        task.spec, task.teacher_measurements, task.curve, task.key, task.data.class_names, task.arrays()
+    )
+    images = task.data.validation
+    assert torch.equal(predictions(there.teacher, images), predictions(task.teacher, images))
