@@ -1,6 +1,6 @@
 """The families of networks, and the depths of each. Without torch, so that mistakes are reported at once.
 
-A new family has its networks in `trainers/families/`, and its line here.
+A new family has its networks in `trainers/families/`, and its line here (docs/architecture.md).
 """
 
 import re

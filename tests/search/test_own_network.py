@@ -97,7 +97,7 @@ def test_the_page_leads_from_a_trained_network_to_a_student_in_onnx(folder: Path
             text = text.replace("training.epochs: 1\n", "training.epochs: 1\n  pruning.fine_tune_epochs: 0\n")
             file.write_text(text)
         if words[0] == "check":
-            assert "teacher: the prefix `module.` was taken off the names of its weights" in done.stdout
+            assert "teacher: the prefix `module.` was removed from the names of its weights" in done.stdout
             assert "teacher: taps relu, layer1, layer2" in done.stdout or "teacher: taps" in done.stdout
             assert re.search(r"teacher: [\d,]+ units in \d+ groups can be cut", done.stdout)
     (onnx,) = (folder / "student").glob("mine-*.onnx")
