@@ -41,11 +41,12 @@ class Setting:
     teacher_epochs: int = 30
 
     def file(self, rounds: int | None = None) -> StudyFile:
-        """The study, with `pruning.rounds` in place of the file's; the seed is its caller's."""
+        """The study, of students from scratch, perhaps with other `pruning.rounds`; the seed is its caller's."""
         file = StudyFile.read(ROOT / "examples" / "digits.yaml")
+        parameters = {**file.space.parameters, "student.start": Choice(("scratch",))}
         if rounds is not None:
-            parameters = {**file.space.parameters, "pruning.rounds": Choice((rounds,))}
-            file = file.model_copy(update={"space": Space(parameters)})
+            parameters["pruning.rounds"] = Choice((rounds,))
+        file = file.model_copy(update={"space": Space(parameters)})
         teacher = file.task.teacher.model_copy(update={"epochs": self.teacher_epochs})
         return file.model_copy(update={"task": file.task.model_copy(update={"teacher": teacher})})
 
@@ -163,9 +164,9 @@ def document(setting: Setting, results: Mapping[str, Line]) -> str:
         [
             "# What the pruning curve is worth to a study",
             "",
-            "Written by `python benchmarks/pruning_curve.py`: the study of `examples/digits.yaml`, one trial at a "
-            f"time, TPE, {setting.epochs} epochs, {setting.seeds} seeds; {setting.trials} trials without the curve, "
-            f"{half} with it; cut in the file's {many} rounds, and in one. Hypervolume as in `dux front`. "
+            "Written by `python benchmarks/pruning_curve.py`: the study of `examples/digits.yaml` from scratch, one "
+            f"trial at a time, TPE, {setting.epochs} epochs, {setting.seeds} seeds; {setting.trials} trials without "
+            f"the curve, {half} with it; cut in the file's {many} rounds, and in one. Hypervolume as in `dux front`. "
             "The same seed draws the same first recipes everywhere, except for the fraction: with the curve and rounds "
             "the first ten trials are cut as far as the space allows, since every size along the way is on the curve.",
             "",

@@ -65,7 +65,7 @@ def _text(path: Path) -> str:
         if stat.S_ISDIR(kind):
             raise BadInput(f"a study file must be a file, but {path} is a folder; name a .yaml file in it")
         if not stat.S_ISREG(kind):  # a pipe would be waited for, and a device has no end
-            raise BadInput(f"a study file must be a file, but {path} is none; write it to one")
+            raise BadInput(f"a study file must be a regular file, but {path} is not; write it to one")
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
     except FileNotFoundError:

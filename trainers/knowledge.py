@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -100,24 +99,17 @@ class Knowledge:
             batch: of training images.
             generator: on the CPU; perturbations are drawn from it.
         """
-        asked = needs.signals(len(self.task.teacher.taps))
-        perturbed = None
+        taps = len(self.task.teacher.taps)
+        signals, perturbed = _flat(needs.signals(taps)), None
         if needs.perturbation is not None:
             teacher = self.task.teacher.to(batch.images.device)
             perturbed = needs.perturbation.apply(batch.images, teacher.members, teacher.member, generator)
-        moved = [signal for signal in _flat(asked) if perturbed is not None and signal.of_perturbed]
-        tensors = self._of_batch([signal for signal in _flat(asked) if signal not in moved], batch)
+        moved = [signal for signal in signals if perturbed is not None and signal.of_perturbed]
+        tensors = self._of_batch([signal for signal in signals if signal not in moved], batch)
         if perturbed is not None:
             tensors.update(self._computed(moved, perturbed))
         rows = batch.index.to(batch.images.device) if needs.rows else None
-
-        def handed(signal: Signal) -> Tensor:
-            return signal.handed(tensors[signal])
-
-        fields: dict[str, Any] = {
-            name: tuple(map(handed, one)) if isinstance(one, tuple) else handed(one) for name, one in asked.items()
-        }
-        return TeacherSignals(rows=rows, perturbed=perturbed, **fields)
+        return needs.gather(taps, tensors.__getitem__, rows=rows, perturbed=perturbed)
 
     def _of_batch(self, signals: Sequence[Signal], batch: Batch) -> dict[Signal, Tensor]:
         """Signals of a batch of training images: from caches, or else by one forward pass."""

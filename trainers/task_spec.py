@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
 from spaces import BadInput
-from spaces.errors import known, shown
+from spaces.errors import Problems, known, shown
 from spaces.quantities import as_quantity
 from spaces.recipe import Part
-from trainers.data import AUGMENTATIONS, Room, check_dataset, load_dataset, source_of
+from trainers.data import AUGMENTATIONS, Room, check_dataset, load_dataset, source_of, stand_in
 from trainers.data.pictures import Size
 from trainers.machine import usable_memory
 from trainers.teacher_spec import Sides, TeacherSpec, beside
@@ -47,16 +47,20 @@ class TaskSpec(Part):
     teacher: TeacherSpec = TeacherSpec()
 
     def check(self) -> None:
-        """Raise BadInput where the data or the teacher cannot be; cheap, reads no images."""
-        check_dataset(
-            self.dataset,
-            root=None if self.root is None else Path(self.root),
-            download=self.download,
-            image_size=self.side,
-        )
+        """Raise BadInput, with all that is wrong, where the data or the teacher cannot be; cheap, reads no images."""
+        problems = Problems()
+        for check in (self._check_data, self._check_classes, self.teacher.check):
+            with problems.noted():
+                check()
+        problems.check()
+
+    def _check_data(self) -> None:
+        check_dataset(self.dataset, **self._where)
         if self.augment is not None and self.augment not in AUGMENTATIONS:
             way_out = known(AUGMENTATIONS, self.augment)
             raise BadInput(f"`task.augment` must be a known policy, but got {shown(self.augment)}; {way_out}")
+
+    def _check_classes(self) -> None:
         if self.classes is not None and not Path(self.classes).is_file():
             raise BadInput(f"`task.classes` must be a file with a name of a class a line, but {self.classes} is none")
         if self.classes is not None and any(member.network is None for member in self.teacher.each):
@@ -64,7 +68,12 @@ class TaskSpec(Part):
                 "`task.classes` must be of teachers that were trained elsewhere, but `task.teacher` is trained by Dux, "
                 "in the data's order; leave it out"
             )
-        self.teacher.check()
+
+    @property
+    def _where(self) -> dict[str, Any]:
+        """What the data set is called with."""
+        root = None if self.root is None else Path(self.root)
+        return {"root": root, "download": self.download, "image_size": self.side}
 
     def load_data(
         self, home: Path | None = None, told: Callable[[int, int], object] = lambda done, total: None
@@ -80,14 +89,15 @@ class TaskSpec(Part):
             BadInput: its files are not there, or broken, or too few for `train_limit`; or the disk has no room.
         """
         memory = MEMORY_SHARE * usable_memory() if self.memory is None else self.memory
-        return load_dataset(
-            self.dataset,
-            root=None if self.root is None else Path(self.root),
-            download=self.download,
-            train_limit=self.train_limit,
-            image_size=self.side,
-            room=Room(memory, None if home is None else home / "images", told),
-        )
+        room = Room(memory, None if home is None else home / "images", told)
+        return load_dataset(self.dataset, train_limit=self.train_limit, room=room, **self._where)
+
+    def stand_in(self) -> Dataset | None:
+        """Black images of the data's classes and size, where the data themselves are not as they must be.
+
+        None where so much is not known of them; BadInput where nothing is.
+        """
+        return stand_in(self.dataset, **self._where)
 
     def is_as(self, other: TaskSpec) -> bool:
         """Whether they are the same task, wherever its images are held."""

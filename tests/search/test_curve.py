@@ -1,4 +1,4 @@
-"""A study whose trained students are looked at along their pruning curves, by the real command."""
+"""A study whose trained students are looked at along their pruning curves, one after the other."""
 
 import json
 from collections.abc import Callable
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from processes import TASK, run
-from running import HERE, Said, but_waiting
+from processes import TASK
+from running import Said, but_waiting, search_here
 
 from search.ledger.lines import CurvePoint
 from search.study import Study
@@ -38,10 +38,7 @@ search: {{trials: {TRIALS}, concurrent: 2}}
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     folder = tmp_path_factory.mktemp("curved")
-    (folder / "study.yaml").write_text(CURVED)
-    done = run("search", "study.yaml", "--home", "home", folder=folder, program=HERE)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return Study.open("curved", folder / "home")
+    return search_here(CURVED, folder)
 
 
 def test_every_trial_has_its_whole_curve_in_ledger_files_and_mlflow_exactly_once(study: Study) -> None:
@@ -139,11 +136,11 @@ def test_resuming_a_finished_study_adds_nothing(study: Study, dux: Callable[...,
     assert (code, study.lines()) == (0, before)
 
 
-def test_a_finished_study_is_carried_on(study: Study) -> None:
-    before, folder = study.lines(), study.home.parent
-    done = run("resume", "curved", "--home", str(study.home), "--trials", str(TRIALS + 1), folder=folder, program=HERE)
-    assert (done.returncode, but_waiting(done.stderr)) == (0, "")
-    assert "finished" not in done.stdout
+def test_a_finished_study_is_carried_on(study: Study, dux_here: Callable[..., Said]) -> None:
+    before = study.lines()
+    code, out, err = dux_here("resume", "curved", "--home", study.home, "--trials", str(TRIALS + 1))
+    assert (code, but_waiting(err)) == (0, "")
+    assert "finished" not in out
     longer = Study.open("curved", study.home)
     assert longer.file.search.trials == TRIALS + 1
     assert longer.lines()[: len(before)] == before

@@ -34,6 +34,7 @@ from trainers.data.dataset import Split
 from trainers.families import build, by_member
 from trainers.spectral import cut, plan, spectralize, trace
 
+KNOWN = ", ".join(sorted(FORMATS))
 BOUNDS = ("--max", "parameters=10k")
 
 
@@ -72,7 +73,7 @@ def exported(finished: Finished, folder: Path, dux: Callable[..., Said]) -> Expo
     out = folder / "new" / "folder"
     said = folder / "said.txt"
     if not said.exists():
-        arguments = ("export", "tiny", "--home", finished.home, *BOUNDS, "--out", out, "--format", "onnx,pt2")
+        arguments = ("export", "tiny", "--home", finished.home, *BOUNDS, "--out", out, "--format", ",".join(FORMATS))
         code, printed, err = dux(*arguments)
         assert (code, err) == (0, "")
         said.write_text(printed)
@@ -145,7 +146,7 @@ def test_the_onnx_file_is_one_sound_file_with_named_ends(exported: Exported) -> 
 
 def test_nothing_but_the_files_asked_for_and_the_card_is_written(exported: Exported) -> None:
     trial = exported.entry.trial
-    names = {f"tiny-{trial}.onnx", f"tiny-{trial}.pt2", "card.json"}
+    names = {*(f"tiny-{trial}.{name}" for name in FORMATS), "card.json"}
     assert {path.name for path in exported.folder.iterdir()} == names
     assert exported.out.startswith(f"trial {trial}: accuracy ")
     assert {line for line in exported.out.splitlines() if line.startswith("wrote ")} == {
@@ -253,10 +254,10 @@ def test_no_student_within_the_bounds_names_the_nearest_in_one_line(
     [
         (
             ("--format", "onx"),
-            "`--format` must be a known format, but got 'onx'; did you mean `onnx`? known: onnx, pt2",
+            f"`--format` must be a known format, but got 'onx'; did you mean `onnx`? known: {KNOWN}",
         ),
-        (("--format", ""), "`--format` must be a known format, but got ''; known: onnx, pt2"),
-        (("--format", "onnx,tflite"), "`--format` must be a known format, but got 'tflite'; known: onnx, pt2"),
+        (("--format", ""), f"`--format` must be a known format, but got ''; known: {KNOWN}"),
+        (("--format", "onnx,tflite"), f"`--format` must be a known format, but got 'tflite'; known: {KNOWN}"),
         (("--min", "accuracy"), "a bound must read NAME=VALUE, but got 'accuracy'; write for example parameters=50k"),
         (("--max", "size=5"), "a bound must name a measurement, but got 'size'; known are accuracy, "),
         (("--max", "nll=many"), "a quantity must be a finite number, such as 0.9, 50k, 1.5M or 2G, but got 'many'"),
@@ -446,4 +447,3 @@ def test_export_is_one_call_in_python(finished: Finished, tmp_path: Path) -> Non
     with pytest.raises(ExportRefused, match="must have the measured accuracy"):
         export(finished.study, replace(entry, measurements={**entry.measurements, "accuracy": 0.999}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert set(FORMATS) == {"onnx", "pt2"}

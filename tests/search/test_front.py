@@ -459,7 +459,7 @@ def test_a_quantity_is_read(text: str, value: float) -> None:
     "text", ["", "k", "50 kB", "50m", "1.5.2", "fifty", "nan", "inf", "-inf", "infk", "1e999", "50kk"]
 )
 def test_what_is_no_quantity_is_refused(text: str) -> None:
-    with pytest.raises(BadInput, match=r"a quantity must be a finite number, as 0\.9, 50k, 1\.5M or 2G, but got"):
+    with pytest.raises(BadInput, match=r"a quantity must be a finite number, such as 0\.9, 50k, 1\.5M or 2G, but got"):
         parse_quantity(text)
 
 

@@ -616,7 +616,7 @@ def test_what_a_study_file_is_read_from_is_a_file(folder: Path, dux: Callable[..
     os.mkfifo(folder / "study.yaml")
     for path in (folder / "study.yaml", Path("/dev/zero")):
         said = dux("search", path, "--home", folder / "home")
-        assert_refused(said, "must be a file, but .* is none; write it to one", folder / "home")
+        assert_refused(said, "must be a regular file, but .* is not; write it to one", folder / "home")
 
 
 @pytest.mark.parametrize("function", ["good", "good_space"])

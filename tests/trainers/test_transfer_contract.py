@@ -15,10 +15,11 @@ from spaces.recipe import RECIPE_NAMES
 from trainers import catalogue
 from trainers.families import Features, Network, build, capture
 from trainers.seeding import seeded
-from trainers.transfer import METHODS, Method, Needs, Shapes, Taps, TeacherSignals, method_of
+from trainers.transfer import METHODS, Method, Needs, Shapes, Stage, TeacherSignals, method_of
 from trainers.transfer.__main__ import generated
 from trainers.transfer.feature import FeatureMethod
 from trainers.transfer.kd import soft_label_loss
+from trainers.transfer.signals import Pass
 
 IMAGE = (1, 8, 8)
 RESNET = Student(depth=8, width=0.25)
@@ -71,24 +72,15 @@ def shape(maps: tuple[Tensor, ...]) -> tuple[tuple[int, int, int], ...]:
 
 def signals(needs: Needs, teacher: Features) -> TeacherSignals:
     """What knowledge hands over, from a stage that is built but not trained."""
-    staged = None
-    if needs.stage is not None:
-        tap = teacher.maps[needs.stage.tap].detach()
+
+    def built(stage: Stage) -> nn.Module:
+        tap = teacher.maps[stage.tap]
         with seeded(generator(4)):
-            module = needs.stage.build((tap.shape[1], tap.shape[2], tap.shape[3])).eval().requires_grad_(False)
-        staged = needs.stage.apply(module, tap)
-    return TeacherSignals(
-        logits=teacher.logits.detach() if needs.logits else None,
-        maps=taken(teacher.maps, needs.maps),
-        before_relu=taken(teacher.before_relu, needs.before_relu),
-        rows=torch.arange(len(teacher.logits)) * 2 if needs.rows else None,
-        staged=staged,
-        members=teacher.logits.detach()[None] if needs.members else None,
-    )
+            return stage.build((tap.shape[1], tap.shape[2], tap.shape[3])).eval().requires_grad_(False)
 
-
-def taken(maps: tuple[Tensor, ...], taps: Taps) -> tuple[Tensor, ...]:
-    return tuple(m.detach() for m in (maps if taps == "all" else [maps[tap] for tap in taps]))
+    seen = Pass(teacher, 1, built)
+    rows = torch.arange(len(teacher.logits)) * 2 if needs.rows else None
+    return needs.gather(len(teacher.maps), lambda signal: signal.compute(seen).detach(), rows=rows)
 
 
 def made(method_type: type[Method], student: Features, teacher: Features, **options: Any) -> tuple[Method, Needs]:

@@ -1,14 +1,16 @@
 """What the value tests of the transfer methods share: numbers, features made of them, and NumPy's cross-entropy."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainers.families import Features
 from trainers.transfer import Method, Shapes, TeacherSignals
+from trainers.transfer.signals import Pass
 
 Array = np.ndarray
 LABELS = [3, 0, 1, 3, 2, 4]
@@ -41,18 +43,11 @@ def made(method_type: type[Method], student: Features, teacher: Features, **opti
 
 
 def everything(teacher: Features, method_type: type[Method], **options: Any) -> TeacherSignals:
-    """What a method asks for, from whole features."""
-    needs = method_type.needs(method_type.parse(options))
-
-    def of(maps: tuple[Tensor, ...], taps: Any) -> tuple[Tensor, ...]:
-        return maps if taps == "all" else tuple(maps[tap] for tap in taps)
-
-    return TeacherSignals(
-        logits=teacher.logits if needs.logits else None,
-        maps=of(teacher.maps, needs.maps),
-        before_relu=of(teacher.before_relu, needs.before_relu),
-        rows=torch.tensor([4, 0, 9, 30, 22, 39]) if needs.rows else None,
-    )
+    """What a method asks for, from whole features; of a stage, nothing."""
+    needs = replace(method_type.needs(method_type.parse(options)), stage=None)
+    seen = Pass(teacher, 1, lambda stage: nn.Identity())
+    rows = torch.tensor([4, 0, 9, 30, 22, 39]) if needs.rows else None
+    return needs.gather(len(teacher.maps), lambda signal: signal.compute(seen), rows=rows)
 
 
 def transfer_term(method_type: type[Method], student: Features, teacher: Features, **options: Any) -> float:

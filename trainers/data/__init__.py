@@ -30,6 +30,7 @@ __all__ = [
     "pixels",
     "shared_tensor",
     "source_of",
+    "stand_in",
 ]
 
 
@@ -139,6 +140,22 @@ def load_dataset(
     elif train_limit is not None:
         dataset = limit_train(dataset, train_limit)
     return replace(dataset, notes=dataset.notes + split_notes(dataset))
+
+
+def stand_in(
+    name: str, *, root: Path | None = None, download: bool = False, image_size: Size | None = None
+) -> Dataset | None:
+    """Black images in place of the user's own, of the same classes and shape: for who looks for what else is wrong.
+
+    None where the data set is no folder or file of images, or none of them can be read.
+
+    Args:
+        name, root, download, image_size: as `load_dataset` takes them.
+    """
+    source = source_of(name)
+    given = {"root": root, "download": download, "image_size": image_size}
+    unread = source.load(**{option: given[option] for option in source.options})
+    return unread.stand_in() if isinstance(unread, Unread) else None
 
 
 def _checked(

@@ -34,6 +34,10 @@ Place: TypeAlias = tuple[str, int]
 """Of a picture: a split that is given, and a number in it."""
 
 
+_TRIED = 100
+"""Pictures, for one that can be read."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Unread:
     """What a source knows of its images before it reads them. A split that is "given" is one that the source has."""
@@ -108,6 +112,20 @@ class Unread:
             notes=(*self.notes, *reading.notes(), *self._doubles(rows)),
             files=self.files,
         )
+
+    def stand_in(self) -> Dataset | None:
+        """Two black images of each class in each split, of the size of the first that can be read; None without one."""
+        import torch
+
+        with quiet():
+            heads = self.pictures("train", range(min(_TRIED, len(self.labels["train"]))))
+            sizes = (picture.pixels.shape[:2] for picture in heads if picture.pixels is not None)
+            size = next(sizes, None)
+        if size is None or len(self.class_names) < 2:
+            return None
+        labels = torch.arange(len(self.class_names)).repeat(2)
+        black = Split(torch.zeros(len(labels), self.channels, *size, dtype=torch.uint8), labels)
+        return Dataset(self.name, self.class_names, black, black, black)
 
     def _doubles(self, rows: Mapping[str, Rows]) -> list[str]:
         """What is measured with images that were learned, and what is learned with two labels."""

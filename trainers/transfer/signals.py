@@ -201,6 +201,32 @@ class Needs:
             asked["staged"] = Staged(self.stage)
         return asked
 
+    def gather(
+        self,
+        taps: int,
+        tensor_of: Callable[[Signal], Tensor],
+        *,
+        rows: Tensor | None = None,
+        perturbed: Tensor | None = None,
+    ) -> "TeacherSignals":
+        """The signals in the form in which the method gets them.
+
+        Args:
+            taps: how many the teacher has.
+            tensor_of: each signal as its `compute` returns it.
+            rows: as in `TeacherSignals`.
+            perturbed: as in `TeacherSignals`.
+        """
+
+        def handed(signal: Signal) -> Tensor:
+            return signal.handed(tensor_of(signal))
+
+        fields: dict[str, Any] = {
+            name: tuple(map(handed, asked)) if isinstance(asked, tuple) else handed(asked)
+            for name, asked in self.signals(taps).items()
+        }
+        return TeacherSignals(rows=rows, perturbed=perturbed, **fields)
+
     @property
     def of_features(self) -> bool:
         """Whether features are needed, not only outputs."""
