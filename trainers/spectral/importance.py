@@ -38,12 +38,12 @@ def shares_of_mean(traced: Traced) -> dict[str, Tensor]:
 
 
 def unit_importance(unit: Unit, importance: Mapping[str, list[float]]) -> float:
-    """Mean over the layers that output the unit; if a layer has several channels in it, the strongest counts."""
-    shares = [
-        max(importance[place.name][channel] for channel in channels)
-        for place, channels in unit.channels.items()
-        if place.made and place.name in importance
-    ]
+    """Mean over the layers that output the unit, and over the channels that a layer has in it."""
+    shares = []
+    for place, channels in unit.channels.items():
+        own = importance.get(place.name.removesuffix(".weight"), ()) if place.made and place.dimension == 0 else ()
+        if own:
+            shares.append(sum(own[channel] for channel in channels) / len(channels))
     return sum(shares) / len(shares)
 
 
