@@ -82,7 +82,7 @@ class Attention(nn.Module):
 
     def _by_head(self, tokens: Tensor) -> Tensor:
         """(B, L, heads * head_dim), or (L, B, heads * head_dim), as (B, heads, L, head_dim)."""
-        split = tokens.unflatten(-1, (self.num_heads, self.head_dim))
+        split = tokens.view(*tokens.shape[:-1], self.num_heads, self.head_dim)
         return split.transpose(1, 2) if self.batch_first else split.permute(1, 2, 0, 3)
 
 
@@ -109,7 +109,7 @@ def _joint_mask(attention: Tensor | None, padding: Tensor | None, queries: Tenso
     """Both masks as numbers to add to the scores, in a shape that broadcasts to (B, heads, L, S)."""
     found = None
     views: tuple[tuple[Tensor | None, Callable[[Tensor], Tensor]], ...] = (
-        (attention, lambda mask: mask if mask.dim() == 2 else mask.unflatten(0, (len(queries), -1))),
+        (attention, lambda mask: mask if mask.dim() == 2 else mask.view(len(queries), -1, *mask.shape[1:])),
         (padding, lambda mask: mask.view(len(queries), 1, 1, -1)),
     )
     for given, view in views:

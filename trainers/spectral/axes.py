@@ -5,7 +5,7 @@ can only be removed together, and keys that are kept cannot be removed at all. A
 not the network's to change, such as the batch or the height of a map.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -71,26 +71,43 @@ class Coupling:
     """The keys of all axes, and what couples them."""
 
     def __init__(self) -> None:
-        self.sets = UnionFind()
-        self._reasons: dict[Hashable, str] = {}
-        self._count = 0
+        self._parent: list[int] = []
+        """Of each key; a key that is its own parent represents its set."""
+        self._reasons: dict[int, str] = {}
+        """Of each set that is kept, by its representative."""
         self._splits: dict[tuple[Axis, int], Split] = {}
         self._slices: dict[Axis, dict[tuple[int, int, int], tuple[Axis, str]]] = {}
 
     def axis(self, size: int) -> Axis:
         """One with keys of its own."""
-        first, self._count = self._count, self._count + size
-        return Axis(size, tuple(range(first, self._count)))
+        keys = range(len(self._parent), len(self._parent) + size)
+        self._parent += keys
+        return Axis(size, tuple(keys))
+
+    def find(self, key: int) -> int:
+        """The representative of all that can only be removed together with an index."""
+        parent = self._parent
+        while parent[key] != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
 
     def reason(self, key: int) -> str:
         """Why an index is kept; empty if it can be removed."""
-        return self._reasons.get(self.sets.find(key), "")
+        return self._reasons.get(self.find(key), "")
+
+    def removable(self, axis: Axis) -> Iterator[tuple[int, int]]:
+        """Each index of an axis that can be removed, with the representative of all that goes with it."""
+        for index, key in enumerate(axis.keys or ()):
+            root = self.find(key)
+            if root not in self._reasons:
+                yield index, root
 
     def keep(self, axes: Iterable[Axis], reason: str) -> None:
         """Indices of these axes are never removed."""
         for axis in axes:
             for key in axis.keys or ():
-                self._reasons.setdefault(self.sets.find(key), reason)
+                self._reasons.setdefault(self.find(key), reason)
 
     def join(self, one: Sequence[Axis], other: Sequence[Axis], place: str) -> None:
         """Couple two dimensions of one size, index by index."""
@@ -98,6 +115,8 @@ class Coupling:
         if pairs is None:
             self.keep([*one, *other], f"are combined with others by unlike shapes{place}")
         for a, b in pairs or ():
+            if a is b:
+                continue
             if a.keys is not None and b.keys is not None:
                 for pair in zip(a.keys, b.keys, strict=True):
                     self._tie(*pair)
@@ -105,12 +124,11 @@ class Coupling:
                 self.keep((a, b), f"are combined with something of fixed size{place}")
 
     def _tie(self, one: int, other: int) -> None:
-        roots = {self.sets.find(one), self.sets.find(other)}
-        if len(roots) == 2:
-            reason = next((self._reasons[root] for root in roots if root in self._reasons), "")
-            self.sets.join(one, other)
-            if reason:
-                self._reasons.setdefault(self.sets.find(one), reason)
+        one, other = self.find(one), self.find(other)
+        if one != other:
+            self._parent[one] = other
+            if one in self._reasons:
+                self._reasons.setdefault(other, self._reasons.pop(one))
 
     def view(self, layout: Layout, shape: Sequence[int], place: str, counting: Counting) -> Layout | None:
         """The layout in another shape of as many numbers; None if it cuts across the axes."""
@@ -203,7 +221,7 @@ class Coupling:
         size = ends[0][1]
         if ends != [(start, start + size, 1) for start in range(0, axis.size, size)]:
             return False
-        of = [self.sets.find(key) for key in axis.keys]
+        of = [self.find(key) for key in axis.keys]
         return of == of[:size] * (axis.size // size)
 
     def _split(self, axis: Axis, outer: int, place: str, counting: Counting | None = None) -> tuple[Axis, Axis]:

@@ -5,9 +5,7 @@ cut without changing its class. A unit is what can only be removed together: a c
 on it in others, or an attention head. Channels that cannot be followed are not cut; `Traced.whole` says why.
 """
 
-from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Hashable, Iterable, Sequence
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -15,55 +13,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from trainers.spectral.axes import Split
 from trainers.spectral.layers import fold
 from trainers.spectral.tracing import LAYERS, Pass, follow
-
-
-class Place(NamedTuple):
-    """A dimension of one of the network's tensors: a parameter or a buffer."""
-
-    name: str
-    dimension: int
-    made: bool
-    """Whether its indices are outputs rather than inputs."""
-
-
-class Count(NamedTuple):
-    """A number that a module keeps of its units, such as that of its heads; in proportion to a tensor's size."""
-
-    module: str
-    attribute: str
-    tensor: str
-    dimension: int
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Channels that can only be removed together."""
-
-    channels: Mapping[Place, list[int]]
-    makers: Mapping[str, int]
-    """The convolutions and linear layers that output the unit, each with the lowest of its channels in it."""
-
-
-@dataclass(frozen=True)
-class Traced:
-    """A network and the dependencies between its channels, by name: they remain valid while its weights are trained."""
-
-    network: nn.Module
-    image_shape: tuple[int, ...]
-    layers: tuple[str, ...]
-    """Convolutions and linear layers, in the order of the network's modules."""
-    heads: tuple[str, ...]
-    """The output layers: those not followed by another layer. They are never pruned."""
-    norms: Mapping[str, tuple[str, ...]]
-    """For each layer whose outputs go only to batch norms, these norms: one for each use of the layer."""
-    shared_norms: frozenset[str]
-    """Batch norms on the outputs of more than one layer."""
-    units: tuple[Unit, ...]
-    """All units that can be cut, in the order of the layers that output them."""
-    counts: tuple[Count, ...] = ()
-    """What else changes when units are cut."""
-    whole: Mapping[str, str] = field(default_factory=dict)
-    """For each layer with channels that cannot be cut, the reason: how the sentence "its channels ..." ends."""
+from trainers.spectral.units import Count, Place, Traced, Unit
+from trainers.spectral.verification import verified
 
 
 def trace(network: nn.Module, image_shape: tuple[int, ...]) -> Traced:
@@ -78,7 +29,7 @@ def trace(network: nn.Module, image_shape: tuple[int, ...]) -> Traced:
     done = follow(model, image_shape)
     counted = done.coupling.settle()
     norms = {name: done.uses[name] for name in layers if done.uses.get(name) and None not in done.uses[name]}
-    return Traced(
+    candidates = Traced(
         network,
         image_shape,
         layers,
@@ -89,18 +40,18 @@ def trace(network: nn.Module, image_shape: tuple[int, ...]) -> Traced:
         tuple(_counts(done, counted)),
         _whole(done, layers),
     )
+    return verified(candidates)
 
 
 def _units(done: Pass, model: nn.Module, layers: tuple[str, ...]) -> list[Unit]:
     """All units that can be cut, in the order of the layers that output them."""
     position = {f"{name}.weight": number for number, name in enumerate(layers) if name in done.uses}
-    channels: dict[Hashable, dict[Place, list[int]]] = {}
+    channels: dict[int, dict[Place, list[int]]] = {}
     for name, layout in done.tensors.items():
         for dimension, (axis,) in enumerate(layout):
             place = Place(name, dimension, _is_made(model, name, dimension))
-            for index, key in enumerate(axis.keys or ()):
-                if not done.coupling.reason(key):
-                    channels.setdefault(done.coupling.sets.find(key), {}).setdefault(place, []).append(index)
+            for index, root in done.coupling.removable(axis):
+                channels.setdefault(root, {}).setdefault(place, []).append(index)
     units = []
     for own in channels.values():
         makers = {place.name: min(some) for place, some in own.items() if place.made and place.dimension == 0}
@@ -120,9 +71,11 @@ def _is_made(model: nn.Module, name: str, dimension: int) -> bool:
     return dimension == (1 if isinstance(module, _ConvTransposeNd) else 0)
 
 
-def _counts(done: Pass, splits: Iterable[Split]) -> list[Count]:
+def _counts(done: Pass, splits: Sequence[Split]) -> list[Count]:
     """What modules count, and a dimension of a tensor that goes with it."""
-    find = done.coupling.sets.find
+    if not splits:
+        return []
+    find = done.coupling.find
     sizes: dict[frozenset[Hashable], tuple[str, int]] = {}
     for name, layout in done.tensors.items():
         for dimension, (axis,) in enumerate(layout):

@@ -8,19 +8,18 @@ in which the same units are masked.
 
 import math
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import Tensor
 
 from spaces import BadInput
-from trainers.spectral.axes import UnionFind
-from trainers.spectral.dependencies import Count, Place, Traced, Unit
 from trainers.spectral.importance import shares_of_mean, unit_importance
 from trainers.spectral.layers import Model, fold, named
 from trainers.spectral.reconstruction import reconstruct
 from trainers.spectral.removal import difference, silenced, without
+from trainers.spectral.units import Count, Group, Place, Traced, channels_in, grouped
 
 ROUNDING = 1e-9
 """0.29 * 100 is 28.999999999999996 in floating point, and means 29 units."""
@@ -34,15 +33,6 @@ class Cut:
     units: int
     removed: tuple[int, ...]
     """Indices of units; if each unit is one channel of the root, as in nearly all networks, channel indices."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Layers with common units, and all their units that may be cut."""
-
-    root: str
-    """The first of the layers."""
-    units: tuple[Unit, ...]
 
 
 @dataclass(frozen=True)
@@ -72,12 +62,8 @@ class Plan:
     @property
     def channels(self) -> dict[Place, list[int]]:
         """The channels of every module that belong to the planned units."""
-        groups, channels = {group.root: group for group in self.groups}, dict[Place, list[int]]()
-        for step in self.cuts:
-            for number in step.removed:
-                for place, own in groups[step.root].units[number].channels.items():
-                    channels.setdefault(place, []).extend(own)
-        return channels
+        groups = {group.root: group.units for group in self.groups}
+        return channels_in(groups[step.root][number] for step in self.cuts for number in step.removed)
 
     @property
     def first(self) -> "Plan":
@@ -104,7 +90,7 @@ def plan(
         floor: share of each group's units that is kept, rounded up; at least one per layer always is.
         scope: whether to cut the least important units of the whole network, or the same share of every group, rounded
             down.
-        round_to: the number of units kept in a group is rounded up to a multiple of this, up to all of them.
+        round_to: the number of channels kept in a group is rounded up to a multiple of this, up to all of them.
         keep: names of layers, or of modules that contain them, that are left whole and do not count.
         earlier: the plan of the previous cut, if the network has been cut already; `fraction` and `floor` are then
             shares of the original units.
@@ -129,14 +115,20 @@ def plan(
     removed = _lowest(groups, values, spare, budget)
     cuts = []
     for group, gone in zip(groups, removed, strict=True):
-        rounded = math.ceil((len(group.units) - len(gone)) / round_to) * round_to
-        cuts.append(Cut(group.root, len(group.units), tuple(sorted(gone[: max(0, len(group.units) - rounded)]))))
+        rounded = rounded_up(group, len(group.units) - len(gone), round_to)
+        cuts.append(Cut(group.root, len(group.units), tuple(sorted(gone[: len(group.units) - rounded]))))
     return Plan(tuple(cuts), earlier, tuple(groups), traced.image_shape, traced.counts)
 
 
 def units_that_stay(floor: float, units: int) -> int:
     """How many of a layer's units are kept whatever their rank: the share `floor`, rounded up, at least one."""
     return max(1, math.ceil(floor * units - ROUNDING))
+
+
+def rounded_up(group: Group, units: int, round_to: int) -> int:
+    """The least number of units, at least as many, of which the channels are a multiple of `round_to` or are all."""
+    step = round_to // math.gcd(round_to, *(len(unit.channels_of(group.root)) for unit in group.units))
+    return min(len(group.units), math.ceil(units / step) * step)
 
 
 def mask(network: Model, plan: Plan) -> Model:
@@ -217,12 +209,4 @@ def _groups(traced: Traced, ranked: Collection[str], keep: tuple[str, ...]) -> l
         for unit in traced.units
         if not unit.makers.keys().isdisjoint(ranked) and not any(named(name, keep) for name in unit.makers)
     ]
-    joined = UnionFind()
-    for unit in units:
-        for name in unit.makers:
-            joined.join(name, next(iter(unit.makers)))
-    groups: dict[Hashable, list[Unit]] = {}
-    for unit in units:
-        groups.setdefault(joined.find(next(iter(unit.makers))), []).append(unit)
-    position = {name: number for number, name in enumerate(traced.layers)}
-    return [Group(min(units[0].makers, key=position.__getitem__), tuple(units)) for units in groups.values()]
+    return grouped(units, traced.layers)

@@ -9,8 +9,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._pytree import tree_leaves
 
-from trainers.spectral.dependencies import Count, Place
 from trainers.spectral.layers import Model, fold
+from trainers.spectral.units import Count, Place
 
 AGREEMENT = 1e-3
 """How far a cut network may be from the masked one, as a fraction of the largest output: sums over fewer terms round

@@ -49,7 +49,7 @@ def _watched(model: nn.Module, followed: "Pass") -> Iterator[None]:
             hook.remove()
 
 
-class Pass(TorchDispatchMode):
+class Pass(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The axes of all tensors of a forward pass, and which layers they come from.
 
     Tensors are known by the memory that they lie in, since a view may come back as another object. What has been seen
@@ -57,7 +57,7 @@ class Pass(TorchDispatchMode):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.coupling = Coupling()
         self.tensors: dict[str, Layout] = {}
         """Layouts of parameters and buffers, by their first name."""
