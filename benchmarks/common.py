@@ -75,22 +75,22 @@ def run_all(
             print(f"{count}/{len(left)}  {shown(line)}  {line['seconds']:.0f} s; {ahead:.0f} min left", flush=True)
 
 
-_tasks: dict[TaskSpec, tuple[Task, Knowledge]] = {}
+_tasks: dict[str, tuple[Task, Knowledge]] = {}
 
 
 def load_task(spec: TaskSpec, home: Path) -> None:
     """In each process, once; kept in `home`, where no second process trains the teacher."""
     torch.set_num_threads(1)
     task = Task.load(spec, home)
-    _tasks[spec] = (task, Knowledge(task, home / "knowledge"))
+    _tasks[spec.model_dump_json()] = (task, Knowledge(task, home / "knowledge"))
 
 
 def loaded_task(spec: TaskSpec | None = None) -> tuple[Task, Knowledge]:
     """What `load_task` left; None: the one there is."""
     if spec is not None:
-        return _tasks[spec]
-    (found,) = _tasks.values()
-    return found
+        return _tasks[spec.model_dump_json()]
+    (loaded,) = _tasks.values()
+    return loaded
 
 
 def arguments(
@@ -105,9 +105,9 @@ def arguments(
     )
     parser.add_argument("--processes", type=int, default=2, help="jobs at a time, one thread each")
     more(parser)
-    found = parser.parse_args()
-    found.home.mkdir(parents=True, exist_ok=True)
-    return found
+    given = parser.parse_args()
+    given.home.mkdir(parents=True, exist_ok=True)
+    return given
 
 
 def mean(values: Iterable[float]) -> float:

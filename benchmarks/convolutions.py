@@ -72,12 +72,12 @@ def error_of(layer: nn.Module, channels: int, side: int, sound: bool) -> float:
         with SoundConvolutions() if sound else nullcontext():
             y = layer(x)
             g = torch.randn_like(y)
-            found = torch.autograd.grad(y, [x, *layer.parameters()], g)
+            actual = torch.autograd.grad(y, [x, *layer.parameters()], g)
         exact = [t.detach().double().contiguous().requires_grad_() for t in (x, *layer.parameters())]
         names = [name for name, _ in layer.named_parameters()]
         z = torch.func.functional_call(layer, dict(zip(names, exact[1:], strict=True)), exact[0])
         expected = torch.autograd.grad(z, exact, g.double().contiguous())
-        pairs: list[tuple[Tensor, Tensor]] = [(y.detach(), z.detach()), *zip(found, expected, strict=True)]
+        pairs: list[tuple[Tensor, Tensor]] = [(y.detach(), z.detach()), *zip(actual, expected, strict=True)]
         worst = max([worst, *(float((a - b).norm() / b.norm().clamp_min(1e-12)) for a, b in pairs)])
     return worst
 
@@ -100,9 +100,9 @@ def trained(family: str, members: int, channels: int, side: int, spectral: bool)
 
     with SoundConvolutions():
         gradients(torch.float32, torch.channels_last)
-        found = gradients(torch.float32, torch.channels_last)
+        actual = gradients(torch.float32, torch.channels_last)
     expected = gradients(torch.float64, torch.contiguous_format)
-    return float((found - expected).norm() / expected.norm().clamp_min(1e-12))
+    return float((actual - expected).norm() / expected.norm().clamp_min(1e-12))
 
 
 def jobs(families: bool) -> list[list[Any]]:

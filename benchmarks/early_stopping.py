@@ -133,7 +133,7 @@ def load(setting: Setting, home: Path) -> None:
 
 
 def carry_out(job: Job) -> Line:
-    """A line of the results: the course of a trial, and what it comes to."""
+    """A line of the measured: the course of a trial, and what it comes to."""
     file = Setting(quick=job.quick).file(job.study)
     task, knowledge = loaded_task(file.task)
     course: list[dict[str, Any]] = []
@@ -143,13 +143,13 @@ def carry_out(job: Job) -> Line:
         measured = {**report.metrics, **report.cost}
         course.append({"measured": measured, "seconds": time.monotonic() - began})
 
-    found: list[dict[str, float]] = []
+    measured: list[dict[str, float]] = []
     failed = ""
     try:
-        found = [run_trial(Recipe.from_json(job.recipe), task, knowledge, report).measurements]
+        measured = [run_trial(Recipe.from_json(job.recipe), task, knowledge, report).measurements]
     except Diverged as error:
         failed = str(error)
-    kept = [{name: values[name] for name in file.objectives} for values in found]
+    kept = [{name: values[name] for name in file.objectives} for values in measured]
     axes = [
         astuple(Axis.of_metric(name, direction, task.teacher_measurements, task.data.classes))
         for name, direction in file.objectives.items()
@@ -302,9 +302,11 @@ def tables(setting: Setting, results: Mapping[str, Line]) -> tuple[list[str], di
         if not whole:
             continue
         bad = sum(bool(line["failed"]) for lines in whole.values() for line in lines)
-        found = {name: {seed: replay(lines, make) for seed, lines in whole.items()} for name, make in POLICIES.items()}
-        base = found["none (FIFO)"]
-        drawn[study] = {name: list(by_seed.values()) for name, by_seed in found.items()}
+        replays = {
+            name: {seed: replay(lines, make) for seed, lines in whole.items()} for name, make in POLICIES.items()
+        }
+        base = replays["none (FIFO)"]
+        drawn[study] = {name: list(by_seed.values()) for name, by_seed in replays.items()}
         text += [
             "",
             f"## {study}",
@@ -316,7 +318,7 @@ def tables(setting: Setting, results: Mapping[str, Line]) -> tuple[list[str], di
             "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         ]
         said: list[str] = []
-        for name, by_seed in found.items():
+        for name, by_seed in replays.items():
             same = {u: {seed: base[seed].at(r.spent[u], u) for seed, r in by_seed.items()} for u in UNITS}
             shares = {u: mean(r.spent[u] / base[seed].spent[u] for seed, r in by_seed.items()) for u in UNITS}
             volumes = {seed: r.volume for seed, r in by_seed.items()}

@@ -138,7 +138,7 @@ def fidelity(student: torch.Tensor, teacher: torch.Tensor) -> float:
 
 
 def carry_out(job: Job) -> Line:
-    """A line of the results."""
+    """A line of the outcome."""
     task, knowledge = loaded_task()
     began = time.monotonic()
     unmoved: list[float] = []
@@ -150,18 +150,18 @@ def carry_out(job: Job) -> Line:
             lambda report: unmoved.append(report.metrics.get("unmoved", 0.0)),
         )
     except Diverged as error:
-        found: dict[str, Any] = {"failed": str(error)}
+        outcome: dict[str, Any] = {"failed": str(error)}
     else:
         test, validation = task.data.test, task.data.validation
         ours, theirs = outputs(result.network, test), outputs(task.teacher, test)
         on_validation = outputs(result.network, validation)
         temperature = fitted_temperature(combined(on_validation.flatten(0, 1), 4), validation.labels)
-        found = {
+        outcome = {
             **measure(result.network, test, temperature=temperature, ensemble_nlls=ensemble_nlls(theirs, test.labels)),
             "fidelity": fidelity(ours, theirs),
             "unmoved": mean(unmoved),
         }
-    return {**asdict(job), **found, "seconds": time.monotonic() - began}
+    return {**asdict(job), **outcome, "seconds": time.monotonic() - began}
 
 
 def diversity(members: torch.Tensor, labels: torch.Tensor) -> float:
@@ -172,8 +172,8 @@ def diversity(members: torch.Tensor, labels: torch.Tensor) -> float:
 def disagreement(task: Task, images: int) -> dict[str, float]:
     """Diversity of the teacher on images it was trained on, moved in every way, and on as many of the test split."""
     train, test = (Split(s.images[:images], s.labels[:images]) for s in (task.data.train, task.data.test))
-    found = {"test images": diversity(outputs(task.teacher, test), test.labels)}
-    found["training images"] = diversity(outputs(task.teacher, train), train.labels)
+    diversities = {"test images": diversity(outputs(task.teacher, test), test.labels)}
+    diversities["training images"] = diversity(outputs(task.teacher, train), train.labels)
     for kind in KINDS[1:]:
         assert kind != "none"
         for step_size in (1.0, 8.0):
@@ -182,22 +182,22 @@ def disagreement(task: Task, images: int) -> dict[str, float]:
             )
             with torch.no_grad():
                 members = task.teacher.outputs(moved).view(4, len(moved), -1)
-            found[f"training images, {kind} {step_size:g}/255"] = diversity(members, train.labels)
-    return found
+            diversities[f"training images, {kind} {step_size:g}/255"] = diversity(members, train.labels)
+    return diversities
 
 
 def rows(setting: Setting, results: Mapping[str, Line], temperature: float, seeds: int) -> list[str]:
     """A row for each way of moving images."""
-    found = []
+    table = []
     for kind in KINDS:
         lines = [results.get(setting.recipe(kind, temperature, seed).to_json(), {}) for seed in range(seeds)]
         lines = [line for line in lines if "accuracy" in line]
         cells = [spread((line[name] * factor for line in lines), digits) for name, (_, factor, digits) in SHOWN.items()]
         still = f"{100 * mean(line['unmoved'] for line in lines):.1f}"
-        found.append(
+        table.append(
             f"| {kind} | {len(lines)} | {' | '.join(cells)} | {still} | {mean(line['seconds'] for line in lines):.0f} |"
         )
-    return found
+    return table
 
 
 def verdicts(setting: Setting, results: Mapping[str, Line], temperature: float, seeds: int) -> list[str]:
@@ -208,16 +208,16 @@ def verdicts(setting: Setting, results: Mapping[str, Line], temperature: float, 
         lines = {seed: results.get(setting.recipe(kind, temperature, seed).to_json(), {}) for seed in range(seeds)}
         return {seed: sign * SHOWN[name][1] * line[name] for seed, line in lines.items() if name in line}
 
-    found = []
+    table = []
     for kind in KINDS[:-1]:
         cells = [against(by_seed("conf_ods", name), by_seed(kind, name), SHOWN[name][2]) for name in SHOWN]
-        found.append(f"| {kind} | {' | '.join(cells)} |")
-    return found
+        table.append(f"| {kind} | {' | '.join(cells)} |")
+    return table
 
 
 def ordering(setting: Setting, results: Mapping[str, Line]) -> list[str]:
     """What of the paper's ordering is seen: conf_ods before every other way, by more than the spread."""
-    found = []
+    listed = []
     for tau, seeds in zip(setting.temperatures, setting.seeds, strict=True):
         for name in ("nll", "diversity", "fidelity", "accuracy"):
             heading = SHOWN[name][0].removesuffix(", %")
@@ -225,8 +225,8 @@ def ordering(setting: Setting, results: Mapping[str, Line]) -> list[str]:
             said = [cell.removesuffix(" |").rpartition(", ")[2] for cell in cells]
             pairs = ", ".join(f"{word} ({kind})" for kind, word in zip(KINDS[:-1], said, strict=True))
             whole = "reproduced" if set(said) == {"better"} else "not reproduced"
-            found.append(f"- temperature {tau:g}, {heading}: {pairs}; the paper's ordering is {whole}")
-    return found
+            listed.append(f"- temperature {tau:g}, {heading}: {pairs}; the paper's ordering is {whole}")
+    return listed
 
 
 def document(setting: Setting, home: Path, results: Mapping[str, Line]) -> str:

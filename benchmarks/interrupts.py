@@ -218,7 +218,7 @@ def document(results: Sequence[Line]) -> str:
                 f"{max(moments):.1f} | {well} | {mean(line['seconds'] for line in of):.2f} "
                 f"| {max(line['seconds'] for line in of):.2f} |"
             )
-    found = [f"- {line['key']}, {line['moment']:.2f} s: {fault}" for line in sent for fault in line["faults"]]
+    faults = [f"- {line['key']}, {line['moment']:.2f} s: {fault}" for line in sent for fault in line["faults"]]
     return "\n".join(
         [
             "# Commands, interrupted",
@@ -238,7 +238,7 @@ def document(results: Sequence[Line]) -> str:
             "",
             "Dux cannot handle signals that arrive while Python itself starts, before it runs `dux.py`.",
             "",
-            *(found or ["No faults."]),
+            *(faults or ["No faults."]),
             "",
         ]
     )

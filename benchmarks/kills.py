@@ -243,8 +243,10 @@ def _kill(study: Study, command: Command, kind: Kind, draw: random.Random, *, la
 def named(pids: Iterable[int]) -> dict[int, str]:
     """The command lines of processes."""
     listed = subprocess.run(["ps", "-wweo", "pid=,args="], capture_output=True, text=True, check=True).stdout
-    found = {int(line.split()[0]): line.split(maxsplit=1)[1] for line in listed.splitlines() if len(line.split()) > 1}
-    return {pid: found[pid] for pid in pids if pid in found}
+    commands = {
+        int(line.split()[0]): line.split(maxsplit=1)[1] for line in listed.splitlines() if len(line.split()) > 1
+    }
+    return {pid: commands[pid] for pid in pids if pid in commands}
 
 
 def _seen(study: Study, kind: Kind, moment: str, running: set[int], torn: str = "") -> Kill:
@@ -254,10 +256,10 @@ def _seen(study: Study, kind: Kind, moment: str, running: set[int], torn: str = 
     for event in _told(study):
         if event["event"] == "trial_reported" and event["trial"] in steps:
             steps[event["trial"]] = event["step"]
-    found = {
+    trials = {
         line.trial: (line.root, steps[line.trial], _kept(study, line.root)) for line in lines if line.trial in steps
     }
-    return Kill(kind, moment, [line.trial for line in lines if line.counts], found, torn)
+    return Kill(kind, moment, [line.trial for line in lines if line.counts], trials, torn)
 
 
 def _told(study: Study) -> list[dict[str, Any]]:
@@ -355,8 +357,8 @@ def _file_faults(study: Study, line: Trial) -> Iterator[str]:
 def _runs(study: Study) -> list[Run]:
     client = MlflowClient(tracking_uri=study.files.tracking_uri)
     experiment = client.get_experiment_by_name(f"dux-{study.name}")
-    found: list[Run] = client.search_runs([experiment.experiment_id], max_results=10000)
-    return found
+    runs: list[Run] = client.search_runs([experiment.experiment_id], max_results=10000)
+    return runs
 
 
 def _mlflow_faults(study: Study, lines: Sequence[Trial], spool_was_torn: bool) -> Iterator[str]:
@@ -378,10 +380,10 @@ def _mlflow_faults(study: Study, lines: Sequence[Trial], spool_was_torn: bool) -
         yield f"MLflow has runs of trials that the ledger does not know: {sorted(strangers)}"
     client = MlflowClient(tracking_uri=study.files.tracking_uri)
     for line in lines:
-        found = by_trial.get(line.trial, [])
-        if len(found) > 1 or (line.ended and not line.is_point and not found):
-            yield f"MLflow has {len(found)} runs of trial {line.trial}"
-        for each in found:
+        own = by_trial.get(line.trial, [])
+        if len(own) > 1 or (line.ended and not line.is_point and not own):
+            yield f"MLflow has {len(own)} runs of trial {line.trial}"
+        for each in own:
             if each.info.status not in status[line.outcome]:
                 yield f"trial {line.trial} is {line.outcome} and {each.info.status} in MLflow"
             if {name: each.data.metrics.get(name) for name in line.measurements} != dict(line.measurements):
@@ -512,7 +514,7 @@ def document(results: Sequence[Line]) -> str:
         shown = "" if longest is None else f"{longest:.1f}"
         rows.append(f"| {called} | {len(of)} | {cut_short} | {' | '.join(map(str, sums))} | {shown} |")
     # of a traceback, its last line
-    found = [
+    faults = [
         f"- {line['key']}: {fault.partition(': ')[0]}: {fault.strip().splitlines()[-1]}"
         for line in results
         for fault in line["faults"]
@@ -553,7 +555,7 @@ def document(results: Sequence[Line]) -> str:
             "give; trials continued from exactly what their checkpoint held; sessions ended with code 130, printing "
             "only Dux's own lines, within 15 s; another `dux resume` changes nothing and says so.",
             "",
-            *(found or ["No faults."]),
+            *(faults or ["No faults."]),
             "",
         ]
     )

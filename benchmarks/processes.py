@@ -34,10 +34,10 @@ def descendants(pid: int) -> set[int]:
     """The processes under `pid`, itself not included."""
     listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
     parent = {int(line.split()[0]): int(line.split()[1]) for line in listed.splitlines()}
-    found: set[int] = set()
-    while more := {child for child, of in parent.items() if of in found | {pid}} - found:
-        found |= more
-    return found
+    below: set[int] = set()
+    while more := {child for child, of in parent.items() if of in below | {pid}} - below:
+        below |= more
+    return below
 
 
 def alive(pid: int) -> bool:

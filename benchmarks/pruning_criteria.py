@@ -424,44 +424,44 @@ def run(setting: Setting, folder: Path, path: Path, processes: int) -> None:
     run_all(left, carry_out, path, processes, shown=shown, load=load, load_with=(setting, folder))
 
 
-Found = dict[tuple[str, str, float], dict[int, Line]]
+Runs = dict[tuple[str, str, float], dict[int, Line]]
 """The results by training, label of the criterion and share removed; then by seed."""
 
 
-def collected(setting: Setting, results: Mapping[str, Line]) -> Found:
+def collected(setting: Setting, results: Mapping[str, Line]) -> Runs:
     """What has been run of a table."""
-    found: Found = {}
+    runs: Runs = {}
     for job in jobs(setting):
         if job.key in results:
-            found.setdefault((job.training.name, job.label, job.removed), {})[job.seed] = results[job.key]
-    return found
+            runs.setdefault((job.training.name, job.label, job.removed), {})[job.seed] = results[job.key]
+    return runs
 
 
-def accuracies(setting: Setting, found: Found) -> list[str]:
+def accuracies(setting: Setting, runs: Runs) -> list[str]:
     """Before and after fine-tuning, in rows."""
     rows = ["| trained | criterion | " + " | ".join(f"{100 * removed:g} %" for removed in setting.removed) + " |"]
     rows.append("| --- | --- |" + " --- |" * len(setting.removed))
-    for training, criterion in dict.fromkeys((training, criterion) for training, criterion, _ in found):
+    for training, criterion in dict.fromkeys((training, criterion) for training, criterion, _ in runs):
         cells = []
         for removed in setting.removed:
-            lines = found.get((training, criterion, removed), {}).values()
+            lines = runs.get((training, criterion, removed), {}).values()
             before, after = (spread((line[when] for line in lines), 1) for when in ("before", "after"))
             cells.append(f"{before} → {after} ({len(lines)})" if lines else "not run yet")
         rows.append(f"| {training} | {criterion} | " + " | ".join(cells) + " |")
     return rows
 
 
-def differences(setting: Setting, found: Found, ours: str) -> list[str]:
+def differences(setting: Setting, runs: Runs, ours: str) -> list[str]:
     """`ours` on the spectral student minus every other criterion, seed by seed, after fine-tuning."""
     rows = [f"| {ours} against | " + " | ".join(f"{100 * removed:g} %" for removed in setting.removed) + " |"]
     rows.append("| --- |" + " --- |" * len(setting.removed))
-    for training, criterion in dict.fromkeys((training, criterion) for training, criterion, _ in found):
+    for training, criterion in dict.fromkeys((training, criterion) for training, criterion, _ in runs):
         if (training, criterion) == (SPECTRAL.name, ours):
             continue
         cells = []
         for removed in setting.removed:
             mine, theirs = (
-                {seed: line["after"] for seed, line in found.get(key, {}).items()}
+                {seed: line["after"] for seed, line in runs.get(key, {}).items()}
                 for key in ((SPECTRAL.name, ours, removed), (training, criterion, removed))
             )
             cells.append(against(mine, theirs) if mine.keys() & theirs.keys() else "not run yet")
@@ -471,8 +471,8 @@ def differences(setting: Setting, found: Found, ours: str) -> list[str]:
 
 def section(setting: Setting, results: Mapping[str, Line]) -> list[str]:
     """What is said of one table, and the table."""
-    found, wanted = collected(setting, results), list(jobs(setting))
-    lines = [line for own in found.values() for line in own.values()]
+    runs, wanted = collected(setting, results), list(jobs(setting))
+    lines = [line for own in runs.values() for line in own.values()]
     images = "all" if setting.images is None else f"{setting.images:,}"
     said = [
         f"- {setting.dataset}: {images} training images, no augmentation, measured on the {setting.split} images. "
@@ -485,7 +485,7 @@ def section(setting: Setting, results: Mapping[str, Line]) -> list[str]:
     if not lines:
         return [*said, "", "None of this has been run yet.", ""]
     uncut: dict[str, dict[int, float]] = {}
-    for (training, _, _), own in found.items():
+    for (training, _, _), own in runs.items():
         uncut.setdefault(training, {}).update({seed: line["uncut"] for seed, line in own.items()})
     missing = len(wanted) - len(lines)
     off = max(1 - job.removed - results[job.key]["share"] for job in wanted if job.key in results)
@@ -500,7 +500,7 @@ def section(setting: Setting, results: Mapping[str, Line]) -> list[str]:
         "Accuracy in % before → after fine-tuning: mean ± standard deviation over seeds (their number), by the share "
         "of parameters removed.",
         "",
-        *accuracies(setting, found),
+        *accuracies(setting, runs),
         "",
     ]
 
@@ -567,15 +567,15 @@ def main() -> None:
     if given.quick:
         tiny = {"images": 200, "epochs": 1, "fine_tune_epochs": 1, "removed": (0.6,), "width": 0.25}
         settings = [replace(setting, **tiny, seeds=setting.seeds[:2]) for setting in settings]
-    found = []
+    tables = []
     for setting in settings:
         name = f"pruning_criteria_{digest(asdict(setting))}"
         path = given.home / f"{name}.jsonl"
         if not given.table:
             (given.home / name).mkdir(exist_ok=True)
             run(setting, given.home / name, path, given.processes)
-        found.append((setting, read(path, "key")))
-    text = document(found)
+        tables.append((setting, read(path, "key")))
+    text = document(tables)
     if not given.quick:
         DOCUMENT.write_text(text, encoding="utf-8")
     print(text)

@@ -41,11 +41,12 @@ class Setting:
     teacher_epochs: int = 30
 
     def file(self, rounds: int | None = None) -> StudyFile:
-        """The study, with `pruning.rounds` in place of the file's; the seed is its caller's."""
+        """The study, of students from scratch, perhaps with other `pruning.rounds`; the seed is its caller's."""
         file = StudyFile.read(ROOT / "examples" / "digits.yaml")
+        parameters = {**file.space.parameters, "student.start": Choice(("scratch",))}
         if rounds is not None:
-            parameters = {**file.space.parameters, "pruning.rounds": Choice((rounds,))}
-            file = file.model_copy(update={"space": Space(parameters)})
+            parameters["pruning.rounds"] = Choice((rounds,))
+        file = file.model_copy(update={"space": Space(parameters)})
         teacher = file.task.teacher.model_copy(update={"epochs": self.teacher_epochs})
         return file.model_copy(update={"task": file.task.model_copy(update={"teacher": teacher})})
 
@@ -132,8 +133,8 @@ def document(setting: Setting, results: Mapping[str, Line]) -> str:
 
     rows = []
     for seed in range(setting.seeds):
-        found = [arms.get(arm, {}).get(seed, []) for _, arm, _ in columns]
-        cells = [f"{line[after - 1]:.4f}" if line else "" for line, (_, _, after) in zip(found, columns, strict=True)]
+        curves = [arms.get(arm, {}).get(seed, []) for _, arm, _ in columns]
+        cells = [f"{line[after - 1]:.4f}" if line else "" for line, (_, _, after) in zip(curves, columns, strict=True)]
         cells += [needs(needed[rounds][seed]) if seed in needed[rounds] else "" for rounds in (many, 1)]
         rows.append(f"| {seed} | {' | '.join(cells)} |")
     ends = [f"trials to reach {setting.trials} without, {many} rounds", f"{setting.trials} without, one cut"]
@@ -156,16 +157,16 @@ def document(setting: Setting, results: Mapping[str, Line]) -> str:
             line = results[job.name]
             seconds[job.curve, job.rounds].append(line["seconds"] / len(line["reached"]))
     prices = "; ".join(
-        f"{'with' if curve else 'without'}, {rounds} round{'s' * (rounds > 1)}: {statistics.median(found):.1f}"
-        for (curve, rounds), found in sorted(seconds.items())
+        f"{'with' if curve else 'without'}, {rounds} round{'s' * (rounds > 1)}: {statistics.median(curves):.1f}"
+        for (curve, rounds), curves in sorted(seconds.items())
     )
     return "\n".join(
         [
             "# What the pruning curve is worth to a study",
             "",
-            "Written by `python benchmarks/pruning_curve.py`: the study of `examples/digits.yaml`, one trial at a "
-            f"time, TPE, {setting.epochs} epochs, {setting.seeds} seeds; {setting.trials} trials without the curve, "
-            f"{half} with it; cut in the file's {many} rounds, and in one. Hypervolume as in `dux front`. "
+            "Written by `python benchmarks/pruning_curve.py`: the study of `examples/digits.yaml` from scratch, one "
+            f"trial at a time, TPE, {setting.epochs} epochs, {setting.seeds} seeds; {setting.trials} trials without "
+            f"the curve, {half} with it; cut in the file's {many} rounds, and in one. Hypervolume as in `dux front`. "
             "The same seed draws the same first recipes everywhere, except for the fraction: with the curve and rounds "
             "the first ten trials are cut as far as the space allows, since every size along the way is on the curve.",
             "",

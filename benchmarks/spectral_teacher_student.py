@@ -198,15 +198,15 @@ def curve(student: Shallow, importance: Tensor, x: Tensor, y: Tensor) -> list[fl
     """Mean squared error with the n most important units alone, at index n = 0 .. width."""
     first = student.first
     assert isinstance(first, SpectralLinear)
-    found = []
+    errors = []
     with torch.no_grad():
         kept = first.eigenvalues_out.clone()
         for unit in [*importance.argsort().tolist(), None]:
-            found.append(float((student(x) - y).square().mean()))
+            errors.append(float((student(x) - y).square().mean()))
             if unit is not None:
                 first.eigenvalues_out[unit] = 0.0
         first.eigenvalues_out.copy_(kept)
-    return found[::-1]
+    return errors[::-1]
 
 
 def carry_out(job: Job) -> Line:
@@ -271,8 +271,8 @@ def excess(run: Line, units: int) -> float:
 
 def document(setting: Setting, results: dict[str, Line]) -> str:
     """The tables, in Markdown, of what has been run."""
-    rows, found = [], collected(setting, results)
-    for (name, arm), runs in found.items():
+    rows, collection = [], collected(setting, results)
+    for (name, arm), runs in collection.items():
         h = arm.teacher
         rows.append(
             f"| {name} | {h} | {arm.width} | {arm.learning_rate:g}, {arm.batch_size} | {len(runs)} | "
@@ -280,7 +280,7 @@ def document(setting: Setting, results: dict[str, Line]) -> str:
             f"{listed(map(smallest, runs))} | {spread((ratio(run, h - 1) for run in runs), 1)} | "
             f"{spread((ratio(run, h + 4) for run in runs), 1)} |"
         )
-    ours = {arm: runs for (name, arm), runs in found.items() if name == SPECTRAL}
+    ours = {arm: runs for (name, arm), runs in collection.items() if name == SPECTRAL}
     every = [(arm.teacher, run) for arm, runs in ours.items() for run in runs]
     steps = (8, 4, 2, 1, 0, -1, -2, -3, -4, -6, -8, -10)
     knee = [
@@ -294,7 +294,7 @@ def document(setting: Setting, results: dict[str, Line]) -> str:
         "with 19 units at least twice the error of all": sum(ratio(run, h - 1) >= 2 for h, run in every),
         "with 24 units at most twice the error of all": sum(ratio(run, h + 4) <= 2 for h, run in every),
     }
-    missing = sum(len(job.seeds) for _, job in jobs(setting)) - sum(map(len, found.values()))
+    missing = sum(len(job.seeds) for _, job in jobs(setting)) - sum(map(len, collection.values()))
     return "\n".join(
         [
             "# How a student becomes a teacher",
@@ -349,19 +349,19 @@ def document(setting: Setting, results: dict[str, Line]) -> str:
 
 def collected(setting: Setting, results: dict[str, Line]) -> dict[tuple[str, Arm], list[Line]]:
     """The runs of each arm; other teachers of one size are one arm."""
-    found: dict[tuple[str, Arm], list[Line]] = {}
+    collection: dict[tuple[str, Arm], list[Line]] = {}
     for name, job in jobs(setting):
         if job.key in results:
-            found.setdefault((name, replace(job.arm, teacher_seed=0)), []).extend(results[job.key]["runs"])
-    return found
+            collection.setdefault((name, replace(job.arm, teacher_seed=0)), []).extend(results[job.key]["runs"])
+    return collection
 
 
 def draw(setting: Setting, results: dict[str, Line]) -> None:
     """The figure."""
-    found = collected(setting, results)
+    collection = collected(setting, results)
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    for (name, arm), runs in found.items():
+    for (name, arm), runs in collection.items():
         kept = range(min(arm.width, 60) + 1)
         errors = [mean(run["errors"][n] / run["variance"] for run in runs) for n in kept]
         if name == SPECTRAL:

@@ -86,10 +86,10 @@ def measured(goal: Goal, folder: Path) -> tuple[float, float]:
     return float(cpu_s), int(memory) * unit / 1e6
 
 
-def document(found: dict[Goal, list[tuple[float, float]]], load: float) -> str:
+def document(costs_of: dict[Goal, list[tuple[float, float]]], load: float) -> str:
     """The table, in Markdown."""
     rows = []
-    for goal, costs in found.items():
+    for goal, costs in costs_of.items():
         cpu = [cost[0] for cost in costs]
         memory = statistics.median(cost[1] for cost in costs)
         kept = statistics.median(cpu) <= goal.cpu_s and memory <= goal.memory_mb
@@ -97,7 +97,7 @@ def document(found: dict[Goal, list[tuple[float, float]]], load: float) -> str:
             f"| `{goal.called}` | {statistics.median(cpu):.2f} | {min(cpu):.2f} to {max(cpu):.2f} | {goal.cpu_s:g} "
             f"| {memory:.0f} | {goal.memory_mb:g} | {'yes' if kept else 'no'} |"
         )
-    times = len(next(iter(found.values())))
+    times = len(next(iter(costs_of.values())))
     return "\n".join(
         [
             "# What a command costs before it does anything",
@@ -128,11 +128,11 @@ def main() -> None:
         (folder / "mistaken.yaml").write_text(STUDY.replace("space:", "spaces:"))
         done = run("search", "study.yaml", "--home", str(folder / "home"), folder=folder)
         assert done.returncode == 0, done.stderr
-        found: dict[Goal, list[tuple[float, float]]] = {goal: [] for goal in GOALS}
+        costs_of: dict[Goal, list[tuple[float, float]]] = {goal: [] for goal in GOALS}
         for _ in range(times):  # in turn, so that what else the machine does is shared out
             for goal in GOALS:
-                found[goal].append(measured(goal, folder))
-        text = document(found, os.getloadavg()[1])
+                costs_of[goal].append(measured(goal, folder))
+        text = document(costs_of, os.getloadavg()[1])
     if not given.quick:
         DOCUMENT.write_text(text, encoding="utf-8")
     print(text)

@@ -135,17 +135,17 @@ def longer(name: str) -> str:
 
 
 def carry_out(job: Job) -> Line:
-    """A line of the results."""
+    """A line of the outcome."""
     task, knowledge = loaded_task()
     began = time.monotonic()
     try:
         result = run_trial(Recipe.from_json(job.recipe), task, knowledge)
     except (Diverged, StageFailed) as error:
-        found: Line = {"failed": str(error)}
+        outcome: Line = {"failed": str(error)}
     else:
         measured = measure(result.network, task.data.test)
-        found = {"accuracy": measured["accuracy"], "nll": measured["nll"], "parameters": measured["parameters"]}
-    return {**asdict(job), **found, "seconds": time.monotonic() - began}
+        outcome = {"accuracy": measured["accuracy"], "nll": measured["nll"], "parameters": measured["parameters"]}
+    return {**asdict(job), **outcome, "seconds": time.monotonic() - began}
 
 
 def run(setting: Setting, home: Path, path: Path, processes: int) -> None:
@@ -165,8 +165,8 @@ def run(setting: Setting, home: Path, path: Path, processes: int) -> None:
 
 def shown(line: Line) -> str:
     """A line for the terminal."""
-    found = f"{line['accuracy']:.4f}" if "accuracy" in line else line["failed"]
-    return f"{line['label']:32} {found}"
+    outcome = f"{line['accuracy']:.4f}" if "accuracy" in line else line["failed"]
+    return f"{line['label']:32} {outcome}"
 
 
 def document(setting: Setting, home: Path, path: Path) -> str:
@@ -186,12 +186,12 @@ def document(setting: Setting, home: Path, path: Path) -> str:
     base = accuracies["none"]
     rows = []
     long = {name: accuracies.pop(longer(name)) for name in LONGER[1] if longer(name) in accuracies}
-    for label, found in sorted(accuracies.items(), key=lambda item: -mean(item[1].values())):
-        failed = len(by_label[label]) - len(found)
+    for label, each in sorted(accuracies.items(), key=lambda item: -mean(item[1].values())):
+        failed = len(by_label[label]) - len(each)
         seconds = mean(line["seconds"] for line in by_label[label].values())
         rows.append(
-            f"| {label} | {len(found)}{f' ({failed} failed)' if failed else ''} | {spread(found.values())} | "
-            f"{'' if label == 'none' else against(found, base)} | {seconds:.0f} |"
+            f"| {label} | {len(each)}{f' ({failed} failed)' if failed else ''} | {spread(each.values())} | "
+            f"{'' if label == 'none' else against(each, base)} | {seconds:.0f} |"
         )
     compared = {
         other: [label for label in accuracies if label.split(",")[0] == other] for other in MAIN if other != "factor"
@@ -252,8 +252,8 @@ def document(setting: Setting, home: Path, path: Path) -> str:
             "| method | accuracy | difference from none |",
             "| --- | --- | --- |",
             *(
-                f"| {name} | {spread(found.values())} | {'' if name == 'none' else against(found, long['none'])} |"
-                for name, found in long.items()
+                f"| {name} | {spread(each.values())} | {'' if name == 'none' else against(each, long['none'])} |"
+                for name, each in long.items()
             ),
             "",
             "The first table shows what was tried for the claim besides the defaults: other values for the weight of "

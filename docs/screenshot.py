@@ -1,4 +1,4 @@
-"""Takes a picture of a page of the MLflow UI with Chromium, once its charts are drawn.
+"""Takes a screenshot of a page of the MLflow UI with Chromium, once its charts are drawn.
 
 Usage: python docs/screenshot.py URL FILE.png
 """
@@ -20,7 +20,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 SCATTER_POINTS = ".js-plotly-plot .scatterlayer .point"
 PARALLEL_AXES = ".parcoords .dimension"
 
-# What a user has clicked once: no assistant over a quarter of the window, and the menus for training, not for chat
+# What a user clicks once: hide the assistant that covers a quarter of the window, and show the menus for training
 _CLICKED = """
 localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
 localStorage.setItem("mlflow.workflowType_v1", '"machine_learning"');
@@ -57,7 +57,7 @@ def wait_for_charts(driver: webdriver.Chrome) -> None:
 
 
 def main(url: str, file: str) -> None:
-    """Saves the picture of the page at `url` to `file`."""
+    """Save a screenshot of the page at `url` to `file`."""
     with browser() as driver:
         driver.get(url)
         wait_for_charts(driver)

@@ -1,36 +1,42 @@
-"""The dry run: one tiny trial from end to end, before a cluster is asked for anything, and what the study will cost."""
+"""The dry run: all that a study needs is tried in small, before a cluster is asked for anything; every problem is told.
 
+What can be seen without training comes first: the data, the teacher's weights and structure, whether each method can
+work with each student. Only where all of that is sound is something trained.
+"""
+
+import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 from search.errors import ExportRefused
+from search.estimates import Needs, needs_of
 from search.export import metadata_of, verify
 from search.formats import DEFAULT, Format
-from search.preparation import needs_of
+from search.home import default_home
 from search.study_file import StudyFile
+from search.tiny import GENTLER, Middle, gentler, tiny_recipe, tiny_task, tiny_trial
 from spaces import BadInput, Recipe
+from spaces.errors import Problems
 from trainers.computing import computing
 from trainers.data import pixels
+from trainers.data.dataset import Dataset, Split
+from trainers.families import Network, outline
 from trainers.files import scratch_folder
 from trainers.knowledge import Knowledge
 from trainers.loop import Diverged
-from trainers.measure import measure, predictions
+from trainers.measure import batch_size, measure, predictions
 from trainers.store import load_student, save_student
 from trainers.task import Task
-from trainers.task_spec import TaskSpec
-from trainers.teacher_spec import TeacherSpec
+from trainers.teacher import Teacher, together, untrained
+from trainers.transfer import StageFailed
 from trainers.trial import TrialResult, run_trial
 
 IMAGES = 512
 """How many images the tiny trial trains on."""
-GENTLER = 0.01
-"""What learning rates are multiplied with where the tiny training diverges: it has next to no warm-up, which a long one
-has, so that a study need not be unsound for it."""
-Made = TypeVar("Made")
+STEP_IMAGES = 32
+"""How many images each method takes a step with."""
 
 
 @dataclass(frozen=True)
@@ -39,24 +45,61 @@ class Checked:
 
     steps: tuple[tuple[str, float], ...]
     """What was done, and the seconds it took."""
-    study_seconds: float
+    notes: tuple[str, ...]
+    """What is to be known of the data, the teacher, and of what training did, a line each."""
+    problems: tuple[str, ...]
+    """What must be put right before the study can run, a line each; empty of a sound study."""
+    diverged: tuple[str, ...] = ()
+    """What diverged with the study's own learning rates, a line each; the rest was tried with gentler ones."""
+    needs: Needs | None = None
+    """Of this machine; None where the problems leave it open."""
+    study_seconds: float = math.nan
     """What the whole study takes on this machine at most, roughly: the teacher, and trials of the widest student.
 
     Repeats with other seeds are not in it: how many there will be depends on the front.
     """
-    notes: tuple[str, ...] = ()
-    """What the data's owner may not expect of them, a line each."""
-    teacher_notes: tuple[str, ...] = ()
-    """What the teacher's owner may want to know of it, a line each."""
-    diverged: tuple[str, ...] = ()
-    """What diverged with the study's own learning rates, a line each; the rest was tried with gentler ones."""
 
 
-class _Clock:
-    """What was done, and the seconds that each step took."""
+def check(
+    file: StudyFile, format: Format = DEFAULT, home: Path | None = None, problems: Problems | None = None
+) -> Checked:
+    """Try all that the study will do, in small; nothing is left behind.
 
-    def __init__(self) -> None:
+    Args:
+        file: the study.
+        format: in which a student is exported.
+        home: where the study would be kept; None is the default.
+        problems: what was wrong with the file already.
+
+    Raises:
+        ExportRefused: a step did not give back what it was given.
+    """
+    run = _DryRun(file, format, home or default_home(), problems or Problems())
+    data = run.data()
+    if data is not None:
+        run.structure(data)
+        if not run.problems.lines:
+            run.training(data)
+    return Checked(
+        tuple(run.steps),
+        tuple(run.notes),
+        tuple(run.problems.lines),
+        tuple(run.diverged),
+        run.needs,
+        run.study_seconds,
+    )
+
+
+class _DryRun:
+    """What is tried, step after step, and what came of it."""
+
+    def __init__(self, file: StudyFile, format: Format, home: Path, problems: Problems) -> None:
+        self.file, self.format, self.home, self.problems = file, format, home, problems
         self.steps: list[tuple[str, float]] = []
+        self.notes: list[str] = []
+        self.diverged: list[str] = []
+        self.needs: Needs | None = None
+        self.study_seconds = math.nan
         self._began = time.monotonic()
 
     def did(self, what: str) -> float:
@@ -66,171 +109,164 @@ class _Clock:
         self.steps.append((what, seconds))
         return seconds
 
+    def data(self) -> Dataset | None:
+        """The data; where they are not as they must be, black images of their classes and size; None without these."""
+        spec = self.file.task
+        with self.problems.noted():
+            data = spec.load_data()
+            self.notes += [f"data: {note}" for note in data.notes]
+            self.did(f"data: {len(data.train):,} images to train on, {len(data.validation):,} to validate with")
+            return data
+        stand_in = None
+        with Problems().noted():  # which have been told
+            stand_in = spec.stand_in()
+        if stand_in is not None:
+            self.did("data: not as they must be; what follows was tried with black images of their size")
+        return stand_in
 
-def check(file: StudyFile, format: Format = DEFAULT) -> Checked:
-    """Train a tiny teacher and a tiny student, cut it, save, reload and export it; nothing is left behind.
+    def structure(self, data: Dataset) -> None:
+        """What needs no training: the teacher's weights, taps and groups, and whether each method fits each student."""
+        spec = self.file.task
+        with self.problems.noted():
+            self.notes += [f"teacher: {note}" for note in Teacher(spec, data).notes]
+        teacher = None
+        with self.problems.noted():
+            members = range(len(spec.teacher.each))
+            teacher = together([untrained(spec, place, data.image_shape, data.classes) for place in members])
+            self._describe(teacher, data)
+        with self.problems.noted():
+            self.file.check_pairs(data)
+        if teacher is not None:
+            with self.problems.noted():
+                self._estimate(teacher, data)
+        self.did("teacher and students: built, taps and groups found, each method asked")
 
-    Args:
-        file: the study.
-        format: in which the student is exported.
+    def _describe(self, teacher: Network, data: Dataset) -> None:
+        """Note the taps, and what students that start as the teacher can be cut to."""
+        if not any(member.network for member in self.file.task.teacher.each):
+            return
+        for network in [teacher] if teacher.members == 1 else list(teacher.children()):
+            taps = ", ".join(tap.removeprefix("network.") for tap in getattr(network, "taps", ()))
+            self.notes.append(f"teacher: taps {taps or 'none'}")
+        if "teacher" in self.file.space.extremes_of("student.start") and teacher.members == 1:
+            self.notes += [f"teacher: {line}" for line in _groups(teacher, data, self.file)]
 
-    Raises:
-        BadInput: a method cannot work with a student of the space; a network diverges at gentle learning rates, too.
-        ExportRefused: a step did not give back what it was given.
-    """
-    clock, diverged, spec = _Clock(), list[str](), file.task
-    whole = spec.load_data()
-    file.check_pairs(whole)
-    images = len(whole.train)
-    tiny = IMAGES if images >= IMAGES + whole.classes else images
-    limit = spec.train_limit if tiny == images else tiny
-    clock.did(f"data: {images:,} images to train on, {len(whole.validation):,} to validate with")
-    with scratch_folder() as scratch, computing(file.search.cpus):
-        task, teacher_s = _tiny_task(spec, limit, scratch, diverged)
-        trained = sum(member.training_epochs for member in spec.teacher.each)
-        accuracy = f"accuracy {task.teacher_measurements['accuracy']:.3f}, chance {1 / whole.classes:.3f}"
-        clock.did(f"teacher: built, two epochs of {tiny} images" if trained else f"teacher: read, measured: {accuracy}")
-        recipe = _recipe(file)
-        result, both_s = _tiny_trial(recipe, task, file.search.cpus, diverged)
-        units = f"{result.units_cut} of {result.units} units cut"
-        clock.did(f"trial: {recipe.transfer}, two epochs, {units}, one epoch more")
+    def _estimate(self, teacher: Network, data: Dataset) -> None:
+        students = [
+            teacher if student.start == "teacher" else outline(student, data.image_shape, data.classes)
+            for student in self.file.students(max)
+        ]
+        self.needs = needs_of(self.file, data, teacher, students)
+        self.needs.check(self.home)
+
+    def training(self, data: Dataset) -> None:
+        """A step of every method, one tiny trial from end to end, and what the study will take."""
+        file, spec = self.file, self.file.task
+        images = len(data.train)
+        tiny = IMAGES if images >= IMAGES + data.classes else images
+        limit = spec.train_limit if tiny == images else tiny
+        with self.problems.noted(), scratch_folder() as scratch, computing(file.search.cpus):
+            task, teacher_s = tiny_task(spec, limit, scratch, self.diverged)
+            self._teacher_measured(task, tiny)
+            recipe = tiny_recipe(file)
+            self._a_step_of_every_method(task, recipe)
+            result, both_s = tiny_trial(recipe, task, file.search.cpus, self.diverged)
+            units = f"{result.units_cut} of {result.units} units cut"
+            self.did(f"trial: {recipe.transfer}, two epochs, {units}, one epoch more")
+            validation_s = self._kept(result, task, scratch)
+            names = ("training.epochs", "pruning.fine_tune_epochs")
+            epochs = max(r.training.epochs + r.pruning.fine_tune_epochs for r in file.space.extremes(*names))
+            # an epoch of a trial ends with a look at the validation data, whose number the tiny trial did not shrink
+            trial_s = epochs * (max(0.0, both_s - validation_s) * images / tiny + validation_s)
+            teacher_s *= images / tiny * sum(member.training_epochs for member in spec.teacher.each)
+            self.study_seconds = teacher_s + trial_s * file.trials / file.search.at_a_time
+
+    def _teacher_measured(self, task: Task, images: int) -> None:
+        """Say what the teacher is; one near chance is no teacher."""
+        if any(member.training_epochs for member in task.spec.teacher.each):
+            self.did(f"teacher: built, two epochs of {images} images")
+            return
+        accuracy, chance = task.teacher_measurements["accuracy"], 1 / task.data.classes
+        self.did(f"teacher: read, measured: accuracy {accuracy:.3f}, chance {chance:.3f}")
+        if task.doubt:
+            self.problems.lines.append(f"`task.teacher` must be a network that knows these data, but {task.doubt}")
+
+    def _a_step_of_every_method(self, task: Task, recipe: Recipe) -> None:
+        """Each method of the space takes a step with the smallest student and few images."""
+        train = task.data.train
+        few = replace(task.data, train=Split(train.images[:STEP_IMAGES], train.labels[:STEP_IMAGES]))
+        small = replace(task, data=few)
+        methods = [method for method in self.file.space.methods if method != recipe.transfer]
+        tiny = {"training.epochs": 1, "training.batch_size": STEP_IMAGES, "pruning.fraction": 0.0}
+        students = {student.start: student for student in self.file.students(min)}
+        for method, student in itertools.product(methods, students.values()):
+            of = self.file.space.draw(Middle(method))
+            step = Recipe.from_flat({**of.flat(), **tiny}).model_copy(update={"student": student})
+            with self.problems.noted():
+                try:
+                    run_trial(gentler(step, GENTLER), small, Knowledge(small), threads=self.file.search.cpus)
+                except StageFailed:  # of a teacher of two epochs, or of so few images; the study has more of either
+                    self.notes.append(
+                        f"{method}: no step was tried, since what it first learns needs more than a dry run"
+                    )
+                except (Diverged, RuntimeError) as error:
+                    raise BadInput(
+                        f"`{method}` must be possible with this teacher and these students, but a step of it is not: "
+                        f"{' '.join(str(error).split())[:300]}"
+                    ) from None
+        if methods:
+            self.did(f"a step of each: {', '.join(methods)}")
+
+    def _kept(self, result: TrialResult, task: Task, scratch: Path) -> float:
+        """Save, load and export a student; returns the seconds that measuring it takes."""
         save_student(scratch / "trial", result.files(task))
-        student = load_student(scratch / "trial")
-        if measure(student, task.data.validation, ensemble_nlls=task.curve) != result.measurements:
+        student, validation = load_student(scratch / "trial"), task.data.validation
+        if measure(student, validation, ensemble_nlls=task.curve) != result.measurements:
             raise ExportRefused("a student that is saved and loaded must measure the same, but does not")
-        validation_s = clock.did("saved, loaded, measured again: the same")
-        content = format.write(student, pixels(task.data.validation.images[:2]), metadata_of(whole))
+        seconds = self.did("saved, loaded, measured again: the same")
+        content = self.format.write(student, pixels(validation.images[:2]), metadata_of(task.data))
         verify(
-            format.run(content, task.data.validation.images),
-            predictions(student, task.data.validation),
-            task.data.validation,
+            self.format.run(content, validation.images, batch_size(student, task.data.image_shape)),
+            predictions(student, validation),
+            validation,
             result.measurements["accuracy"],
-            f"the {format.title} file",
+            f"the {self.format.title} file",
         )
-        clock.did(f"exported to {format.title}, run by {format.runtime}: the same")
-    names = ("training.epochs", "pruning.fine_tune_epochs")
-    epochs = max(r.training.epochs + r.pruning.fine_tune_epochs for r in file.space.extremes(*names))
-    # an epoch of a trial ends with a look at the validation data, whose number the tiny trial did not shrink
-    trial_s = epochs * (max(0.0, both_s - validation_s) * images / tiny + validation_s)
-    teacher_s *= images / tiny * trained
-    study_s = teacher_s + trial_s * file.trials / file.search.at_a_time
-    return Checked(tuple(clock.steps), study_s, whole.notes, task.notes, tuple(diverged))
+        self.did(f"exported to {self.format.title}, run by {self.format.runtime}: the same")
+        return seconds
 
 
-def _tiny_task(spec: TaskSpec, limit: int | None, scratch: Path, diverged: list[str]) -> tuple[Task, float]:
-    """The task with few images to train on and a teacher of two epochs, and the seconds of the second epoch: the first
-    has start-up in it. A teacher that is not trained takes none."""
-    ends: list[float] = []
-
-    def teach(gentleness: float) -> Task:
-        ends.clear()
-        small = {"train_limit": limit, "teacher": _tiny_teacher(spec.teacher, gentleness)}
-        return Task.load(spec.model_copy(update=small), scratch, lambda epoch, loss: ends.append(time.monotonic()))
-
-    task = _gently(teach, "teacher", "task.teacher.learning_rate", spec.teacher.training_rate, diverged)
-    return task, ends[1] - ends[0] if ends else 0.0
-
-
-def _tiny_teacher(teacher: TeacherSpec, gentleness: float) -> TeacherSpec:
-    """The same, each member that is trained at all trained for two epochs."""
-    if isinstance(teacher.members, list):
-        return teacher.model_copy(update={"members": [_tiny_teacher(one, gentleness) for one in teacher.members]})
-    if not teacher.training_epochs:
-        return teacher
-    return teacher.model_copy(update={"epochs": 2, "learning_rate": teacher.training_rate * gentleness})
-
-
-def _tiny_trial(recipe: Recipe, task: Task, threads: int, diverged: list[str]) -> tuple[TrialResult, float]:
-    """What the trial leaves, and the seconds of its second epoch."""
-    knowledge = Knowledge(task)
-    ends: list[float] = []
-
-    def study(gentleness: float) -> TrialResult:
-        ends.clear()
-        gentle = _gentler(recipe, gentleness)
-        return run_trial(gentle, task, knowledge, lambda _: ends.append(time.monotonic()), threads=threads)
-
-    result = _gently(study, "trial", "training.learning_rate", recipe.training.learning_rate, diverged)
-    return result, ends[1] - ends[0]
-
-
-def _gently(make: Callable[[float], Made], what: str, name: str, rate: float, diverged: list[str]) -> Made:
-    """What `make` makes by the study's own learning rates or else, which is noted, by gentler ones.
+def _groups(teacher: Network, data: Dataset, file: StudyFile) -> list[str]:
+    """What of the teacher can be cut, in a line; raises BadInput where nothing can, and it is to be.
 
     Args:
-        make: is given what to multiply the rates with.
-        what: is trained.
-        name: of the learning rate in the study file.
-        rate: its value.
-        diverged: the notes.
+        teacher: a single network.
+        data: of its task.
+        file: of the study.
     """
+    from trainers.spectral import cut, plan, spectralize, trace
+
     try:
-        return make(1.0)
-    except Diverged:
-        diverged.append(
-            f"the tiny {what} diverges with `{name}` {rate:g}; lower it, unless you know that a longer training with "
-            f"its longer warm-up bears it; all else was tried with {rate * GENTLER:g}"
-        )
-    try:
-        return make(GENTLER)
-    except Diverged as error:
+        traced = trace(spectralize(teacher, keep=teacher.heads), data.image_shape)
+        groups = plan(traced, 0.0, floor=0.0).groups
+    except (RuntimeError, ValueError, TypeError, KeyError, AssertionError) as error:  # Torch-Pruning's own, too
+        if isinstance(error, BadInput):
+            raise
         raise BadInput(
-            f"a {what} must be one that can be trained, but a tiny one with a hundredth of `{name}` cannot: {error}"
+            f"`student.start: teacher` must be of a network that can be traced, but {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}; have students start from scratch"
         ) from None
-
-
-def _gentler(recipe: Recipe, gentleness: float) -> Recipe:
-    training, pruning = recipe.training, recipe.pruning
-    rates = {
-        "training.learning_rate": training.learning_rate * gentleness,
-        "pruning.fine_tune_learning_rate": pruning.fine_tune_learning_rate * gentleness,
-    }
-    return Recipe.from_flat({**recipe.flat(), **rates})
-
-
-def _recipe(file: StudyFile) -> Recipe:
-    """The widest student, two epochs, half the units cut, an epoch more, by the first method that needs no stage; all
-    else from the middle of the study's space."""
-    space = file.space
-    simple = [method for method in space.methods if not any(needs.stage for needs in needs_of(space, method))]
-    flat = space.draw(_Middle(simple[0] if simple else space.methods[0])).flat()
-    if not simple:
-        flat = {name: value for name, value in flat.items() if name.rpartition(".")[0] != flat["transfer"]}
-        flat["transfer"] = "none"
-    tiny = {
-        "training.epochs": 2,
-        "pruning.fraction": 0.5,
-        "pruning.rounds": 1,
-        "pruning.fine_tune_epochs": 1,
-    }
-    return Recipe.from_flat({**flat, **tiny})
-
-
-@dataclass(frozen=True)
-class _Middle:
-    """Draws the largest student and one transfer method, and of all else what is in the middle."""
-
-    method: str
-
-    def suggest_float(
-        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
-    ) -> float:
-        if name.startswith("student."):
-            return high
-        if step is not None:
-            return low + step * (round((high - low) / step) // 2)
-        return math.sqrt(low) * math.sqrt(high) if log else (low + high) / 2
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        top = low + (high - low) // step * step
-        if name.startswith("student."):
-            return top
-        return math.isqrt(low * high) if log else low + (high - low) // step // 2 * step
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        if name == "transfer":
-            return self.method
-        numbers = all(isinstance(choice, int | float) for choice in choices)
-        if name.startswith("student."):
-            return max(choices) if numbers else choices[-1]
-        return sorted(choices)[len(choices) // 2] if numbers else choices[0]
+    makers = {name for group in groups for unit in group.units for name in unit.makers}
+    whole = [name.removeprefix("network.") for name in traced.layers if name not in makers | {*teacher.heads}]
+    units = sum(len(group.units) for group in groups)
+    is_cut = min(file.space.extremes_of("student.width")) < 1 or max(file.space.extremes_of("pruning.fraction")) > 0
+    if units and is_cut:
+        cut(traced.network, plan(traced, 0.5, floor=0.0, scope="layer"))  # raises where it would compute something else
+    if not units and is_cut:
+        raise BadInput(
+            "`student.start: teacher` must be of a network whose layers can be cut, but none of its "
+            f"{len(traced.layers)} can; have students start from scratch, or fix `student.width` to 1 and "
+            "`pruning.fraction` to 0"
+        )
+    stays = f"; whole: {', '.join(whole[:5])}{f' and {len(whole) - 5} more' if len(whole) > 5 else ''}" if whole else ""
+    return [f"{units:,} units in {len(groups)} groups can be cut{stays}"]

@@ -27,7 +27,7 @@ from trainers.computing import computing
 from trainers.data import pixels
 from trainers.data.dataset import Dataset, Split
 from trainers.files import json_text, write_together
-from trainers.measure import measure, predictions, quality
+from trainers.measure import batch_size, measure, predictions, quality
 from trainers.metrics import METRICS, Quality
 from trainers.predictions import fitted_temperature
 from trainers.store import load_student
@@ -110,7 +110,7 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = (D
     for name in formats:
         file = f"{study.name}-{entry.trial}.{name}"
         content = FORMATS[name].write(network, pixels(data.validation.images[:2]), metadata_of(data))
-        logits = FORMATS[name].run(content, data.validation.images)
+        logits = FORMATS[name].run(content, data.validation.images, batch_size(network, data.image_shape))
         difference = verify(logits, expected, data.validation, entry.measurements["accuracy"], file)
         contents[file] = content
         made[file] = {

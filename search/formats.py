@@ -31,8 +31,9 @@ class Format:
     write: Callable[[nn.Module, torch.Tensor, Mapping[str, str]], bytes]
     """Writes a file that takes batches of any size, given a network, an example (B, C, H, W) with B > 1, and metadata
     to store in the file."""
-    run: Callable[[bytes, torch.Tensor], torch.Tensor]
-    """Logits (N, classes) that the runtime computes from images (N, C, H, W) uint8, on the CPU."""
+    run: Callable[..., torch.Tensor]
+    """Logits (N, classes) that the runtime computes from images (N, C, H, W) uint8, on the CPU; called with the content
+    of the file, the images and, if not 512, how many to compute at a time."""
     metadata: str
     """Where a program finds the metadata."""
     packages: tuple[str, ...] = ()
@@ -68,12 +69,11 @@ def _write_onnx(network: nn.Module, example: torch.Tensor, metadata: Mapping[str
     return bytes(model.SerializeToString())
 
 
-def _run_onnx(content: bytes, images: torch.Tensor) -> torch.Tensor:
+def _run_onnx(content: bytes, images: torch.Tensor, batch: int = 512) -> torch.Tensor:
     import numpy as np
     import torch
 
     from trainers.data import pixels
-    from trainers.measure import EVALUATION_BATCH
 
     _without_telemetry()
     import onnxruntime
@@ -81,9 +81,7 @@ def _run_onnx(content: bytes, images: torch.Tensor) -> torch.Tensor:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    parts = [
-        session.run(["logits"], {"images": pixels(part).numpy()})[0] for part in torch.split(images, EVALUATION_BATCH)
-    ]
+    parts = [session.run(["logits"], {"images": pixels(part).numpy()})[0] for part in torch.split(images, batch)]
     return torch.from_numpy(np.concatenate(parts))
 
 
@@ -102,16 +100,15 @@ def _write_pt2(network: nn.Module, example: torch.Tensor, metadata: Mapping[str,
     return archive.getvalue()
 
 
-def _run_pt2(content: bytes, images: torch.Tensor) -> torch.Tensor:
+def _run_pt2(content: bytes, images: torch.Tensor, batch: int = 512) -> torch.Tensor:
     """Runs the archive alone, without our classes."""
     import torch
 
     from trainers.data import pixels
-    from trainers.measure import EVALUATION_BATCH
 
     module = torch.export.load(io.BytesIO(content)).module()
     with torch.no_grad():
-        return torch.cat([module(pixels(part)) for part in torch.split(images, EVALUATION_BATCH)])
+        return torch.cat([module(pixels(part)) for part in torch.split(images, batch)])
 
 
 _ROWS = (

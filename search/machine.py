@@ -61,6 +61,23 @@ def oom_kills(root: Path = Path("/")) -> int | None:
     return None
 
 
+def free_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that this process and its children may still take, without swap; None if nobody says.
+
+    Args:
+        root: of the file system; tests pass their own.
+    """
+    free: list[int] = []
+    with suppress(OSError, ValueError, IndexError):
+        lines = (root / "proc" / "meminfo").read_text().splitlines()
+        free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    for limit in _group_files(root, "memory", "memory.max", "memory.limit_in_bytes"):
+        used = limit.with_name("memory.current" if limit.name == "memory.max" else "memory.usage_in_bytes")
+        with suppress(OSError, ValueError):  # "max": none
+            free.append(int(limit.read_text()) - int(used.read_text()))
+    return max(0, min(free)) if free else None
+
+
 def _group_files(root: Path, controller: str, unified: str, legacy: str) -> Iterator[Path]:
     """A file in this process's control group and all its parents, the innermost first.
 

@@ -48,7 +48,7 @@ def prepare(file: StudyFile, files: StudyFolder, begun: bool, now: Say, say: Say
     """
     _name_own_code(file, say)
     task = _load(file, files, begun, now)
-    for note in task.notes:
+    for note in (*task.notes, *([task.doubt] if task.doubt else [])):
         say(f"teacher: {note}")
     knowledge = Knowledge(task, files.home / "knowledge", say=say)
     for method in file.space.methods:

@@ -5,7 +5,7 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -17,7 +17,7 @@ from search.machine import usable_cpus
 from search.study_checks import check_constraints, check_objectives, check_sizes, check_space
 from search.study_yaml import brief, read_yaml
 from spaces import BadInput, Recipe, Scalar, Space, Student
-from spaces.errors import one_line, shown
+from spaces.errors import Problems, one_line, shown
 from spaces.own import own_object
 from spaces.recipe import Part, in_one_level
 from trainers.depths import titled
@@ -128,8 +128,12 @@ class StudyFile(Part):
         return not TIMED.isdisjoint({*self.objectives, *self.constraints})
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: Path, problems: Problems | None = None) -> Self:
         """The study that a YAML file describes; relative paths of `task` are taken from the file's folder.
+
+        Args:
+            path: of the file.
+            problems: as `from_mapping` takes it.
 
         Raises:
             BadInput: the file cannot be read, is not YAML, or breaks a rule.
@@ -137,16 +141,18 @@ class StudyFile(Part):
         raw = read_yaml(path)
         if raw is None:
             raise BadInput(f"{path} must describe a study, but is empty; `dux init` writes an example")
-        return cls.from_mapping(raw, folder=path.parent)
+        return cls.from_mapping(raw, path.parent, problems)
 
     @classmethod
-    def from_mapping(cls, raw: object, folder: Path | None = None) -> Self:
+    def from_mapping(cls, raw: object, folder: Path | None = None, problems: Problems | None = None) -> Self:
         """The study that a mapping of the study file's form describes.
 
         Args:
             raw: what the YAML file holds.
             folder: where relative paths of `task` start, and where the modules of a `space: module:function`, of a
                 method `module:Class` and of a family `module:function` may lie.
+            problems: where to note what is wrong with the data, the teacher or the space, for who looks for more; None
+                raises it.
         """
         if not isinstance(raw, Mapping):
             raise BadInput(f"a study file must be a mapping with `name`, `task` and `space`, but got {shown(raw)}")
@@ -160,14 +166,21 @@ class StudyFile(Part):
             raw["space"] = _space_from_function(raw["space"])
         study = cls._made(raw)
         study = study.model_copy(update={"task": study.task.beside(folder or Path())})
-        study.task.check()
-        check_space(study.space)
-        make_sampler(study.search.sampler, study.search.seed)
+        noted = Problems() if problems is None else problems
+        with noted.noted():
+            study.task.check()
+        with noted.noted():
+            check_space(study.space)
+        with noted.noted():
+            make_sampler(study.search.sampler, study.search.seed)
         for place, recipe in enumerate(study.search.first):
-            try:
-                study.space.partial(recipe)
-            except BadInput as error:
-                raise BadInput(f"`search.first.{place}`: {error}") from None
+            with noted.noted():
+                try:
+                    study.space.partial(recipe)
+                except BadInput as error:
+                    raise BadInput(f"`search.first.{place}`: {error}") from None
+        if problems is None:
+            noted.check()
         return study
 
     @classmethod
@@ -203,7 +216,7 @@ class StudyFile(Part):
     def own_code(self) -> list[str]:
         """What of the user's is imported to carry the study out, as `package.module:name`."""
         families = {str(family) for family in self.space.extremes_of("student.family")}
-        named = {*self.space.methods, self.search.sampler, *families}
+        named = {*self.space.methods, self.search.sampler, self.task.dataset, *families}
         return sorted({name for name in named if ":" in name} | {*self.task.teacher.own_code})
 
     @property
@@ -221,28 +234,37 @@ class StudyFile(Part):
         # here: they need torch, and a mistake in the file is told before that is there
         from trainers.planning import TeacherShape, check_pair, check_size
 
-        teacher = TeacherShape.planned(self.task, data)
-        widths = sorted({min(own := self.space.extremes_of("student.width")), max(own)})
-        for student in self._students(widths):
-            check_size(student, data)
+        teacher, problems = TeacherShape.planned(self.task, data), Problems()
+        for student in (*self.students(min), *self.students(max)):
+            if student.start != "teacher":
+                with problems.noted():
+                    check_size(student, data)
+        problems.check()
         # what a method asks of the number of features and of their sizes, it asks of the least or of the most
-        for student, method in itertools.product(self._students(widths[:1]), self.space.methods):
-            try:
-                check_pair(Recipe(student=student, transfer=method), teacher, data)
-            except BadInput as error:
-                raise BadInput(f"space: with a student that is {titled(student)}: {error}") from None
+        for student, method in itertools.product(self.students(min), self.space.methods):
+            with problems.noted():
+                try:
+                    check_pair(Recipe(student=student, transfer=method), teacher, data)
+                except BadInput as error:
+                    raise BadInput(f"space: with a student that is {titled(student)}: {error}") from None
+        problems.check()
 
-    def _students(self, widths: Sequence[float]) -> Iterator[Student]:
-        """Students of the space at the extremes of what their features depend on, of these widths."""
+    def students(self, pick: Callable[[Sequence[float]], float]) -> Iterator[Student]:
+        """Students of the space at the extremes of what their features depend on.
+
+        Args:
+            pick: their width, of the extreme ones: `min` or `max`.
+        """
+        width = float(pick(self.space.extremes_of("student.width")))
         families, depths, counts = (
             self.space.extremes_of(f"student.{name}") for name in ("family", "depth", "members")
         )
         least_and_most = [sorted({min(values), max(values)}) for values in (depths, counts)]
         for start in self.space.extremes_of("student.start"):
             if start == "teacher":
-                yield from (Student(start="teacher", width=width) for width in widths)
+                yield Student(start="teacher", width=width)
                 continue
-            for family, width, depth, members in itertools.product(families, widths, *least_and_most):
+            for family, depth, members in itertools.product(families, *least_and_most):
                 yield Student(family=str(family), depth=depth, width=width, members=members)
 
     def to_json(self) -> str:
@@ -280,7 +302,7 @@ def _names_a_module(raw: Mapping[Any, Any]) -> bool:
     members = teacher.get("members") if isinstance(teacher, Mapping) else None
     teachers = [teacher, *(members if isinstance(members, list) else ())]
     named += [part.get(key) for part in teachers if isinstance(part, Mapping) for key in ("family", "network")]
-    named += [search.get("sampler")] if isinstance(search, Mapping) else []
+    named += [part.get(key) for part, key in ((search, "sampler"), (task, "dataset")) if isinstance(part, Mapping)]
     return any(":" in str(name) for name in named)
 
 

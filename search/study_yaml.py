@@ -65,12 +65,12 @@ def _text(path: Path) -> str:
         if stat.S_ISDIR(kind):
             raise BadInput(f"a study file must be a file, but {path} is a folder; name a .yaml file in it")
         if not stat.S_ISREG(kind):  # a pipe would be waited for, and a device has no end
-            raise BadInput(f"a study file must be a file, but {path} is none; write it to one")
+            raise BadInput(f"a study file must be a regular file, but {path} is not; write it to one")
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
         there = path.parent.glob("*.y*ml") if path.parent.is_dir() else ()
-        near = ", ".join(sorted(str(found) for found in there)[:5])
+        near = ", ".join(sorted(str(file) for file in there)[:5])
         raise BadInput(
             f"a study file must exist, but {path} does not; {f'there is {near}' if near else 'check the path'}"
         ) from None

@@ -4,7 +4,8 @@ import difflib
 import itertools
 import re
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -25,6 +26,35 @@ class BadInput(ValueError):
         first, *others = self.problems
         numbered = (f"({number}) {problem}" for number, problem in enumerate(self.problems, 1))
         super().__init__(f"{len(self.problems)} problems: {'; '.join(numbered)}" if others else first)
+
+
+class Problems:
+    """Collects what breaks rules, so that all of it can be told at once.
+
+    problems = Problems()
+    with problems.noted():
+        first_check()
+    with problems.noted():
+        second_check()
+    problems.check()
+    """
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        """Each problem once, in the order of the checks."""
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Inside, a BadInput ends the block, and is noted."""
+        try:
+            yield
+        except BadInput as error:
+            self.lines += [line for line in error.problems if line not in self.lines]
+
+    def check(self) -> None:
+        """Raise BadInput with all that was noted, if anything was."""
+        if self.lines:
+            raise BadInput(*self.lines)
 
 
 def in_one_line(text: str) -> str:

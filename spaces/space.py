@@ -206,13 +206,13 @@ class Space:
         if isinstance(domain, Float) and domain.step is None:
             ratio = (1 - domain.high) / (1 - domain.low)
             inner = {round(1 - (1 - domain.low) * ratio ** (step / 8), 9) for step in range(1, 8)}
-            found = {domain.low, *(min(max(fraction, domain.low), domain.high) for fraction in inner), domain.high}
+            fractions = {domain.low, *(min(max(fraction, domain.low), domain.high) for fraction in inner), domain.high}
         elif isinstance(domain, Float) and domain.step is not None:
             steps = round((domain.high - domain.low) / domain.step)
-            found = {round(domain.low + domain.step * step, 9) for step in range(steps + 1)}
+            fractions = {round(domain.low + domain.step * step, 9) for step in range(steps + 1)}
         else:
-            found = {float(value) for value in domain.extremes()}
-        return tuple(sorted(found)) if len(found) > 1 else ()
+            fractions = {float(value) for value in domain.extremes()}
+        return tuple(sorted(fractions)) if len(fractions) > 1 else ()
 
     def extremes(self, *names: str) -> Iterator[Recipe]:
         """Recipes at every combination of the named parameters' extreme values, all else at its default."""
@@ -227,7 +227,7 @@ class Space:
             BadInput: a name or value that is not in the space, or an option of a method other than the given one.
         """
         method = given.get("transfer", self.methods[0] if len(self.methods) == 1 else None)
-        found: dict[str, Scalar] = {}
+        decided: dict[str, Scalar] = {}
         for name, value in given.items():
             if name not in self.parameters:
                 raise BadInput(f"`{name}` must be a parameter of the space; {known(self.parameters, name)}")
@@ -239,8 +239,8 @@ class Space:
                     f"`{name}` must appear with `transfer: {namespace}`, but appears with {method or 'none'}"
                 )
             if _is_asked(domain):
-                found[name] = float(value) if isinstance(domain, Float) else value
-        return found
+                decided[name] = float(value) if isinstance(domain, Float) else value
+        return decided
 
     @property
     def size(self) -> int:
@@ -256,12 +256,12 @@ class Space:
         for block in self._grid():
             count = math.prod(len(values) for _, values in block)
             if index < count:
-                found: dict[str, Scalar] = {}
+                drawn: dict[str, Scalar] = {}
                 for name, values in reversed(block):
                     index, place = divmod(index, len(values))
                     if _is_asked(self.parameters[name]):
-                        found[name] = values[place]
-                return found
+                        drawn[name] = values[place]
+                return drawn
             index -= count
         raise IndexError(index)
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from search.formats import DEFAULT, FORMATS
+from spaces.recipe import RECIPE_NAMES
+from trainers.data import DATASETS
 from trainers.depths import DEPTHS
 from trainers.metrics import METRICS
 
@@ -35,7 +37,17 @@ def test_every_measurement_has_its_row(name: str) -> None:
     assert [cells for cells in rows("study-files.md") if len(cells) == 2 and name in names(cells[0])]
 
 
-@pytest.mark.parametrize("name", DEPTHS)
-def test_every_family_is_named(name: str) -> None:
-    (cells,) = [cells for cells in rows("study-files.md") if names(cells[0]) == ["student.family"]]
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [*(("student.family", name) for name in DEPTHS), *(("task.dataset", name) for name in DATASETS)],
+)
+def test_every_family_and_data_set_is_named(key: str, name: str) -> None:
+    cells = next(cells for cells in rows("study-files.md") if names(cells[0]) == [key])
     assert name in names(cells[1])
+
+
+@pytest.mark.parametrize("name", RECIPE_NAMES)
+def test_every_choice_of_a_recipe_has_its_row(name: str) -> None:
+    written = [names(cells[0]) for cells in rows("study-files.md") if len(cells) == 3]
+    whole = [f"{row[0].rpartition('.')[0]}{each}" if each.startswith(".") else each for row in written for each in row]
+    assert whole.count(name) == 1

@@ -23,9 +23,9 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def files(package: str) -> list[Path]:
-    found = sorted((ROOT / package).rglob("*.py"))
-    assert found, f"no files of {package}"
-    return found
+    paths = sorted((ROOT / package).rglob("*.py"))
+    assert paths, f"no files of {package}"
+    return paths
 
 
 def importers(package: str, of: str) -> set[str]:

@@ -1,6 +1,6 @@
 """The families of networks, and the depths of each. Without torch, so that mistakes are reported at once.
 
-A new family has its networks in `trainers/families/`, and its line here.
+A new family has its networks in `trainers/families/`, and its line here (docs/architecture.md).
 """
 
 import re
@@ -93,6 +93,8 @@ def check_student(student: Student) -> None:
 
 def titled(student: Student) -> str:
     """The student's family and depth for messages, with an article."""
+    if student.start == "teacher":
+        return "the teacher to begin with"
     bare = callable(DEPTHS.get(student.family))
     name = f"{student.family} of depth {student.depth}" if bare else student.family
     return f"{'an' if name[0] in 'aeiou' or name.startswith('mlp') else 'a'} {name}"

@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -24,6 +23,7 @@ from trainers.data.dataset import pixels
 from trainers.families import capture
 from trainers.files import Damaged, digest, read_hashed, write_hashed
 from trainers.loop import Batch, batches
+from trainers.measure import batch_size, in_batches
 from trainers.seeding import seeded
 from trainers.store import weights_bytes
 from trainers.task import Task
@@ -33,7 +33,6 @@ from trainers.transfer.signals import Map, Pass, Signal
 CACHE_BYTES = 2**30
 """A signal larger than this for the whole training split is computed batch by batch instead of cached."""
 STAGE_BATCH = 128
-COMPUTE_BATCH = 512
 
 
 def _flat(asked: Mapping[str, Signal | tuple[Signal, ...]]) -> list[Signal]:
@@ -100,24 +99,17 @@ class Knowledge:
             batch: of training images.
             generator: on the CPU; perturbations are drawn from it.
         """
-        asked = needs.signals(len(self.task.teacher.taps))
-        perturbed = None
+        taps = len(self.task.teacher.taps)
+        signals, perturbed = _flat(needs.signals(taps)), None
         if needs.perturbation is not None:
             teacher = self.task.teacher.to(batch.images.device)
             perturbed = needs.perturbation.apply(batch.images, teacher.members, teacher.member, generator)
-        moved = [signal for signal in _flat(asked) if perturbed is not None and signal.of_perturbed]
-        tensors = self._of_batch([signal for signal in _flat(asked) if signal not in moved], batch)
+        moved = [signal for signal in signals if perturbed is not None and signal.of_perturbed]
+        tensors = self._of_batch([signal for signal in signals if signal not in moved], batch)
         if perturbed is not None:
             tensors.update(self._computed(moved, perturbed))
         rows = batch.index.to(batch.images.device) if needs.rows else None
-
-        def handed(signal: Signal) -> Tensor:
-            return signal.handed(tensors[signal])
-
-        fields: dict[str, Any] = {
-            name: tuple(map(handed, one)) if isinstance(one, tuple) else handed(one) for name, one in asked.items()
-        }
-        return TeacherSignals(rows=rows, perturbed=perturbed, **fields)
+        return needs.gather(taps, tensors.__getitem__, rows=rows, perturbed=perturbed)
 
     def _of_batch(self, signals: Sequence[Signal], batch: Batch) -> dict[Signal, Tensor]:
         """Signals of a batch of training images: from caches, or else by one forward pass."""
@@ -160,7 +152,8 @@ class Knowledge:
 
     def _whole(self, signal: Signal) -> np.ndarray:
         """The signal of every training image, (N, ...), computed."""
-        parts = torch.split(self.task.data.train.images, COMPUTE_BATCH)
+        data = self.task.data
+        parts = in_batches(data.train.images, batch_size(self.task.teacher, data.image_shape))
         return np.concatenate([self._computed([signal], pixels(part))[signal].numpy() for part in parts])
 
     def _stage(self, stage: Stage) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Networks that somebody else has trained: made by the name that a study file gives them, and their weights read."""
+"""Networks trained outside Dux: builds them from the name in a study file, and reads their weights."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,12 +19,12 @@ from trainers.families import OwnNetwork
 from trainers.seeding import seeded
 
 NESTED = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
-"""Under these keys, training scripts put a state dict into what they save."""
+"""Keys under which training scripts store a state dict in what they save."""
 _SHOWN = 3
 
 
 class Normalization(NamedTuple):
-    """What a network's images are normalised with, each (C,)."""
+    """Mean and standard deviation for normalising a network's images, each (C,)."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -35,12 +35,12 @@ def named_network(reference: str, arguments: Mapping[str, Any], classes: int, *,
 
     Args:
         reference: `torchvision:NAME`, `timm:NAME`, or `package.module:function` (or a class).
-        arguments: what it is called with; `num_classes` is added for the two libraries where it is left out.
+        arguments: its arguments; for the two libraries `num_classes` is added if it is missing.
         classes: of the data.
-        downloaded: whether the library's own trained weights are fetched into it.
+        downloaded: whether to download the library's own trained weights into it.
 
     Raises:
-        BadInput: there is no such network, or it cannot be made so.
+        BadInput: there is no such network, or it cannot be built with these arguments.
     """
     library, _, name = reference.partition(":")
     called = f"`task.teacher.network: {reference}`"
@@ -67,10 +67,10 @@ def own_network_of(
     """The network that a study file names, with Dux's interface; only its shapes are right until it is filled.
 
     Args:
-        reference, arguments: as `named_network` takes them.
+        reference, arguments: as in `named_network`.
         image_shape: (C, H, W).
         classes: of the data.
-        taps, reordered: as `OwnNetwork` takes them.
+        taps, reordered: as in `OwnNetwork`.
 
     Raises:
         BadInput: there is no such network, or it is not for such images and classes.
@@ -87,10 +87,10 @@ def _made(function: Any, arguments: Mapping[str, Any], called: str) -> nn.Module
     except (BadInput, KeyboardInterrupt):
         raise
     except OSError as error:
-        raise BadInput(f"{called} must be there, or be fetched from the internet, but {_brief(error)}") from None
+        raise BadInput(f"{called} must exist or be downloadable, but {_brief(error)}") from None
     except BaseException as error:  # it may be a script that exits
         raise BadInput(
-            f"{called} must be made by `arguments: {shown(dict(arguments))}`, but {_brief(error)}; try it in Python"
+            f"{called} must accept `arguments: {shown(dict(arguments))}`, but {_brief(error)}; try it in Python"
         ) from None
     if not isinstance(network, nn.Module):
         raise BadInput(f"{called} must be a torch.nn.Module, but is {shown(network)}")
@@ -100,7 +100,7 @@ def _made(function: Any, arguments: Mapping[str, Any], called: str) -> nn.Module
 def _torchvision(name: str, arguments: Mapping[str, Any], called: str, downloaded: bool) -> nn.Module:
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
-        raise BadInput(f"{called} must be a classifier of torchvision's; {known(names, name)}")
+        raise BadInput(f"{called} must be a torchvision classifier; {known(names, name)}")
     weights = {"weights": "DEFAULT" if downloaded else None}
     return _made(lambda **own: torchvision.models.get_model(name, **weights, **own), arguments, called)
 
@@ -109,9 +109,9 @@ def _timm(name: str, arguments: Mapping[str, Any], called: str, downloaded: bool
     try:
         import timm
     except ImportError:
-        raise BadInput(f"{called} must have timm, which is not installed; `pip install timm`") from None
+        raise BadInput(f"{called} needs timm, which is not installed; `pip install timm`") from None
     if not timm.is_model(name):
-        raise BadInput(f"{called} must be a network of timm's; {known(timm.list_models(), name)}")
+        raise BadInput(f"{called} must be a timm network; {known(timm.list_models(), name)}")
     return _made(lambda **own: timm.create_model(name, pretrained=downloaded, **own), arguments, called)
 
 
@@ -119,7 +119,7 @@ _LIBRARIES = {"torchvision": _torchvision, "timm": _timm}
 
 
 def usual_normalization(reference: str, network: nn.Module) -> Normalization | None:
-    """What a library's own weights of a network were trained with; None of a network of somebody's own."""
+    """The normalisation with which a library's own weights were trained; None for a user's own network."""
     library, _, name = reference.partition(":")
     if library == "torchvision":
         transforms = torchvision.models.get_model_weights(name).DEFAULT.transforms()
@@ -135,32 +135,32 @@ class Weights(NamedTuple):
 
     tensors: dict[str, Tensor]
     note: str
-    """What the owner may want to know, empty where that is nothing."""
+    """What the owner may want to know; empty if nothing."""
 
 
 def read_weights(path: Path) -> Weights:
     """The state dict in a file; no code in it is run.
 
     Args:
-        path: a safetensors file, or what `torch.save` wrote.
+        path: a safetensors file, or a file written by `torch.save`.
 
     Raises:
-        BadInput: it is not there, holds more than weights, or none.
+        BadInput: it is missing, contains more than weights, or no weights.
     """
     called = f"`task.teacher.weights: {path}`"
     if not path.is_file():
-        raise BadInput(f"{called} must be a file, but is {'a folder' if path.is_dir() else 'not there'}")
+        raise BadInput(f"`task.teacher.weights` must be a file, but {path} is not")
     try:
         if path.suffix == ".safetensors":
             return Weights(safetensors.torch.load_file(path), "")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:
         raise BadInput(
-            f"{called} must hold weights alone, but needs code to be read, which Dux does not run; save "
-            "`network.state_dict()` by torch.save or safetensors"
+            f"{called} must contain only weights, but reading it would run code, which Dux does not do; save "
+            "`network.state_dict()` with torch.save or safetensors"
         ) from None
     except (SafetensorError, RuntimeError, ValueError, KeyError, EOFError, OSError) as error:
-        raise BadInput(f"{called} must be a file of safetensors or of torch.save, but {_brief(error)}") from None
+        raise BadInput(f"{called} must be a safetensors or torch.save file, but {_brief(error)}") from None
     return _state_dict(content, called)
 
 
@@ -170,16 +170,16 @@ def _state_dict(content: object, called: str) -> Weights:
             return Weights({str(name): tensor for name, tensor in content.items()}, "")
         for key in NESTED:
             if isinstance(content.get(key), Mapping):
-                found = _state_dict(content[key], called)
-                return Weights(found.tensors, f"its weights were found under `{key}`")
-        holds = f"holds {shown(sorted(map(str, content)))}"
+                nested = _state_dict(content[key], called)
+                return Weights(nested.tensors, f"its weights were found under `{key}`")
+        holds = f"contains {shown(sorted(map(str, content)))}"
     else:
-        holds = f"holds {type(content).__name__}"
-    raise BadInput(f"{called} must hold a state dict (names and tensors), but {holds}; save `network.state_dict()`")
+        holds = f"contains {type(content).__name__}"
+    raise BadInput(f"{called} must contain a state dict (names and tensors), but {holds}; save `network.state_dict()`")
 
 
 def load_weights(network: nn.Module, weights: Weights, called: str) -> list[str]:
-    """Fill a network with weights whose names may all have one prefix more, or less; returns what was done, in notes.
+    """Fill a network with weights, whose names may all have an additional or a missing prefix; returns notes on this.
 
     Args:
         network: of the same class as the one that was saved.
@@ -187,11 +187,11 @@ def load_weights(network: nn.Module, weights: Weights, called: str) -> list[str]
         called: what the weights are called in errors.
 
     Raises:
-        BadInput: they are of another network; names which differ.
+        BadInput: they belong to another network; the message names the differences.
     """
     own = network.state_dict()
     tensors, notes = weights.tensors, [weights.note] if weights.note else []
-    for longer, shorter, said in ((tensors, own, "taken off"), (own, tensors, "put before")):
+    for longer, shorter, said in ((tensors, own, "removed from"), (own, tensors, "added to")):
         prefix = _prefix(longer, shorter)
         if prefix:
             notes.append(f"the prefix `{prefix}` was {said} the names of its weights")
@@ -200,16 +200,16 @@ def load_weights(network: nn.Module, weights: Weights, called: str) -> list[str]
             else:
                 tensors = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
             break
-    counters = {name for name in own if name.endswith("num_batches_tracked")}  # old files have none
+    counters = {name for name in own if name.endswith("num_batches_tracked")}  # missing in old files
     problems = [
         *_listed("it lacks", sorted(own.keys() - tensors.keys() - counters)),
-        *_listed("it has, and the network has not,", sorted(tensors.keys() - own.keys())),
-        *_listed("of another shape", list(_unlike(own, tensors))),
+        *_listed("the network lacks", sorted(tensors.keys() - own.keys())),
+        *_listed("shapes differ:", list(_unlike(own, tensors))),
         *_listed("not finite", [name for name, t in tensors.items() if t.is_floating_point() and not _finite(t)]),
     ]
     if problems:
         raise BadInput(
-            f"{called} must be of {type(network).__name__} as `network` and `arguments` make it, but "
+            f"{called} must belong to {type(network).__name__} as built by `network` and `arguments`, but "
             f"{'; '.join(problems)}"
         )
     network.load_state_dict({**{name: own[name] for name in counters}, **tensors})
@@ -217,7 +217,7 @@ def load_weights(network: nn.Module, weights: Weights, called: str) -> list[str]
 
 
 def _prefix(longer: Mapping[str, Tensor], shorter: Mapping[str, Tensor]) -> str:
-    """What all names of `longer` begin with and those of `shorter` lack; empty where no one prefix explains them."""
+    """The prefix of all names of `longer` that those of `shorter` lack; empty if no single prefix explains them."""
     if not longer or not shorter or longer.keys() & shorter.keys():
         return ""
     for name in shorter:
@@ -232,7 +232,7 @@ def _prefix(longer: Mapping[str, Tensor], shorter: Mapping[str, Tensor]) -> str:
 def _unlike(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Iterator[str]:
     for name, tensor in tensors.items():
         if name in own and own[name].shape != tensor.shape:
-            yield f"{name} {tuple(tensor.shape)} and not {tuple(own[name].shape)}"
+            yield f"{name} {tuple(tensor.shape)} instead of {tuple(own[name].shape)}"
 
 
 def _listed(what: str, names: list[str]) -> Iterator[str]:

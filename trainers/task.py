@@ -38,6 +38,8 @@ class Task:
     """Of the teacher, in the key: JSON. Workers need none."""
     notes: tuple[str, ...] = ()
     """What the teacher's owner may want to know of how it was read, a line each."""
+    doubt: str = ""
+    """That the teacher, which somebody else trained, is near chance on these data, and why that may be."""
 
     @classmethod
     def load(
@@ -80,7 +82,7 @@ class Task:
                 f"the files of a teacher must be those that were trained, but in {folder} {why}; "
                 "put them back, or delete the folder to have it trained anew"
             ) from None
-        return cls(spec, data, network, measurements, curve, key, identity, tuple(teacher.notes))
+        return cls(spec, data, network, measurements, curve, key, identity, tuple(teacher.notes), teacher.doubt)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The task's numbers, for Ray's object store: workers read them without a copy. The test split stays behind."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from spaces import BadInput
-from spaces.errors import known, shown
+from spaces.errors import Problems, known, shown
 from spaces.recipe import Part
-from trainers.data import AUGMENTATIONS, DATASETS, check_dataset, load_dataset
+from trainers.data import AUGMENTATIONS, check_dataset, load_dataset, source_of, stand_in
 from trainers.data.pictures import Size
 from trainers.teacher_spec import Sides, TeacherSpec, beside
 
@@ -37,16 +37,20 @@ class TaskSpec(Part):
     teacher: TeacherSpec = TeacherSpec()
 
     def check(self) -> None:
-        """Raise BadInput where the data or the teacher cannot be; cheap, reads no images."""
-        check_dataset(
-            self.dataset,
-            root=None if self.root is None else Path(self.root),
-            download=self.download,
-            image_size=self.side,
-        )
+        """Raise BadInput, with all that is wrong, where the data or the teacher cannot be; cheap, reads no images."""
+        problems = Problems()
+        for check in (self._check_data, self._check_classes, self.teacher.check):
+            with problems.noted():
+                check()
+        problems.check()
+
+    def _check_data(self) -> None:
+        check_dataset(self.dataset, **self._where)
         if self.augment is not None and self.augment not in AUGMENTATIONS:
             way_out = known(AUGMENTATIONS, self.augment)
             raise BadInput(f"`task.augment` must be a known policy, but got {shown(self.augment)}; {way_out}")
+
+    def _check_classes(self) -> None:
         if self.classes is not None and not Path(self.classes).is_file():
             raise BadInput(f"`task.classes` must be a file with a name of a class a line, but {self.classes} is none")
         if self.classes is not None and any(member.network is None for member in self.teacher.each):
@@ -54,7 +58,12 @@ class TaskSpec(Part):
                 "`task.classes` must be of teachers that were trained elsewhere, but `task.teacher` is trained by Dux, "
                 "in the data's order; leave it out"
             )
-        self.teacher.check()
+
+    @property
+    def _where(self) -> dict[str, Any]:
+        """What the data set is called with."""
+        root = None if self.root is None else Path(self.root)
+        return {"root": root, "download": self.download, "image_size": self.side}
 
     def load_data(self) -> Dataset:
         """The data set, read into memory.
@@ -62,19 +71,19 @@ class TaskSpec(Part):
         Raises:
             BadInput: its files are not there, or broken, or too few for `train_limit`.
         """
-        return load_dataset(
-            self.dataset,
-            root=None if self.root is None else Path(self.root),
-            download=self.download,
-            train_limit=self.train_limit,
-            image_size=self.side,
-        )
+        return load_dataset(self.dataset, train_limit=self.train_limit, **self._where)
+
+    def stand_in(self) -> Dataset | None:
+        """Black images of the data's classes and size, where the data themselves are not as they must be.
+
+        None where so much is not known of them; BadInput where nothing is.
+        """
+        return stand_in(self.dataset, **self._where)
 
     @property
     def side(self) -> Size | None:
         """To which images of a folder are scaled: `image_size`, else what the teacher was trained on."""
-        source = DATASETS.get(self.dataset)
-        sizes = [member.input.size for member in self.teacher.each if source and "image_size" in source.options]
+        sizes = [member.input.size for member in self.teacher.each if "image_size" in source_of(self.dataset).options]
         return self.image_size or next((size for size in sizes if size is not None), None)
 
     def beside(self, folder: Path) -> TaskSpec:
@@ -86,4 +95,4 @@ class TaskSpec(Part):
     @property
     def policy(self) -> str:
         """The augmentation that holds."""
-        return self.augment or DATASETS[self.dataset].augmentation
+        return self.augment or source_of(self.dataset).augmentation

@@ -1,4 +1,4 @@
-"""The teacher: made, trained or loaded, written down once, and read back."""
+"""The teacher: trained or loaded, stored once, and read back."""
 
 import itertools
 import json
@@ -33,39 +33,41 @@ OnEpoch = Callable[[int, float], object]
 
 
 class Teacher:
-    """What a task's teacher is before it is trained or read: the data, and the networks that somebody else trained.
+    """A task's teacher before it is trained or read: its data, and the networks trained outside Dux.
 
     Args:
         spec: of the task.
         data: its data set.
 
     Raises:
-        BadInput: a network is not there, its weights do not fit it, or it is not for such data.
+        BadInput: a network does not exist, its weights do not fit it, or it is not for such data.
     """
 
     def __init__(self, spec: TaskSpec, data: Dataset) -> None:
         self.spec, self.data = spec, data
         self.notes: list[str] = []
-        """What its owner may want to know, a line each."""
+        """What its owner may want to know, one line each."""
+        self.doubt = ""
+        """Why it may not be what its owner believes, known once it is read; empty if there is no doubt."""
         self._own: dict[int, OwnNetwork] = {}
         for index, member in enumerate(spec.teacher.each):
             if member.network is not None:
                 self._own[index] = self._loaded(member)
 
     def identity(self) -> dict[str, Any]:
-        """What makes it: JSON."""
+        """Everything that defines it, as JSON."""
         own = {str(index): sha256(weights_bytes(network)) for index, network in self._own.items()}
         return self.spec.teacher.identity() | ({"weights": own} if own else {})
 
     def make(self, folder: Path, on_epoch: OnEpoch) -> None:
-        """Train the members that are not there yet, and write down what they are together."""
+        """Train the missing members, and record what they are together."""
         members, done = [], 0
         for index, (member, file) in enumerate(
             zip(self.spec.teacher.each, files_of(self.spec.teacher, folder), strict=True)
         ):
             try:
                 network = self._read(index, file)
-            except (Damaged, FileNotFoundError):  # a kill costs the member that was being trained, and no other
+            except (Damaged, FileNotFoundError):  # a kill costs only the member that was being trained
 
                 def report(epoch: int, loss: float, done: int = done) -> None:
                     on_epoch(done + epoch, loss)
@@ -86,27 +88,26 @@ class Teacher:
         write_hashed(folder / "teacher.json", json.dumps(record, indent=1))
 
     def read(self, folder: Path) -> tuple[Network, Mapping[str, float], tuple[float, ...]]:
-        """The teacher, its measurements and its curve, as `make` left them.
+        """The teacher, its measurements and its ensemble NLLs, as stored by `make`.
 
         Raises:
-            Damaged, FileNotFoundError: a file is not as it was.
+            Damaged, FileNotFoundError: a file was changed or is missing.
         """
         record = json.loads(read_hashed(folder / "teacher.json"))
         files = files_of(self.spec.teacher, folder)
         teacher = together([self._read(index, file) for index, file in enumerate(files)])
         measurements = self._measurements(record, teacher, folder)
-        if note := self._near_chance(teacher, measurements["accuracy"]):
-            self.notes.append(note)
+        self.doubt = self._near_chance(teacher, measurements["accuracy"])
         return teacher, measurements, tuple(record["curve"])
 
     def _read(self, index: int, file: Path) -> Network:
-        """A member as it was trained; Damaged or FileNotFoundError where it is not there so."""
+        """A member as it was trained; raises Damaged or FileNotFoundError if its file was changed or is missing."""
         content = read_hashed(file)
         network = untrained(self.spec, index, self.data.image_shape, self.data.classes)
         return filled(network, safetensors.torch.load(content)).eval()
 
     def _loaded(self, member: TeacherSpec) -> OwnNetwork:
-        """A network that somebody else has trained, with its weights, normalisation and order of classes."""
+        """A network trained outside Dux, with its weights, normalisation and class order."""
         assert member.network is not None
         with torch.device("cpu"), seeded(torch.Generator().manual_seed(member.seed)):
             inner = named_network(
@@ -120,7 +121,7 @@ class Teacher:
         size = member.input.size
         if size is not None and sides != ([size, size] if isinstance(size, int) else list(size)):
             raise BadInput(
-                f"`task.teacher.input.size` must be the images', but is {size} and they are {sides[0]} x {sides[1]}; "
+                f"`task.teacher.input.size` must match the images, but is {size} and they are {sides[0]} x {sides[1]}; "
                 f"set `task.image_size: {size}`, or leave it out"
             )
         network = OwnNetwork(
@@ -144,7 +145,7 @@ class Teacher:
         return network.eval()
 
     def _trained(self, index: int, on_epoch: OnEpoch) -> Network:
-        """One member; the first of a family is the network that the teacher's seed gives."""
+        """One member; the first of a family is initialised from the teacher's seed itself."""
         member = self.spec.teacher.each[index]
         generator = torch.Generator().manual_seed(_seed(member, index))
         if index in self._own:
@@ -164,19 +165,19 @@ class Teacher:
         return network.to(memory_format=torch.contiguous_format)
 
     def _measurements(self, record: Mapping[str, Any], teacher: Network, folder: Path) -> Mapping[str, float]:
-        """The teacher's, by its record; what that lacks, since Dux did not measure it then, is added to it."""
+        """The teacher's measurements from its record; those that an earlier Dux did not measure are added to it."""
         recorded: Mapping[str, float] = record["measurements"]
         if METRICS.keys() - TIMED <= recorded.keys():
             return recorded
         with computing(self.spec.teacher.threads):
             anew = measure(teacher, self.data.validation, ensemble_nlls=record["curve"])
         measurements = {**anew, **recorded}
-        (folder / "teacher.json").unlink()  # a kill before the next is there costs measuring, and no training
+        (folder / "teacher.json").unlink()  # a kill before it is replaced costs measuring, not training
         write_hashed(folder / "teacher.json", json.dumps({**record, "measurements": measurements}, indent=1))
         return measurements
 
     def _near_chance(self, teacher: Network, accuracy: float) -> str:
-        """That a network which somebody has trained knows nothing of the data, and why that may be; else empty."""
+        """A note if a network trained outside Dux is near chance on the data, with a possible reason; else empty."""
         labels, classes = self.data.validation.labels, self.data.classes
         chance = float(torch.bincount(labels, minlength=classes).max()) / len(labels)
         if not self._own or accuracy > chance + 3 * math.sqrt(chance * (1 - chance) / len(labels)):
@@ -188,13 +189,13 @@ class Teacher:
         if permuted > accuracy + 0.3:
             return (
                 f"{says}, but would be {permuted:.3f} with its classes in another order; name a file with its classes "
-                "in `task.classes`, one a line in the order of its outputs"
+                "in `task.classes`, one per line in the order of its outputs"
             )
-        return f"{says}; are its weights those of `network`, and its images normalised as `task.teacher.input` says?"
+        return f"{says}; do its weights belong to `network`, and its images match `task.teacher.input`?"
 
 
 def untrained(spec: TaskSpec, index: int, image_shape: tuple[int, int, int], classes: int) -> Network:
-    """A member of the teacher of which only the shapes are right: whoever calls this fills it.
+    """A member of the teacher with only the right shapes, to be filled by the caller.
 
     Args:
         spec: of the task.
@@ -209,13 +210,13 @@ def untrained(spec: TaskSpec, index: int, image_shape: tuple[int, int, int], cla
 
 
 def together(members: Sequence[Network]) -> Network:
-    """One teacher of its members, in eval mode and without gradients."""
+    """One teacher made of its members, in eval mode and without gradients."""
     teacher = members[0] if len(members) == 1 else DeepEnsemble(members)
     return teacher.eval().requires_grad_(False)
 
 
 def files_of(spec: TeacherSpec, folder: Path) -> list[Path]:
-    """The members' weights."""
+    """The files of the members' weights."""
     return [folder / f"teacher-{member}.safetensors" for member in range(spec.count)]
 
 
@@ -224,7 +225,7 @@ def _seed(spec: TeacherSpec, index: int) -> int:
 
 
 def _order(file: Path, class_names: Sequence[str]) -> list[int]:
-    """Of each class of the data, which line of the file is its."""
+    """For each class of the data, the index of its line in the file."""
     try:
         names = [line.strip() for line in file.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -233,7 +234,7 @@ def _order(file: Path, class_names: Sequence[str]) -> list[int]:
         lacks, more = (sorted({*one} - {*other}) for one, other in ((class_names, names), (names, class_names)))
         differs = [f"it lacks {shown(lacks)}"] * bool(lacks) + [f"the data have no {shown(more)}"] * bool(more)
         raise BadInput(
-            f"`task.classes` must have each class of the data once, but {'; '.join(differs) or 'a name stands twice'} "
+            f"`task.classes` must have each class of the data once, but {'; '.join(differs) or 'a name appears twice'} "
             f"({file})"
         )
     place = dict(zip(names, itertools.count()))

@@ -1,4 +1,4 @@
-"""The teacher as a study file writes it. Without torch, so that a mistake is told at once."""
+"""The teacher as a study file writes it. Without torch, so that mistakes are reported at once."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from trainers.data.pictures import Size
 from trainers.depths import check_student
 
 LARGEST_SIDE = 4096
-"""Of images, in pixels."""
+"""Maximum side of images, in pixels."""
 MOST_MEMBERS = 64
 LIBRARIES = ("torchvision", "timm")
-"""Whose networks are named `LIBRARY:NAME`."""
+"""Libraries whose networks are named `LIBRARY:NAME`."""
 DOWNLOADED = "DEFAULT"
-"""In place of a file of weights: the library's own, fetched from the internet where they are not there."""
+"""Instead of a weights file: the library's own weights, downloaded if necessary."""
 
 
 def _as_size(raw: object) -> object:
@@ -38,11 +38,11 @@ class InputSpec(Part):
     """The images that a network was trained on."""
 
     size: Sides = None
-    """Side, or height and width, in pixels; folders of images are scaled to it unless `task.image_size` is given."""
+    """Side, or height and width, in pixels; image folders are scaled to it unless `task.image_size` is given."""
     mean: list[float] | None = Field(default=None, min_length=1)
-    """Of each channel, of images in [0, 1]: what is subtracted. Left out: the library's own, else the data set's."""
+    """What is subtracted from each channel of images in [0, 1]; by default the library's own, else the data set's."""
     std: list[float] | None = Field(default=None, min_length=1)
-    """Of each channel: what is divided by."""
+    """What each channel is divided by."""
 
     @model_validator(mode="after")
     def _together(self) -> Self:
@@ -54,36 +54,36 @@ class InputSpec(Part):
 
 
 class TeacherSpec(Part):
-    """The network to compress: of a family, trained by Dux, or one that somebody has trained."""
+    """The network to compress: either of a family, trained by Dux, or trained outside Dux."""
 
     family: str = "resnet"
     depth: int = Field(default=20, ge=2, le=10_000)
     width: float = Field(default=1.0, gt=0.0, le=64.0)
     network: str | None = None
-    """In place of a family: `torchvision:NAME`, `timm:NAME`, or `package.module:function` (or a class)."""
+    """Instead of a family: `torchvision:NAME`, `timm:NAME`, or `package.module:function` (or a class)."""
     weights: str | None = None
-    """Its weights: a safetensors file, a file of `torch.save`, or `DEFAULT`; left out, those that it is made with."""
+    """Its weights: a safetensors or `torch.save` file, or `DEFAULT`; by default, those that it is built with."""
     arguments: dict[str, JsonValue] = Field(default_factory=dict)
-    """What the network is called with."""
+    """The arguments of the network's class or function."""
     input: InputSpec = InputSpec()
     taps: list[str] | None = Field(default=None, min_length=1)
-    """Modules whose outputs are its features, from shallow to deep; left out, they are found."""
+    """Modules whose outputs are its features, from shallow to deep; found automatically by default."""
     epochs: int | None = Field(default=None, ge=1, le=100_000)
-    """It is trained for; left out, 30 of a family, and none of a network that is trained already."""
+    """By default 30 for a family, and 0 for a network that is already trained."""
     batch_size: int = Field(default=64, ge=2, le=1_000_000)
     learning_rate: float | None = Field(default=None, gt=0.0)
-    """Left out, 0.1 of a family, and 0.02 of a network that is trained already."""
+    """By default 0.1 for a family, and 0.02 for a network that is already trained."""
     weight_decay: float = Field(default=5e-4, ge=0.0)
     members: Annotated[
         Annotated[int, Field(ge=1, le=MOST_MEMBERS), Tag("<number>")]
         | Annotated[list[TeacherSpec], Field(min_length=1, max_length=MOST_MEMBERS), Tag("<networks>")],
         Discriminator(lambda value: "<networks>" if isinstance(value, list) else "<number>"),
     ] = 1
-    """Of an ensemble, whose probabilities are averaged: how many, each trained on its own from a seed of its own; or
-    each as a teacher by itself."""
+    """Members of an ensemble, whose probabilities are averaged: how many, each trained independently from its own seed;
+    or each one as a separate teacher."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     threads: int = Field(default=1, ge=1, le=1024)
-    """Torch threads that it, and what is learned of it, are computed with; the last digits depend on their number."""
+    """Torch threads for it, and for what is learned from it; the last digits depend on their number."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -95,19 +95,19 @@ class TeacherSpec(Part):
             if getattr(self, name) != usual[name].get_default(call_default_factory=True)
         }
         if self.network is not None and (family := changed & _OF_A_FAMILY):
-            raise ValueError(f"must have a network or a family, but has `network` and {_names(family)}")
+            raise ValueError(f"must have either a network or a family, but has `network` and {_names(family)}")
         if self.network is None and (own := changed & _OF_A_NETWORK):
-            raise ValueError(f"must have a network with {_names(own)}: `network` says which")
+            raise ValueError(f"must have a `network` if it has {_names(own)}")
         if isinstance(members, list):
             if each := changed & (_OF_A_FAMILY | _OF_A_NETWORK | {"network"}):
-                raise ValueError(f"must say {_names(each)} of each of its members")
+                raise ValueError(f"must give {_names(each)} for each of its members")
             if any(member.count > 1 for member in members):
                 raise ValueError("must have members that are single networks")
         return self
 
     @property
     def student(self) -> Student:
-        """One member's shape in the words of a recipe, where it is of a family."""
+        """One member's shape as in a recipe, if it is of a family."""
         return Student(family=self.family, depth=self.depth, width=self.width)
 
     @property
@@ -117,14 +117,14 @@ class TeacherSpec(Part):
 
     @property
     def each(self) -> list[TeacherSpec]:
-        """Every member as a teacher by itself."""
+        """Every member as a separate teacher."""
         if isinstance(self.members, int):
             return [self.model_copy(update={"members": 1})] * self.members
         return list(self.members)
 
     @property
     def own_code(self) -> list[str]:
-        """What of the user's is imported to make it, as `package.module:name`."""
+        """The user's own code that is imported to build it, as `package.module:name`."""
         named = [member.family if member.network is None else member.network for member in self.each]
         return [name for name in named if ":" in name and name.partition(":")[0] not in LIBRARIES]
 
@@ -139,7 +139,7 @@ class TeacherSpec(Part):
         return self.learning_rate or (0.1 if self.network is None else 0.02)
 
     def identity(self) -> dict[str, Any]:
-        """What makes it, as far as this says so: JSON."""
+        """Everything here that defines it, as JSON."""
         if isinstance(self.members, list):
             return {"members": [member.identity() for member in self.members], "threads": self.threads}
         trained = {
@@ -156,7 +156,7 @@ class TeacherSpec(Part):
         return {"network": self.network, "arguments": self.arguments, "taps": self.taps, **trained}
 
     def check(self) -> None:
-        """Raise BadInput where it is of a family that does not exist, or not in its depth, or of code not there."""
+        """Raise BadInput if its family or that family's depth does not exist, or its code is missing."""
         for member in self.each:
             if member.network is None:
                 check_student(member.student)
@@ -167,14 +167,14 @@ class TeacherSpec(Part):
                 )
             elif member.weights == DOWNLOADED and member.own_code:
                 raise BadInput(
-                    f"`task.teacher.weights: {DOWNLOADED}` must be of a network of {' or '.join(LIBRARIES)}, but "
-                    f"`network` is {member.network}; name a file, or leave it out where the function loads them"
+                    f"`task.teacher.weights: {DOWNLOADED}` must be for a network of {' or '.join(LIBRARIES)}, but "
+                    f"`network` is {member.network}; name a file, or leave it out if the function loads them"
                 )
             elif member.weights not in (None, DOWNLOADED) and not Path(str(member.weights)).is_file():
-                raise BadInput(f"`task.teacher.weights` must be a file, but {member.weights} is none")
+                raise BadInput(f"`task.teacher.weights` must be a file, but {Path(str(member.weights))} is not")
 
     def beside(self, folder: Path) -> TeacherSpec:
-        """The same, files that are named by a relative path looked for in `folder`."""
+        """The same, with relative paths of files starting in `folder`."""
         changed: dict[str, Any] = {}
         if self.weights not in (None, DOWNLOADED):
             changed["weights"] = beside(folder, str(self.weights))

@@ -16,7 +16,7 @@ from trainers.checkpoint import Checkpoint, Kept
 from trainers.families import Features, Network, build, capture
 from trainers.knowledge import Knowledge
 from trainers.loop import Batch, Schedule, State, batches, fit
-from trainers.measure import predictions, quality
+from trainers.measure import batch_size, predictions, quality
 from trainers.planning import taps
 from trainers.spectral import Plan, Traced, cut, plan, recalibrate, rescale, spectral_penalty, spectralize, trace
 from trainers.task import Task
@@ -24,6 +24,9 @@ from trainers.transfer import Method, Shapes, TeacherSignals, method_of
 
 SEEN = 1024
 """Training images to which weights are fitted, and from which batch norm statistics are estimated, after a cut."""
+SEEN_AT_ONCE = 2**26
+"""Numbers in the largest tensor that they make, all at once: 256 MiB. Of images that make larger ones there are fewer:
+of 224 x 224 in a residual network of 16 channels, 83, rounded up to whole batches."""
 
 
 @dataclass(frozen=True)
@@ -293,8 +296,9 @@ class Trainer:
         if not cuts.removed:
             return cut(network, cuts)
         size, data = self._recipe.training.batch_size, self._task.data
+        at_once = batch_size(network, self._shape, SEEN_AT_ONCE, most=SEEN)
         seen = batches(data.train, size, self._task.spec.policy, generator, torch.device(self._device))
-        images = [batch.images for batch in islice(seen, math.ceil(SEEN / size))]
+        images = [batch.images for batch in islice(seen, math.ceil(at_once / size))]
         smaller = cut(network, cuts, images=torch.cat(images) if self._recipe.pruning.reconstruct else None)
         recalibrate(smaller, images)
         return smaller

@@ -13,7 +13,7 @@ from search.commands.look import print_front
 from search.commands.shared import Address, Home, Name, Verbose, completed_names, fail, home_folder, out, say
 from search.formats import DEFAULT, FORMATS
 from search.signals import BEGIN_ANEW, INTERRUPTED, say_if_interrupted, signals_wait
-from spaces.errors import BadInput
+from spaces.errors import BadInput, Problems
 
 if TYPE_CHECKING:  # each command imports what it needs, so that none waits for what others need
     from search.fronts.front import Front
@@ -163,23 +163,29 @@ def export(
         out.print(f"wrote {path}")
 
 
-def check(study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml")]) -> None:
-    from search.progress import duration
+def check(study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml")], home: Home = None) -> None:
     from search.study_file import StudyFile
 
-    file = StudyFile.read(study_file)
+    problems = Problems()
+    file = StudyFile.read(study_file, problems)
     from search.check import check as dry_run  # only now: torch takes seconds, which a mistake need not wait for
     from search.errors import ExportRefused
 
     try:
-        checked = dry_run(file)
+        checked = dry_run(file, home=home_folder(home), problems=problems)
     except ExportRefused as error:
         fail(1, str(error))
     for what, seconds in checked.steps:
         out.print(f"{seconds:6.1f} s  {what}")
-    notes = (*(f"data: {note}" for note in checked.notes), *(f"teacher: {note}" for note in checked.teacher_notes))
-    for line in (*notes, *checked.diverged):
+    needed = checked.needs.lines() if checked.needs else []
+    for line in (*checked.notes, *needed, *checked.diverged):
         out.print(line, markup=False, highlight=False)
+    if checked.problems:
+        for problem in checked.problems:
+            say(problem)
+        sys.exit(2)
+    from search.progress import duration
+
     sound = "sound but for that" if checked.diverged else "sound"
     repeats = ", repeats" if file.search.seeds > 1 else ""
     if file.remark:
@@ -190,7 +196,7 @@ def check(study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml")]) -> 
     )
 
 
-check.__doc__ = f"A dry run: one tiny trial from data to {DEFAULT.title}, and an estimate of what the study will cost."
+check.__doc__ = f"A dry run: the study in small, from data to {DEFAULT.title}; all its problems, and what it will cost."
 
 
 def delete(
@@ -221,12 +227,29 @@ def init(
     file: Annotated[
         Path | None, typer.Argument(metavar="FILE", help="[default: EXAMPLE.yaml]", show_default=False)
     ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(help="Of your own: torchvision:NAME, timm:NAME or package.module:Class.", show_default=False),
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="Its weights, a file; or DEFAULT.", show_default=False)] = None,
+    data: Annotated[str | None, typer.Option(help="The folder of its images.", show_default=False)] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="Side to which images are scaled.", show_default=False)
+    ] = None,
 ) -> None:
-    """Write an example of a study file, to be changed."""
-    from search.examples import content_of
+    """Write a study file to begin with: an example, or one for a network of your own."""
+    from search.examples import content_of, study_of
     from trainers.files import write_whole
 
-    content, path = content_of(example), file or Path(f"{example}.yaml")
+    path = file or Path(f"{example}.yaml" if network is None and data is None else "mine.yaml")
+    if network is None and data is None:
+        if weights is not None or image_size is not None:
+            raise BadInput("`--weights` and `--image-size` must be of a network of yours; add `--network` and `--data`")
+        content = content_of(example)
+    else:
+        network = network or _asked("--network", "the network (torchvision:NAME, timm:NAME or package.module:Class)")
+        data = data or _asked("--data", "the folder of its images")
+        content = study_of(path, network, weights, data, image_size)
     try:
         with signals_wait():
             path.open("xb").close()
@@ -239,3 +262,11 @@ def init(
     except FileExistsError:
         raise BadInput(f"a file that exists is not overwritten, but {path} does; name another") from None
     out.print(f"wrote {path}; `dux check {path}` tries it, `dux search {path}` runs it")
+
+
+def _asked(option: str, what: str) -> str:
+    """What the user answers, where somebody can be asked."""
+    if not sys.stdin.isatty():
+        raise BadInput(f"{what} must be named, but nobody can be asked here; add `{option}`")
+    answer: str = typer.prompt(what)
+    return answer

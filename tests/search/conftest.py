@@ -13,6 +13,7 @@ from processes import Command, Ended, run
 from running import TINY, Finished, Said, Stand
 
 from search.cli import main
+from search.study import Study
 
 HOME = "a home, 100%41 #1? 'é'"
 """Whatever is made of a home's path must hold for any."""
@@ -95,6 +96,14 @@ def dux(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return code, said.out, said.err
 
     return command
+
+
+@pytest.fixture
+def dux_here(dux: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
+    """The same, which carries studies out, too: in this process, without Ray."""
+    for begin in (Study.search, Study.resume):
+        monkeypatch.setitem(begin.__kwdefaults__, "backend", "local")
+    return dux
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -57,16 +57,16 @@ def runs(study: Study) -> list[Run]:
     """Every run of the study's experiment."""
     client = MlflowClient(tracking_uri=study.files.tracking_uri)
     experiment = client.get_experiment_by_name(f"dux-{study.name}")
-    found: list[Run] = client.search_runs([experiment.experiment_id])
-    return found
+    runs: list[Run] = client.search_runs([experiment.experiment_id])
+    return runs
 
 
 def trial_runs(study: Study) -> dict[int, Run]:
     """Trial -> its run; fails where a trial has two."""
-    found = [run for run in runs(study) if run.data.tags["dux.role"] == "trial"]
-    trials = [int(run.data.tags["dux.trial"]) for run in found]
+    of_trials = [run for run in runs(study) if run.data.tags["dux.role"] == "trial"]
+    trials = [int(run.data.tags["dux.trial"]) for run in of_trials]
     assert len(set(trials)) == len(trials)
-    return dict(zip(trials, found, strict=True))
+    return dict(zip(trials, of_trials, strict=True))
 
 
 def search_here(text: str, folder: Path) -> Study:

@@ -16,12 +16,13 @@ from PIL import Image
 from processes import environment
 from running import TINY, Said
 
-from search.check import _recipe, check
+from search.check import check
 from search.display import Silent
 from search.errors import ExportRefused
 from search.formats import DEFAULT
 from search.study import Study
 from search.study_file import StudyFile
+from search.tiny import tiny_recipe
 from spaces import BadInput
 from trainers import load_student
 from trainers.families import Network
@@ -42,7 +43,8 @@ def test_a_dry_run_of_a_sound_study_says_so_and_leaves_nothing_behind(tmp_path: 
     )
     assert (done.returncode, done.stderr) == (0, "")
     *steps, last = done.stdout.splitlines()
-    assert all(re.match(r"\s*\d+\.\d s  \w", step) for step in steps)
+    assert [re.sub(r"\d.*", "", step) for step in steps[-2:]] == ["memory: about ", "disk: at most about "]
+    assert all(re.match(r"\s*\d+\.\d s  \w", step) for step in steps[:-2])
     said = "\n".join(steps)
     for what in ("200 images to train on, 360 to validate with", "teacher", "units cut", "loaded", "ONNX Runtime"):
         assert what in said
@@ -56,7 +58,7 @@ def test_an_export_that_is_not_what_was_measured_is_refused() -> None:
     file = StudyFile.from_mapping(yaml.safe_load(TINY))
     steps = [what for what, _ in check(file).steps]
     assert steps[-1].endswith("run by ONNX Runtime: the same")
-    a_little_else = replace(DEFAULT, run=lambda content, images: 1.001 * DEFAULT.run(content, images))
+    a_little_else = replace(DEFAULT, run=lambda *given: 1.001 * DEFAULT.run(*given))
     with pytest.raises(ExportRefused, match=r"must match the measured network within .* but differs by"):
         check(file, a_little_else)
 
@@ -74,12 +76,12 @@ def tiny(**changed: object) -> StudyFile:
 
 def test_the_tiny_trial_takes_the_studys_own_values() -> None:
     rates, sizes = {"low": 1e-4, "high": 1e-2, "log": True}, [32, 16, 64]
-    recipe = _recipe(tiny(training__learning_rate=rates, training__batch_size=sizes, training__momentum=0.5))
+    recipe = tiny_recipe(tiny(training__learning_rate=rates, training__batch_size=sizes, training__momentum=0.5))
     assert recipe.training.learning_rate == pytest.approx(1e-3)
     assert (recipe.training.batch_size, recipe.training.momentum) == (32, 0.5)
     assert (recipe.student.width, recipe.transfer, recipe.training.epochs) == (0.5, "none", 2)
-    assert _recipe(tiny(transfer=["factor"])).transfer == "none"
-    assert dict(_recipe(tiny(transfer=["kd"])).options) == {"temperature": 4.5}
+    assert tiny_recipe(tiny(transfer=["factor"])).transfer == "none"
+    assert dict(tiny_recipe(tiny(transfer=["kd"])).options) == {"temperature": 4.5}
 
 
 @pytest.mark.parametrize("who", ["trial", "teacher"])
@@ -102,7 +104,8 @@ def test_what_diverges_even_at_a_hundredth_of_its_learning_rate_is_one_line(
 ) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY.replace("training.epochs: 2", "training.learning_rate: 100000.0"))
     code, out, err = dux("check", tmp_path / "tiny.yaml")
-    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "is sound" not in out
     rule = "a trial must be one that can be trained, but a tiny one with a hundredth of `training.learning_rate` cannot"
     assert err.startswith(f"dux: {rule}: ")
 
@@ -163,7 +166,7 @@ def test_longer_training_is_estimated_to_take_longer() -> None:
 def test_few_images_are_enough_and_are_all_that_is_trained_on() -> None:
     raw = yaml.safe_load(TINY)
     raw["task"]["train_limit"] = 12
-    data, teacher, trial, *_, exported = (what for what, _ in check(StudyFile.from_mapping(raw)).steps)
+    data, _, teacher, _, trial, *_, exported = (what for what, _ in check(StudyFile.from_mapping(raw)).steps)
     assert data == "data: 12 images to train on, 360 to validate with"
     assert teacher == "teacher: built, two epochs of 12 images"
     cut, units = map(int, re.findall(r"(\d+) of (\d+) units cut", trial)[0])
@@ -182,3 +185,123 @@ def test_a_student_that_measures_otherwise_when_it_is_loaded_is_refused(monkeypa
     monkeypatch.setattr("search.check.load_student", load_and_spoil)
     with pytest.raises(ExportRefused, match="a student that is saved and loaded must measure the same, but does not"):
         check(StudyFile.from_mapping(yaml.safe_load(TINY)))
+
+
+BROKEN = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes=3):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.classifier = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        return self.classifier(self.conv(x).relu().mean((2, 3)))
+
+
+class Untraceable(Net):
+    def forward(self, x):
+        y = self.conv(x.detach()).relu().mean((2, 3)).detach().numpy()  # leaves torch
+        return self.classifier(torch.from_numpy(y))
+
+
+class Whole(Net):
+    def forward(self, x):
+        y = self.conv(x)
+        return self.classifier(nn.functional.layer_norm(y, y.shape[1:]).mean((2, 3)))
+"""
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Three classes of pictures of one colour with noise, which a network can tell apart."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 30), ("val", 20), ("test", 6)):
+        for label, name in enumerate(("ape", "bee", "cat")):
+            folder = tmp_path / "pictures" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(120, size=(16, 16, 3), dtype=np.uint8)
+                pixels[..., label] += 100
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    (tmp_path / "nets.py").write_text(BROKEN)
+    return tmp_path
+
+
+def study_of(folder: Path, teacher: dict[str, object], space: dict[str, object] | None = None) -> Path:
+    """A study file on the pictures with somebody's network as teacher."""
+    raw = {
+        "name": "mine",
+        "task": {"dataset": "imagefolder", "root": "pictures", "augment": "none", "teacher": teacher},
+        "space": {"student.start": "teacher", "student.width": 0.5, "training.epochs": 1, **(space or {})},
+        "search": {"trials": 2},
+    }
+    (folder / "mine.yaml").write_text(yaml.safe_dump(raw))
+    return folder / "mine.yaml"
+
+
+def problems_of(file: Path, dux: Callable[..., Said], *more: str) -> list[str]:
+    code, _, err = dux("check", file, *more)
+    assert code == 2
+    assert all(line.startswith("dux: ") for line in err.splitlines())
+    return [line.removeprefix("dux: ") for line in err.splitlines()]
+
+
+def test_everything_that_is_wrong_is_told_in_one_run(pictures: Path, dux: Callable[..., Said]) -> None:
+    (pictures / "pictures" / "train" / "ape" / "3.png").write_bytes(b"no picture")
+    for image in (pictures / "pictures" / "val" / "bee").iterdir():
+        image.unlink()
+    torch.save({"conv.weight": torch.zeros(8, 3, 3, 3), "fc.weight": torch.zeros(5, 8)}, pictures / "other.pth")
+    file = study_of(
+        pictures,
+        {"network": "nets:Whole", "weights": "other.pth"},
+        {"transfer": ["none", "fsp"], "training.batch_size": 1_000_000},
+    )
+    found = problems_of(file, dux)
+    for expected in (
+        r"all images of .*pictures must be readable, but 1 of .* are not: train/ape/3.png",
+        r"bee",
+        r"`task.teacher.weights: .*other.pth` must be of Whole .* it lacks classifier.bias, classifier.weight, ",
+        r"whose layers can be cut, but none of its 2 can|same with units cut .*units of (network.)?conv",
+        r"space: with a student that is .*`fsp`",
+        r"memory must hold \d+ trials? at a time, about .* GiB, but .* are free",
+    ):
+        assert any(re.search(expected, line) for line in found), (expected, found)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        (
+            {"network": "nets:Net", "arguments": {"num_classes": 5}},
+            r"must put out logits \(B, 3\), but puts out \(2, 5\)",
+        ),
+        (
+            {"network": "nets:Untraceable"},
+            r"`student.start: teacher` must be of a network (that can be traced|whose layers)",
+        ),
+        (
+            {"network": "nets:Net"},
+            r"`task.teacher` must be a network that knows these data, but its accuracy of .* is near",
+        ),
+    ],
+)
+def test_a_teacher_that_cannot_be_is_named(
+    teacher: dict[str, object], message: str, pictures: Path, dux: Callable[..., Said]
+) -> None:
+    (problem,) = problems_of(study_of(pictures, teacher), dux)
+    assert re.search(message, problem), problem
+
+
+def test_a_disk_without_room_is_named(pictures: Path, dux: Callable[..., Said]) -> None:
+    file = study_of(pictures, {"network": "nets:Net"})
+    file.write_text(
+        file.read_text().replace("trials: 2", "trials: 1000000").replace("nets:Net", "torchvision:resnet18")
+    )
+    found = problems_of(file, dux)
+    assert any(
+        re.search(r"the disk of .* must have room for the study, about .* GiB, but .* are free", line) for line in found
+    )

@@ -217,10 +217,10 @@ def test_front_is_a_picture_and_a_table(finished: Finished, dux: Callable[..., S
 def test_front_json_is_the_front_and_nothing_else(finished: Finished, dux: Callable[..., Said]) -> None:
     code, out, err = dux("front", "tiny", "--home", finished.home, "--json")
     assert (code, err) == (0, "")
-    found = json.loads(out)
-    assert found == json.loads((finished.study.folder / "front.json").read_text())
-    assert [member["trial"] for member in found["members"]] == [e.trial for e in finished.study.front().non_dominated]
-    for member in found["members"]:
+    content = json.loads(out)
+    assert content == json.loads((finished.study.folder / "front.json").read_text())
+    assert [member["trial"] for member in content["members"]] == [e.trial for e in finished.study.front().non_dominated]
+    for member in content["members"]:
         assert set(member) == {"trial", "recipe", "objectives", "measurements", "mlflow_run_id", "curve_of"}
         assert member["mlflow_run_id"] == finished.study.run_ids()[member["trial"]]
 
@@ -244,16 +244,16 @@ def test_front_writes_a_page_and_a_picture(finished: Finished, tmp_path: Path, d
 def test_methods_json_has_every_method_with_its_parameters_and_paper(dux: Callable[..., Said]) -> None:
     code, out, err = dux("methods", "--json")
     assert (code, err) == (0, "")
-    found = {method["name"]: method for method in json.loads(out)}
-    assert set(found) == set(METHODS)
+    listed = {method["name"]: method for method in json.loads(out)}
+    assert set(listed) == set(METHODS)
     for name, method in METHODS.items():
-        parameters = {parameter["name"]: parameter for parameter in found[name]["parameters"]}
+        parameters = {parameter["name"]: parameter for parameter in listed[name]["parameters"]}
         defaults = {f"{name}.{option}": value for option, value in method.Options().model_dump().items()}
         assert {key: parameter["default"] for key, parameter in parameters.items()} == defaults
         assert all(parameter["range"] and parameter["description"] for parameter in parameters.values())
-        assert found[name]["paper"]["title"]
-    assert found["factor"]["paper"]["link"] == "arXiv:1802.04977"
-    assert found["kd"]["parameters"][0] | {"description": ""} == {
+        assert listed[name]["paper"]["title"]
+    assert listed["factor"]["paper"]["link"] == "arXiv:1802.04977"
+    assert listed["kd"]["parameters"][0] | {"description": ""} == {
         "name": "kd.temperature",
         "default": 4.0,
         "range": "> 0",
@@ -287,8 +287,8 @@ def test_ui_prints_a_link_that_answers_and_ends_with_its_server(
         assert b"<html" in page.read().lower()
     with urllib.request.urlopen(
         f"{link[1]}/api/2.0/mlflow/experiments/get?experiment_id={link[3]}", timeout=60
-    ) as found:
-        assert json.loads(found.read())["experiment"]["name"] == "dux-tiny"
+    ) as each:
+        assert json.loads(each.read())["experiment"]["name"] == "dux-tiny"
     servers = descendants(command.process.pid)
     assert servers
     os.kill(command.process.pid, by)
@@ -327,12 +327,12 @@ RUNNING = Progress("trials", standing_of("complete", "complete", "failed", "stop
 def test_progress_says_how_the_study_stands() -> None:
     console = Console(file=StringIO(), width=120, force_terminal=True, color_system=None)
     console.print(drawn("tiny", RUNNING, 3700.0))
-    (bar, found) = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    (bar, actual) = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert re.match(r"tiny\s+\S+.*6/24 trials\s+2 running, 1 failed, 3 stopped\s+1:01:40 elapsed, 1:15 left\s*$", bar)
     # of the area, 0.975 high as far as 12,345 parameters, and half of that to 6,172
     sizes = [math.log(1e6 / parameters) / math.log(1e6) for parameters in (12345.0, 12345.0 / 2)]
     volume = 0.975 * sizes[0] + 0.975 / 2 * (sizes[1] - sizes[0])
-    assert found.strip() == f"front of 2, hypervolume {volume:.4f}; best accuracy 0.9750, parameters 12,345"
+    assert actual.strip() == f"front of 2, hypervolume {volume:.4f}; best accuracy 0.9750, parameters 12,345"
 
 
 def test_progress_before_the_first_trial_says_what_goes_on() -> None:

@@ -127,13 +127,13 @@ def processes(name: str, argument: str) -> list[int]:
     """Those of a program that were given an argument with this in it."""
     listed = subprocess.run(["ps", "-wweo", "pid=,args="], capture_output=True, text=True, check=True).stdout
     commands = [line.split() for line in listed.splitlines()]
-    found = [
+    ids = [
         int(pid)
         for pid, program, *rest in commands
         if program.endswith(name) and any(argument in word for word in rest)
     ]
-    assert found
-    return found
+    assert ids
+    return ids
 
 
 def test_the_cluster_file_passes_rays_own_validation() -> None:

@@ -1,4 +1,4 @@
-"""A study whose trained students are looked at along their pruning curves, by the real command."""
+"""A study whose trained students are looked at along their pruning curves, one after the other."""
 
 import json
 from collections.abc import Callable
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from processes import TASK, run
-from running import HERE, Said, but_waiting
+from processes import TASK
+from running import Said, but_waiting, search_here
 
 from search.ledger.lines import CurvePoint
 from search.study import Study
@@ -38,10 +38,7 @@ search: {{trials: {TRIALS}, concurrent: 2}}
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     folder = tmp_path_factory.mktemp("curved")
-    (folder / "study.yaml").write_text(CURVED)
-    done = run("search", "study.yaml", "--home", "home", folder=folder, program=HERE)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return Study.open("curved", folder / "home")
+    return search_here(CURVED, folder)
 
 
 def test_every_trial_has_its_whole_curve_in_ledger_files_and_mlflow_exactly_once(study: Study) -> None:
@@ -60,20 +57,22 @@ def test_every_trial_has_its_whole_curve_in_ledger_files_and_mlflow_exactly_once
         assert json.loads((folder / "result.json").read_text())["measurements"] == line.measurements
         if line.trial not in run_ids:
             continue
-        found = client.get_run(run_ids[line.trial])
-        assert found.data.tags["dux.pareto"] == ("true" if line.trial in on_front else "false")
-        assert {name: found.data.metrics[name] for name in line.measurements} == line.measurements
-        assert found.data.tags.get("dux.curve_of") == (str(line.kind.of) if isinstance(line.kind, CurvePoint) else None)
-        stored = {file.path for file in client.list_artifacts(found.info.run_id, "student")}
+        actual = client.get_run(run_ids[line.trial])
+        assert actual.data.tags["dux.pareto"] == ("true" if line.trial in on_front else "false")
+        assert {name: actual.data.metrics[name] for name in line.measurements} == line.measurements
+        assert actual.data.tags.get("dux.curve_of") == (
+            str(line.kind.of) if isinstance(line.kind, CurvePoint) else None
+        )
+        stored = {file.path for file in client.list_artifacts(actual.info.run_id, "student")}
         assert stored == {
             f"student/{name}" for name in ("recipe.json", "student.json", "student.safetensors", "result.json")
         }
         if not line.is_point:
             points = [other for other in lines if isinstance(other.kind, CurvePoint) and other.kind.of == line.trial]
-            table = json.loads(Path(client.download_artifacts(found.info.run_id, "curve.json")).read_text())
+            table = json.loads(Path(client.download_artifacts(actual.info.run_id, "curve.json")).read_text())
             rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
             assert rows == [{"trial": p.trial, **p.measurements, **p.recipe.flat()} for p in points if p.recipe]
-            assert found.data.tags["mlflow.loggedArtifacts"] == '[{"path": "curve.json", "type": "table"}]'
+            assert actual.data.tags["mlflow.loggedArtifacts"] == '[{"path": "curve.json", "type": "table"}]'
     for trial in trials:
         points = [line.recipe.pruning for line in lines if isinstance(line.kind, CurvePoint) and line.kind.of == trial]
         assert [(point.fraction, point.fine_tune_epochs) for point in points] == [
@@ -137,11 +136,11 @@ def test_resuming_a_finished_study_adds_nothing(study: Study, dux: Callable[...,
     assert (code, study.lines()) == (0, before)
 
 
-def test_a_finished_study_is_carried_on(study: Study) -> None:
-    before, folder = study.lines(), study.home.parent
-    done = run("resume", "curved", "--home", str(study.home), "--trials", str(TRIALS + 1), folder=folder, program=HERE)
-    assert (done.returncode, but_waiting(done.stderr)) == (0, "")
-    assert "finished" not in done.stdout
+def test_a_finished_study_is_carried_on(study: Study, dux_here: Callable[..., Said]) -> None:
+    before = study.lines()
+    code, out, err = dux_here("resume", "curved", "--home", study.home, "--trials", str(TRIALS + 1))
+    assert (code, but_waiting(err)) == (0, "")
+    assert "finished" not in out
     longer = Study.open("curved", study.home)
     assert longer.file.search.trials == TRIALS + 1
     assert longer.lines()[: len(before)] == before

@@ -11,6 +11,7 @@ from PIL import Image
 from running import search_here
 
 from search.export import export
+from search.study_file import StudyFile
 
 SPACE = """
 space: {student.width: 0.25, transfer: [kd, attention], training.epochs: 1,
@@ -53,3 +54,16 @@ def test_images_that_are_not_square_go_from_the_folder_to_the_exported_file(tmp_
     assert logits.shape == (3, 2)
     with pytest.raises(Exception, match=r"Got: 12 Expected: 8|Got invalid dimensions"):
         session.run(["logits"], {"images": torch.rand(3, 3, 12, 8).numpy()})
+
+
+def test_a_function_beside_the_study_file_gives_the_data(tmp_path: Path) -> None:
+    (tmp_path / "flowers.py").write_text(
+        "import torch\nfrom torch.utils.data import TensorDataset\n\n\ndef small():\n"
+        "    images = torch.arange(60 * 64).reshape(60, 1, 8, 8) % 251\n"
+        "    return TensorDataset(images.to(torch.uint8), torch.arange(60) % 2)\n"
+    )
+    (tmp_path / "study.yaml").write_text("name: flowers\ntask: {dataset: 'flowers:small'}\nspace: {}\n")
+    file = StudyFile.read(tmp_path / "study.yaml")
+    assert file.own_code == ["flowers:small"]
+    assert StudyFile.from_json(file.to_json()) == file
+    assert [len(part) for part in file.task.load_data().splits().values()] == [43, 5, 12]

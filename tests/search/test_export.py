@@ -34,6 +34,7 @@ from trainers.data.dataset import Split
 from trainers.families import build, by_member
 from trainers.spectral import cut, plan, spectralize, trace
 
+KNOWN = ", ".join(sorted(FORMATS))
 BOUNDS = ("--max", "parameters=10k")
 
 
@@ -72,7 +73,7 @@ def exported(finished: Finished, folder: Path, dux: Callable[..., Said]) -> Expo
     out = folder / "new" / "folder"
     said = folder / "said.txt"
     if not said.exists():
-        arguments = ("export", "tiny", "--home", finished.home, *BOUNDS, "--out", out, "--format", "onnx,pt2")
+        arguments = ("export", "tiny", "--home", finished.home, *BOUNDS, "--out", out, "--format", ",".join(FORMATS))
         code, printed, err = dux(*arguments)
         assert (code, err) == (0, "")
         said.write_text(printed)
@@ -99,13 +100,13 @@ def test_the_onnx_file_computes_the_measured_network(finished: Finished, exporte
     network = load_student(finished.study.files.trial(exported.entry.trial))
     generator = torch.Generator().manual_seed(3)
     images = torch.rand(64, 1, 8, 8, generator=generator)
-    (found,) = session(exported.folder / f"tiny-{exported.entry.trial}.onnx").run(
+    (actual,) = session(exported.folder / f"tiny-{exported.entry.trial}.onnx").run(
         ["logits"], {"images": images.numpy()}
     )
     with torch.no_grad():
         expected = network(images).numpy()
-    assert np.abs(found - expected).max() <= 1e-4
-    assert (found.dtype, found.shape) == (np.float32, (64, 10))
+    assert np.abs(actual - expected).max() <= 1e-4
+    assert (actual.dtype, actual.shape) == (np.float32, (64, 10))
 
 
 def test_its_accuracy_in_onnx_runtime_is_the_recorded_one(finished: Finished, exported: Exported) -> None:
@@ -122,11 +123,11 @@ def test_the_exported_student_takes_any_batch_size(batch: int, finished: Finishe
     with torch.no_grad():
         expected = load_student(finished.study.files.trial(exported.entry.trial))(images)
         alone = torch.export.load(exported.folder / f"tiny-{exported.entry.trial}.pt2").module()(images)
-    (found,) = session(exported.folder / f"tiny-{exported.entry.trial}.onnx").run(
+    (actual,) = session(exported.folder / f"tiny-{exported.entry.trial}.onnx").run(
         ["logits"], {"images": images.numpy()}
     )
-    assert found.shape == (batch, 10)
-    assert float((torch.from_numpy(found) - expected).abs().max()) <= 1e-4
+    assert actual.shape == (batch, 10)
+    assert float((torch.from_numpy(actual) - expected).abs().max()) <= 1e-4
     assert float((alone - expected).abs().max()) <= 1e-4
 
 
@@ -145,7 +146,7 @@ def test_the_onnx_file_is_one_sound_file_with_named_ends(exported: Exported) -> 
 
 def test_nothing_but_the_files_asked_for_and_the_card_is_written(exported: Exported) -> None:
     trial = exported.entry.trial
-    names = {f"tiny-{trial}.onnx", f"tiny-{trial}.pt2", "card.json"}
+    names = {*(f"tiny-{trial}.{name}" for name in FORMATS), "card.json"}
     assert {path.name for path in exported.folder.iterdir()} == names
     assert exported.out.startswith(f"trial {trial}: accuracy ")
     assert {line for line in exported.out.splitlines() if line.startswith("wrote ")} == {
@@ -178,10 +179,10 @@ def test_the_card_and_the_files_say_what_the_outputs_mean_and_how_images_are_mad
     in_onnx = {prop.key: prop.value for prop in onnx.load(stem.with_suffix(".onnx")).metadata_props}
     in_archive = dict.fromkeys(("class_names", "image_shape", "image_colour", "image_preparation"), "")
     torch.export.load(stem.with_suffix(".pt2"), extra_files=in_archive)
-    for found in (in_onnx, in_archive):
-        assert json.loads(found["class_names"]) == digits
-        assert json.loads(found["image_shape"]) == [1, 8, 8]
-        assert (found["image_colour"], found["image_preparation"]) == ("grey", preparation)
+    for each in (in_onnx, in_archive):
+        assert json.loads(each["class_names"]) == digits
+        assert json.loads(each["image_shape"]) == [1, 8, 8]
+        assert (each["image_colour"], each["image_preparation"]) == ("grey", preparation)
 
 
 def test_the_cards_hashes_are_those_of_the_files(finished: Finished, exported: Exported) -> None:
@@ -253,10 +254,10 @@ def test_no_student_within_the_bounds_names_the_nearest_in_one_line(
     [
         (
             ("--format", "onx"),
-            "`--format` must be a known format, but got 'onx'; did you mean `onnx`? known: onnx, pt2",
+            f"`--format` must be a known format, but got 'onx'; did you mean `onnx`? known: {KNOWN}",
         ),
-        (("--format", ""), "`--format` must be a known format, but got ''; known: onnx, pt2"),
-        (("--format", "onnx,tflite"), "`--format` must be a known format, but got 'tflite'; known: onnx, pt2"),
+        (("--format", ""), f"`--format` must be a known format, but got ''; known: {KNOWN}"),
+        (("--format", "onnx,tflite"), f"`--format` must be a known format, but got 'tflite'; known: {KNOWN}"),
         (("--min", "accuracy"), "a bound must read NAME=VALUE, but got 'accuracy'; write for example parameters=50k"),
         (("--max", "size=5"), "a bound must name a measurement, but got 'size'; known are accuracy, "),
         (("--max", "nll=many"), "a quantity must be a finite number, such as 0.9, 50k, 1.5M or 2G, but got 'many'"),
@@ -446,4 +447,3 @@ def test_export_is_one_call_in_python(finished: Finished, tmp_path: Path) -> Non
     with pytest.raises(ExportRefused, match="must have the measured accuracy"):
         export(finished.study, replace(entry, measurements={**entry.measurements, "accuracy": 0.999}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert set(FORMATS) == {"onnx", "pt2"}

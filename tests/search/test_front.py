@@ -284,11 +284,11 @@ def test_a_student_of_a_curve_is_said_to_be_one() -> None:
     own = Entry(29, recipe, {"accuracy": 0.9, "parameters": 100.0})
     point = Entry(60, recipe, {"accuracy": 0.8, "parameters": 50.0}, curve_of=29)
     raw = Entry(61, {**recipe, "pruning.fine_tune_epochs": 0}, {"accuracy": 0.7, "parameters": 25.0}, curve_of=29)
-    found = front(own, point, raw)
+    actual = front(own, point, raw)
     assert [each.called for each in (own, point)] == ["trial 29", "student 60 (from the curve of trial 29)"]
-    assert "(" not in found.brief(own)
-    assert found.brief(point).endswith(" (from the curve of trial 29, after cut 3)")
-    assert found.brief(raw).endswith(" (from the curve of trial 29, cut, not fine-tuned)")
+    assert "(" not in actual.brief(own)
+    assert actual.brief(point).endswith(" (from the curve of trial 29, after cut 3)")
+    assert actual.brief(raw).endswith(" (from the curve of trial 29, cut, not fine-tuned)")
     with pytest.raises(NoStudent, match=r"the nearest is student 60 \(from the curve of trial 29\) with"):
         select(front(point), {"accuracy": ("min", 0.99)})
 
@@ -345,9 +345,9 @@ def test_the_selected_student_is_the_brute_force_one() -> None:
             with pytest.raises(NoStudent):
                 select(front(*students), bounds)
             continue
-        found = select(front(*students), bounds)
-        assert found in front(*students).non_dominated
-        assert found.value("accuracy") == max(e.value("accuracy") for e in inside)
+        actual = select(front(*students), bounds)
+        assert actual in front(*students).non_dominated
+        assert actual.value("accuracy") == max(e.value("accuracy") for e in inside)
 
 
 def test_no_student_within_the_bounds_names_the_nearest_in_one_line() -> None:
@@ -458,7 +458,7 @@ def test_a_quantity_is_read(text: str, value: float) -> None:
     "text", ["", "k", "50 kB", "50m", "1.5.2", "fifty", "nan", "inf", "-inf", "infk", "1e999", "50kk"]
 )
 def test_what_is_no_quantity_is_refused(text: str) -> None:
-    with pytest.raises(BadInput, match=r"a quantity must be a finite number, as 0\.9, 50k, 1\.5M or 2G, but got"):
+    with pytest.raises(BadInput, match=r"a quantity must be a finite number, such as 0\.9, 50k, 1\.5M or 2G, but got"):
         parse_quantity(text)
 
 

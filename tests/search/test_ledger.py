@@ -157,8 +157,8 @@ def test_a_stopped_trial_is_pruned_and_done_and_keeps_what_it_had_come_to(
     assert math.isnan(line.rungs[9]["parameters"])
     assert opened().done() == 1
     assert opened().reconcile() == 0
-    (found,) = optuna.load_study(study_name="study", storage=storage).trials
-    assert (found.state, found.values) == (optuna.trial.TrialState.PRUNED, None)
+    (actual,) = optuna.load_study(study_name="study", storage=storage).trials
+    assert (actual.state, actual.values) == (optuna.trial.TrialState.PRUNED, None)
 
 
 @pytest.mark.parametrize("sampler", [sampler for sampler in SAMPLERS if sampler != "grid"])
@@ -332,10 +332,10 @@ def test_optuna_knows_by_how_much_a_limit_is_overstepped_and_leaves_the_trial_ou
     assert constrained().reconcile() == 0
     study = optuna.load_study(study_name="study", storage=storage)
     limits = {"parameters <= 2000", "nll >= 0.1", "nll <= 0.5"}
-    assert [{*found.constraints} for found in study.trials] == [limits] * 3
-    assert [found.constraints["parameters <= 2000"] for found in study.trials] == [-0.5, 0.5, -0.995]
+    assert [{*each.constraints} for each in study.trials] == [limits] * 3
+    assert [each.constraints["parameters <= 2000"] for each in study.trials] == [-0.5, 0.5, -0.995]
     assert study.trials[2].constraints["nll <= 0.5"] == 9.0
-    assert [found.number for found in study.best_trials] == [0]
+    assert [each.number for each in study.best_trials] == [0]
     assert [line.outcome for line in opened().lines()] == ["complete"] * 3
 
 
@@ -629,9 +629,9 @@ def test_a_trial_that_had_come_to_its_end_when_the_driver_was_killed_has_its_cur
     opened: Callable[..., Ledger],
 ) -> None:
     trial, recipe = opened().ask()
-    found = {"measurements": MEASURED, "seconds": 2.0, "curve": curve(recipe, (0.2,))}
+    results = {"measurements": MEASURED, "seconds": 2.0, "curve": curve(recipe, (0.2,))}
     again = opened()
-    assert again.reconcile(lambda number: found) == 0
+    assert again.reconcile(lambda number: results) == 0
     assert [(line.trial, line.kind) for line in again.lines()] == [(trial, Trial()), (trial + 1, CurvePoint(trial, 0))]
 
 

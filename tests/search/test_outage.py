@@ -195,11 +195,11 @@ def test_every_kind_of_request_may_be_refused_once_and_its_answer_lost_once(tmp_
         assert proxy.told["lost"] >= 12  # experiments, runs, batches, inputs, outputs, models, files, ...
         assert proxy.told["error"] >= 10
         assert not (tmp_path / "spool.refused.jsonl").exists()
-        found = without_ids(stand.url, "flaky")
+        stored = without_ids(stand.url, "flaky")
         plain = f"sqlite:///{shutil.copy(stand.empty, tmp_path / 'plain.db')}"
         with tracking(tmp_path, plain, "flaky") as tracker:  # the same spool, to a store that never failed
             assert tracker.flush(60.0) == 0, tracker.last_error
-        assert found == without_ids(plain, "flaky")
+        assert stored == without_ids(plain, "flaky")
 
 
 def run_study_on(tracker: Tracker, folder: Path) -> None:
@@ -253,11 +253,11 @@ def test_whatever_mlflow_did_not_say_is_an_outage_and_is_tried_again(tmp_path: P
         proxy.rule = lambda method, path: "pass"
     assert len(hit) == 1 + sum(map(len, asked.values())) + len(FAULTS)
     assert not (tmp_path / "spool.refused.jsonl").exists()
-    found = contents(stand.url, "false")
-    assert set(found) == {"tags", ""} | {f"/{n}" for n in range(trial)}
-    assert [step for step, _ in steps(found["/0"]["points"]["epoch.accuracy"])] == [4 + n for n in range(len(FAULTS))]
+    stored = contents(stand.url, "false")
+    assert set(stored) == {"tags", ""} | {f"/{n}" for n in range(trial)}
+    assert [step for step, _ in steps(stored["/0"]["points"]["epoch.accuracy"])] == [4 + n for n in range(len(FAULTS))]
     for n in range(trial):
-        run = found[f"/{n}"]
+        run = stored[f"/{n}"]
         assert run["status"] == "FINISHED"
         assert run["params"]["seed"] == "0"
         assert [context for context, _ in run["data"]] == ["training", "validation"]
@@ -293,11 +293,11 @@ def test_a_server_before_mlflow_3_has_all_but_the_models(tmp_path: Path, stand: 
         "MLflow refused 3 events for good, the first: teacher_measured: MLflow refuses an event: it is older than "
         f"MLflow 3, and has no logged models; see {tmp_path / 'spool.refused.jsonl'}"
     )
-    found = contents(stand.url, "old")
-    assert set(found) == {"tags", "", "/0", "/1", "/2"}
-    assert found[""]["status"] == "FINISHED"
-    assert set(found[""]["points"]) >= {"teacher.accuracy", "teacher.parameters", "hypervolume"}
-    assert found["/1"]["data"] == [("training", "d1"), ("validation", "d2")]
+    stored = contents(stand.url, "old")
+    assert set(stored) == {"tags", "", "/0", "/1", "/2"}
+    assert stored[""]["status"] == "FINISHED"
+    assert set(stored[""]["points"]) >= {"teacher.accuracy", "teacher.parameters", "hypervolume"}
+    assert stored["/1"]["data"] == [("training", "d1"), ("validation", "d2")]
     assert models(stand.store, "old") == {}
 
 
@@ -352,10 +352,10 @@ def test_a_hung_mlflow_is_waited_for_as_long_as_is_said_and_gets_the_rest_later(
     monkeypatch.setattr("search.reporting.SILENT_S", 300.0)
     code, _, err = dux("resume", "tiny", "--home", again.home)
     assert (code, err) == (0, "")
-    found = contents(stand.url, "tiny")
-    assert found[""]["status"] == "FINISHED"
+    stored = contents(stand.url, "tiny")
+    assert stored[""]["status"] == "FINISHED"
     members = json.loads((again.folder / "front.json").read_text())["members"]
-    assert [member["mlflow_run_id"] for member in members] == [found[f"/{m['trial']}"]["id"] for m in members]
+    assert [member["mlflow_run_id"] for member in members] == [stored[f"/{m['trial']}"]["id"] for m in members]
     told = (again.folder / "spool.jsonl").read_bytes()
     assert dux("resume", "tiny", "--home", again.home)[0] == 0
     assert (again.folder / "spool.jsonl").read_bytes() == told
@@ -485,12 +485,12 @@ def test_a_study_goes_on_while_its_server_is_slow_killed_in_mid_write_and_back_w
         json.loads((study.folder / "spool.sent").read_text())["offset"] == (study.folder / "spool.jsonl").stat().st_size
     )
 
-    found = contents(stand.url, "steady")  # fails where a run is there twice
+    stored = contents(stand.url, "steady")  # fails where a run is there twice
     lines = study.lines()
-    assert set(found) == {"tags", ""} | {f"/{line.trial}" for line in lines}
-    assert found[""]["status"] == "FINISHED"
+    assert set(stored) == {"tags", ""} | {f"/{line.trial}" for line in lines}
+    assert stored[""]["status"] == "FINISHED"
     for line in lines:
-        run = found[f"/{line.trial}"]
+        run = stored[f"/{line.trial}"]
         assert (line.outcome, run["status"]) == ("complete", "FINISHED")
         assert sorted(step for step, _, _ in run["points"]["epoch.accuracy"]) == [1, 2, 3]
         for name, value in line.measurements.items():
@@ -502,7 +502,7 @@ def test_a_study_goes_on_while_its_server_is_slow_killed_in_mid_write_and_back_w
     members = {str(entry.trial) for entry in study.front().non_dominated}
     assert set(models(stand.store, "steady")) == members | {"teacher"}
     assert {
-        name[1:] for name, run in found.items() if name.startswith("/") and run["tags"]["dux.pareto"] == "true"
+        name[1:] for name, run in stored.items() if name.startswith("/") and run["tags"]["dux.pareto"] == "true"
     } == members
-    steps = sorted(step for step, _, _ in found[""]["points"]["hypervolume"])
+    steps = sorted(step for step, _, _ in stored[""]["points"]["hypervolume"])
     assert steps == list(range(1, len(lines) + 1))

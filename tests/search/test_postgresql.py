@@ -35,9 +35,9 @@ class Database:
     """An empty database on a server that a test may stop and start again at the same address."""
 
     def __init__(self) -> None:
-        found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-        assert found, "Debian's package postgresql must be installed"
-        self._programs, self._user = found[-1], "postgres" if os.geteuid() == 0 else None  # it refuses to be root
+        folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+        assert folders, "Debian's package postgresql must be installed"
+        self._programs, self._user = folders[-1], "postgres" if os.geteuid() == 0 else None  # it refuses to be root
         self.folder = Path(tempfile.mkdtemp())
         (self.folder / "password").write_text(PASSWORD)
         for path in (self.folder, self.folder / "password"):

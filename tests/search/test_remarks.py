@@ -44,17 +44,17 @@ def test_students_that_are_all_the_same_are_said_to_be() -> None:
 
 def test_a_limit_that_nobody_meets_is_named_with_the_nearest() -> None:
     trials = [line(n, 0.5 + n / 100, width=1 + n) for n in range(10)]
-    found = remarks(trials, {"parameters": Limits(max=0), "accuracy": Limits(min=0.2)})
-    assert [*found.values()] == ["none of 10 meets `parameters <= 0`; the nearest, trial 0, has 1,000"]
-    found = remarks(trials, {"parameters": Limits(max=1500), "accuracy": Limits(min=0.55)})
-    assert [*found.values()] == ["none of 10 meets `parameters <= 1500` and `accuracy >= 0.55` together"]
+    said = remarks(trials, {"parameters": Limits(max=0), "accuracy": Limits(min=0.2)})
+    assert [*said.values()] == ["none of 10 meets `parameters <= 0`; the nearest, trial 0, has 1,000"]
+    said = remarks(trials, {"parameters": Limits(max=1500), "accuracy": Limits(min=0.55)})
+    assert [*said.values()] == ["none of 10 meets `parameters <= 1500` and `accuracy >= 0.55` together"]
     point = line(10, 0.9, width=0.1, point=CurvePoint(0, 0))  # of a pruning curve: it is a student, too
     assert remarks([*trials, point], {"parameters": Limits(max=1500), "accuracy": Limits(min=0.55)}) == {}
 
 
 def test_a_space_in_which_every_trial_fails_is_said_to_be_one() -> None:
-    found = remarks([line(n, None) for n in range(4)], {})
-    assert [*found.values()] == ["none of 4 trials so far succeeded; 4 failed by: Diverged: the loss is nan"]
+    said = remarks([line(n, None) for n in range(4)], {})
+    assert [*said.values()] == ["none of 4 trials so far succeeded; 4 failed by: Diverged: the loss is nan"]
 
 
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")

@@ -46,7 +46,7 @@ def test_a_deleted_study_is_gone_with_its_teacher_and_its_name_is_free(home: Pat
     assert not in_ledger(storage, "tiny")
     client = MlflowClient(tracking_uri=uri)
     assert client.get_experiment_by_name("dux-tiny") is None  # a new study of the name begins in one of its own
-    (kept,) = [found for found in client.search_experiments() if found.name.startswith("dux-tiny-removed-")]
+    (kept,) = [each for each in client.search_experiments() if each.name.startswith("dux-tiny-removed-")]
     assert client.search_runs([kept.experiment_id])
     code, _, err = dux("delete", "tiny", "--home", home, "--yes")
     assert code == 2

@@ -109,9 +109,9 @@ def test_a_lead_on_any_objective_is_a_lead() -> None:
 def test_a_member_whose_repeats_failed_has_no_lead_but_by_what_is_certain() -> None:
     alone = member(4, 50, 0.79, failed=2)
     larger_alone = member(5, 900, 0.99, failed=2)
-    found = front(SMALL, LARGEST, alone, larger_alone)
-    assert found.doubtful == {5: [0, 2, 4], 0: [4], 2: [4]}  # those larger than 4 lead over it by accuracy alone
-    assert found.seed_cells(alone)["seeds"] == "1 (2 failed)"
+    actual = front(SMALL, LARGEST, alone, larger_alone)
+    assert actual.doubtful == {5: [0, 2, 4], 0: [4], 2: [4]}  # those larger than 4 lead over it by accuracy alone
+    assert actual.seed_cells(alone)["seeds"] == "1 (2 failed)"
 
 
 def test_without_repeats_nothing_changes() -> None:
@@ -205,10 +205,10 @@ def test_a_repeat_is_the_same_recipe_with_a_seed_that_follows_from_the_study(ope
     trial, recipe = ledger.ask()
     ledger.complete(trial, {"accuracy": 0.9, "parameters": 100.0}, 1.0)
     again = {repeat: ledger.ask_again(Repeat(trial, repeat)) for repeat in (1, 2)}
-    seeds = {repeat: found.seed for repeat, (_, found) in again.items()}
+    seeds = {repeat: each.seed for repeat, (_, each) in again.items()}
     assert len({recipe.seed, *seeds.values()}) == 3
-    for _, found in again.values():
-        assert found.model_copy(update={"seed": recipe.seed}) == recipe
+    for _, each in again.values():
+        assert each.model_copy(update={"seed": recipe.seed}) == recipe
     assert {line.trial: line.repeat for line in opened().lines()} == {
         0: None,
         1: Repeat(0, 1),
@@ -385,8 +385,8 @@ def status(study: Study) -> dict[str, Any]:
     """What `dux status --json` says."""
     with redirect_stdout(StringIO()) as said:
         app(["status", study.name, "--home", str(study.home), "--json"], standalone_mode=False)
-    found: dict[str, Any] = json.loads(said.getvalue())
-    return found
+    content: dict[str, Any] = json.loads(said.getvalue())
+    return content
 
 
 def mlflow_runs(study: Study) -> dict[int, Any]:
@@ -396,9 +396,9 @@ def mlflow_runs(study: Study) -> dict[int, Any]:
     client = MlflowClient(tracking_uri=study.files.tracking_uri)
     experiment = client.get_experiment_by_name(f"dux-{study.name}")
     runs = [] if experiment is None else client.search_runs([experiment.experiment_id])
-    found = [run for run in runs if "dux.trial" in run.data.tags]
-    trials = {int(run.data.tags["dux.trial"]): run for run in found}
-    assert len(trials) == len(found)
+    results = [run for run in runs if "dux.trial" in run.data.tags]
+    trials = {int(run.data.tags["dux.trial"]): run for run in results}
+    assert len(trials) == len(results)
     return trials
 
 
@@ -541,11 +541,11 @@ def test_a_repeat_can_be_carried_out_again_without_ray(story: Story) -> None:
 
 def test_repeats_are_nested_runs_of_their_own_and_not_on_the_front(story: Story) -> None:
     study = story.study
-    found, lines = mlflow_runs(study), {line.trial: line for line in study.lines()}
+    runs, lines = mlflow_runs(study), {line.trial: line for line in study.lines()}
     ended = {line.trial for line in lines.values() if line.ended}
     members = {entry.trial for entry in study.front().non_dominated}
-    assert {trial for trial in ended if not lines[trial].is_point} | members <= set(found)
-    for trial, its_run in found.items():
+    assert {trial for trial in ended if not lines[trial].is_point} | members <= set(runs)
+    for trial, its_run in runs.items():
         tags, line = its_run.data.tags, lines[trial]
         assert its_run.info.status == ("FINISHED" if trial in ended else "KILLED")
         assert tags["dux.role"] == ("trial" if line.repeat is None else "repeat")
@@ -705,6 +705,6 @@ def test_status_after_the_kill_and_at_the_end(story: Story) -> None:
 
 
 def test_all_studies_are_listed_as_json_too(story: Story, dux: Callable[..., Said]) -> None:
-    found = json.loads(dux("status", "--json", "--home", story.study.home)[1])
-    assert found == [status(story.study)]
+    content = json.loads(dux("status", "--json", "--home", story.study.home)[1])
+    assert content == [status(story.study)]
     assert json.loads(dux("status", "--json", "--home", story.study.home / "nowhere")[1]) == []

@@ -193,14 +193,14 @@ def test_a_study_goes_on_when_some_of_its_trials_fail(story: Story) -> None:
 
 
 def test_mlflow_has_every_ended_trial_once_and_none_that_seems_to_run(story: Story) -> None:
-    found = trial_runs(story.study)
+    actual = trial_runs(story.study)
     status = {"complete": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
     lines = {line.trial: line for line in story.ended.lines}
-    assert {line.trial for line in ended(story.ended.lines)} <= set(found)
-    for trial, found_run in found.items():
-        assert found_run.info.status == status[lines[trial].outcome]
+    assert {line.trial for line in ended(story.ended.lines)} <= set(actual)
+    for trial, its_run in actual.items():
+        assert its_run.info.status == status[lines[trial].outcome]
         measured = lines[trial].measurements
-        assert {name: found_run.data.metrics[name] for name in measured} == measured
+        assert {name: its_run.data.metrics[name] for name in measured} == measured
     (parent,) = (run for run in runs(story.study) if run.data.tags["dux.role"] == "study")
     assert parent.info.status == "FINISHED"
     assert not (story.study.folder / "spool.refused.jsonl").exists()
@@ -291,15 +291,15 @@ def test_a_killed_study_with_early_stopping_goes_on_and_stops_only_what_others_b
     )
     for line in stopped:
         assert re.search(rf"^  stopped after {line.stopped_at} epochs: (.*, )?{line.trial}(, |$)", listed, re.MULTILINE)
-    found = trial_runs(study)
+    runs = trial_runs(study)
     client = MlflowClient(tracking_uri=study.files.tracking_uri)
     for line in stopped:
-        assert found[line.trial].info.status == "KILLED"
-        assert found[line.trial].data.tags["dux.stopped_at"] == str(line.stopped_at)
-        assert "accuracy" not in found[line.trial].data.metrics
-        history = client.get_metric_history(found[line.trial].info.run_id, "epoch.accuracy")
+        assert runs[line.trial].info.status == "KILLED"
+        assert runs[line.trial].data.tags["dux.stopped_at"] == str(line.stopped_at)
+        assert "accuracy" not in runs[line.trial].data.metrics
+        history = client.get_metric_history(runs[line.trial].info.run_id, "epoch.accuracy")
         assert len(history) == line.stopped_at
-    assert {found[line.trial].info.status for line in complete} == {"FINISHED"}
+    assert {runs[line.trial].info.status for line in complete} == {"FINISHED"}
 
 
 def test_sigterm_while_ray_starts_ends_in_one_line_and_can_be_resumed(

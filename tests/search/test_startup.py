@@ -66,26 +66,26 @@ def test_the_names_of_studies_wait_for_no_library(tmp_path: Path, monkeypatch: p
 
 def test_a_front_in_the_terminal_does_not_wait_for_mlflow(finished: Finished, tmp_path: Path) -> None:
     home = shutil.copytree(finished.home, tmp_path / "home")  # where MLflow's runs are not known: it would be asked
-    code, found = imported("front", "tiny", "--home", home)
+    code, modules = imported("front", "tiny", "--home", home)
     assert code == 0
-    assert found <= {*LEDGER}
+    assert modules <= {*LEDGER}
 
 
 @pytest.mark.parametrize("command", ["status", "front"])
 def test_looking_at_a_study_waits_for_its_ledger_and_no_more(command: str, finished: Finished) -> None:
     for options in ((), ("--json",)):
-        code, found = imported(command, "tiny", "--home", finished.home, *options)
+        code, modules = imported(command, "tiny", "--home", finished.home, *options)
         assert code == 0
-        assert found <= {*LEDGER}
+        assert modules <= {*LEDGER}
 
 
 def test_a_student_that_was_changed_is_refused_before_torch_is_imported(finished: Finished, tmp_path: Path) -> None:
     home = shutil.copytree(finished.home, tmp_path / "home")
     for student in home.rglob("student.safetensors"):
         student.write_bytes(student.read_bytes()[:-1] + b"\x01")
-    code, found = imported("export", "tiny", "--home", home, "--out", tmp_path / "out")
+    code, modules = imported("export", "tiny", "--home", home, "--out", tmp_path / "out")
     assert code == 1
-    assert found <= {*LEDGER}
+    assert modules <= {*LEDGER}
 
 
 BAD = {
@@ -106,9 +106,9 @@ BAD = {
 def test_a_mistake_in_a_study_file_is_told_before_torch_is_there(command: str, mistake: str, tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text(f"name: mistaken\n{BAD[mistake]}\n{'' if 'space' in BAD[mistake] else 'space: {}'}\n")
-    code, found = imported(command, file)
+    code, modules = imported(command, file)
     assert code == 2
-    assert found <= {*LEDGER}
+    assert modules <= {*LEDGER}
 
 
 def test_reading_a_study_file_imports_neither_torch_nor_what_draws_or_tells() -> None:
@@ -121,6 +121,6 @@ def test_reading_a_study_file_imports_neither_torch_nor_what_draws_or_tells() ->
 
 @pytest.mark.parametrize("command", ["resume", "export", "ui", "front"])
 def test_a_study_that_is_not_there_is_told_before_torch_is_there(command: str, tmp_path: Path) -> None:
-    code, found = imported(command, "nobody", "--home", tmp_path)
+    code, modules = imported(command, "nobody", "--home", tmp_path)
     assert code == 2
-    assert found <= {*LEDGER}
+    assert modules <= {*LEDGER}

@@ -29,14 +29,14 @@ def beats(a: Row, b: Row, axes: Sequence[Axis]) -> bool:
 
 def ranks(rows: list[Row], axes: Sequence[Axis]) -> list[int]:
     """Peeled off front by front."""
-    left, found, rank = set(range(len(rows))), [0] * len(rows), 0
+    left, actual, rank = set(range(len(rows))), [0] * len(rows), 0
     while left:
         front = {i for i in left if not any(beats(rows[j], rows[i], axes) for j in left)}
         for i in front:
-            found[i] = rank
+            actual[i] = rank
         left -= front
         rank += 1
-    return found
+    return actual
 
 
 def volume(rows: list[Row], axes: Sequence[Axis]) -> float:
@@ -208,37 +208,37 @@ def halving() -> Callable[[], Halving]:
 
 
 def test_rungs_know_nothing_of_each_other(halving: Callable[[], Halving]) -> None:
-    found = halving()
+    stopping = halving()
     for trial in range(5):
-        found.add(trial, 1, {"accuracy": 0.9, "parameters": 10.0})
-    found.add(9, 2, {"accuracy": 0.1, "parameters": 1000.0})
-    assert found.should_continue(9, 2)
-    found.add(9, 1, {"accuracy": 0.1, "parameters": 1000.0})
-    assert not found.should_continue(9, 1)
+        stopping.add(trial, 1, {"accuracy": 0.9, "parameters": 10.0})
+    stopping.add(9, 2, {"accuracy": 0.1, "parameters": 1000.0})
+    assert stopping.should_continue(9, 2)
+    stopping.add(9, 1, {"accuracy": 0.1, "parameters": 1000.0})
+    assert not stopping.should_continue(9, 1)
 
 
 def test_what_is_forgotten_or_added_again_counts_once(halving: Callable[[], Halving]) -> None:
-    found = halving()
-    found.add(0, 1, {"accuracy": 0.9, "parameters": 10.0})
-    found.add(1, 1, {"accuracy": 0.1, "parameters": 1000.0})
-    assert not found.should_continue(1, 1)
-    found.forget(0)
-    assert found.should_continue(1, 1)
-    found.add(1, 1, {"accuracy": 0.1, "parameters": 1000.0})  # a trial that was cut short is carried out again
-    found.add(2, 1, {"accuracy": 0.1, "parameters": 2000.0})
-    assert not found.should_continue(2, 1)
-    found.forget(7)
+    stopping = halving()
+    stopping.add(0, 1, {"accuracy": 0.9, "parameters": 10.0})
+    stopping.add(1, 1, {"accuracy": 0.1, "parameters": 1000.0})
+    assert not stopping.should_continue(1, 1)
+    stopping.forget(0)
+    assert stopping.should_continue(1, 1)
+    stopping.add(1, 1, {"accuracy": 0.1, "parameters": 1000.0})  # a trial that was cut short is carried out again
+    stopping.add(2, 1, {"accuracy": 0.1, "parameters": 2000.0})
+    assert not stopping.should_continue(2, 1)
+    stopping.forget(7)
 
 
 def test_an_objective_that_is_not_reported_stops_nobody(halving: Callable[[], Halving]) -> None:
-    found = halving()
+    stopping = halving()
     for trial, accuracy in enumerate([0.9, 0.5, 0.1]):
-        found.add(trial, 1, {"accuracy": accuracy})
-        assert found.should_continue(trial, 1)
-    found.add(3, 1, {"accuracy": 0.2, "parameters": 10.0})
-    found.add(4, 1, {"accuracy": 0.99})
-    assert found.should_continue(3, 1)
-    assert not found.should_continue(4, 1)
+        stopping.add(trial, 1, {"accuracy": accuracy})
+        assert stopping.should_continue(trial, 1)
+    stopping.add(3, 1, {"accuracy": 0.2, "parameters": 10.0})
+    stopping.add(4, 1, {"accuracy": 0.99})
+    assert stopping.should_continue(3, 1)
+    assert not stopping.should_continue(4, 1)
 
 
 def test_a_rung_rebuilt_in_another_order_decides_alike(halving: Callable[[], Halving]) -> None:

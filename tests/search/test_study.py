@@ -45,12 +45,12 @@ def test_ledger_mlflow_and_folders_have_every_trial_exactly_once(finished: Finis
     assert [line.trial for line in lines] == list(range(TRIALS))
     assert {line.outcome for line in lines} == {"complete"}
     assert {folder.name for folder in (study.folder / "trials").iterdir()} == {str(trial) for trial in range(TRIALS)}
-    found = trial_runs(study)
-    assert set(found) == set(range(TRIALS))
+    actual = trial_runs(study)
+    assert set(actual) == set(range(TRIALS))
     (parent,) = (run for run in runs(study) if run.data.tags["dux.role"] == "study")
     assert parent.info.status == "FINISHED"
     for line in lines:
-        run = found[line.trial]
+        run = actual[line.trial]
         assert line.recipe is not None
         assert run.info.status == "FINISHED"
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
@@ -60,9 +60,9 @@ def test_ledger_mlflow_and_folders_have_every_trial_exactly_once(finished: Finis
         given = {name: value for name, value in run.data.params.items() if value not in ("", "n/a")}
         assert given == {name: str(value) for name, value in line.recipe.flat().items() if name in given}
         assert set(study.file.space.parameters) <= set(run.data.params)  # with a filler for what was not drawn
-    assert study.run_ids() == {trial: run.info.run_id for trial, run in found.items()}
+    assert study.run_ids() == {trial: run.info.run_id for trial, run in actual.items()}
     in_optuna = optuna.load_study(study_name=study.name, storage=study.files.storage)
-    assert in_optuna.user_attrs["mlflow_runs"] == {str(trial): run.info.run_id for trial, run in found.items()}
+    assert in_optuna.user_attrs["mlflow_runs"] == {str(trial): run.info.run_id for trial, run in actual.items()}
 
 
 def test_mlflow_has_every_epoch_of_every_trial(finished: Finished) -> None:
@@ -409,8 +409,8 @@ def test_students_that_break_a_constraint_are_counted_and_not_on_the_front(
     summary = "1 of 1 students on the front, hypervolume 0.3058; 3 more break a constraint"
     assert front.summary() == summary
     assert summary in dux("front", "recorded", *home)[1]
-    found = json.loads(dux("front", "recorded", "--json", *home)[1])
-    assert (found["trials"], found["broke_constraints"]) == (1, 3)
+    content = json.loads(dux("front", "recorded", "--json", *home)[1])
+    assert (content["trials"], content["broke_constraints"]) == (1, 3)
     assert dux("status", "recorded", *home)[1].splitlines()[0] == (
         "recorded: interrupted; 4/9 trials done, 0 of them failed; "
         "front of 1, hypervolume 0.3058; 3 more break a constraint"

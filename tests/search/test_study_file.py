@@ -616,7 +616,7 @@ def test_what_a_study_file_is_read_from_is_a_file(folder: Path, dux: Callable[..
     os.mkfifo(folder / "study.yaml")
     for path in (folder / "study.yaml", Path("/dev/zero")):
         said = dux("search", path, "--home", folder / "home")
-        assert_refused(said, "must be a file, but .* is none; write it to one", folder / "home")
+        assert_refused(said, "must be a regular file, but .* is not; write it to one", folder / "home")
 
 
 @pytest.mark.parametrize("function", ["good", "good_space"])
@@ -625,9 +625,9 @@ def test_a_python_function_gives_the_same_study_as_the_file_that_says_so(functio
     (folder / "by_mapping.yaml").write_text(
         "name: a\nspace: {student.width: {low: 0.25, high: 1.0}, transfer: [none, kd]}"
     )
-    found = StudyFile.read(folder / "by_function.yaml")
-    assert found == StudyFile.read(folder / "by_mapping.yaml")
-    assert found.space.methods == ("none", "kd")
+    actual = StudyFile.read(folder / "by_function.yaml")
+    assert actual == StudyFile.read(folder / "by_mapping.yaml")
+    assert actual.space.methods == ("none", "kd")
 
 
 def test_a_study_is_equal_to_itself_after_json() -> None:

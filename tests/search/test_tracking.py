@@ -151,7 +151,7 @@ def contents(uri: str, study: str) -> dict[str, Any]:
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name(f"dux-{study}")
     runs = client.search_runs([experiment.experiment_id])
-    found: dict[str, Any] = {"tags": experiment.tags}
+    stored: dict[str, Any] = {"tags": experiment.tags}
     for listed in runs:
         run_id = listed.info.run_id
         run = client.get_run(run_id)  # which has the models, too
@@ -160,7 +160,7 @@ def contents(uri: str, study: str) -> dict[str, Any]:
             for metric in run.data.metrics
             for history in [client.get_metric_history(run_id, metric)]
         }
-        found[run.info.run_name.removeprefix(study)] = {
+        stored[run.info.run_name.removeprefix(study)] = {
             "id": run_id,
             "status": run.info.status,
             "times": (run.info.start_time, run.info.end_time),
@@ -178,17 +178,17 @@ def contents(uri: str, study: str) -> dict[str, Any]:
             "models in": [model.model_id for model in run.inputs.model_inputs],
             "models out": [(model.model_id, model.step) for model in run.outputs.model_outputs],
         }
-    assert len(found) == len(runs) + 1, "two runs have the same name"
-    return found
+    assert len(stored) == len(runs) + 1, "two runs have the same name"
+    return stored
 
 
 def models(uri: str, study: str) -> dict[str, Any]:
     """All logged models of a study under their names without the study's."""
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name(f"dux-{study}")
-    found = client.search_logged_models([experiment.experiment_id])
-    named = {model.name.removeprefix(f"{study}-"): model.to_dictionary() for model in found}
-    assert len(named) == len(found), "two models have the same name"
+    models = client.search_logged_models([experiment.experiment_id])
+    named = {model.name.removeprefix(f"{study}-"): model.to_dictionary() for model in models}
+    assert len(named) == len(models), "two models have the same name"
     for model in named.values():
         model["metrics"] = sorted(json.dumps(vars(metric)) for metric in model["metrics"] or [])
         del model["last_updated_timestamp"]
@@ -202,10 +202,10 @@ def steps(points: list[tuple[int, str, int]]) -> list[tuple[int, str]]:
 
 def test_everything_a_study_does_is_in_mlflow(tmp_path: Path, uri: str, study: str) -> None:
     run_study(tmp_path, uri, study)
-    found = contents(uri, study)
-    assert set(found) == {"tags", "", "/0", "/1", "/2"}
+    stored = contents(uri, study)
+    assert set(stored) == {"tags", "", "/0", "/1", "/2"}
 
-    parent = found[""]
+    parent = stored[""]
     assert parent["status"] == "FINISHED"
     assert parent["params"] == {"search.trials": "3"}
     assert parent["tags"].items() >= {"dux.study": study, "dux.role": "study", "dux.commit": "abc"}.items()
@@ -213,7 +213,7 @@ def test_everything_a_study_does_is_in_mlflow(tmp_path: Path, uri: str, study: s
     assert steps(parent["points"]["front_size"]) == [(1, "1.0"), (2, "2.0"), (3, "3.0")]
     assert parent["files"] == ["front/front.html", "front/table.json"]
 
-    trial = found["/1"]
+    trial = stored["/1"]
     assert trial["status"] == "FINISHED"
     assert trial["tags"]["mlflow.parentRunId"] == parent["id"]
     tags = {"dux.study": study, "dux.role": "trial", "dux.trial": "1", "dux.why": "done"}
@@ -222,31 +222,31 @@ def test_everything_a_study_does_is_in_mlflow(tmp_path: Path, uri: str, study: s
     assert [value for _, value in steps(trial["points"]["nll"])] == ["nan", repr(sys.float_info.max), "0.5"]
     assert steps(trial["points"]["parameters"]) == [(3, "1000.0")]
     assert steps(trial["points"]["log10_parameters"]) == [(3, "3.0")]
-    assert "log10_parameters" not in found["/0"]["points"]  # of nothing there is no logarithm
+    assert "log10_parameters" not in stored["/0"]["points"]  # of nothing there is no logarithm
     assert "log10_accuracy" not in trial["points"]
     assert trial["files"] == ["student/recipe.json"]
-    assert [found[f"/{trial}"]["tags"]["dux.pareto"] for trial in range(3)] == ["true", "false", "true"]
+    assert [stored[f"/{trial}"]["tags"]["dux.pareto"] for trial in range(3)] == ["true", "false", "true"]
 
     drawn = {"student.width": "0.25", "transfer": "kd", "kd.temperature": "4.0", "seed": "0"}
     assert trial["params"] == drawn | {"factor.mode": NO_TEXT}
-    assert found["/2"]["params"]["kd.temperature"] == NO_NUMBER
-    assert all(set(found[f"/{trial}"]["params"]) == set(SPACE.parameters) for trial in range(3))
+    assert stored["/2"]["params"]["kd.temperature"] == NO_NUMBER
+    assert all(set(stored[f"/{trial}"]["params"]) == set(SPACE.parameters) for trial in range(3))
 
 
 def test_data_and_teacher_are_inputs_of_the_study_and_of_every_trial(tmp_path: Path, uri: str, study: str) -> None:
     run_study(tmp_path, uri, study)
-    found, teacher = contents(uri, study), models(uri, study)["teacher"]
+    stored, teacher = contents(uri, study), models(uri, study)["teacher"]
     for name in ("", "/0", "/1", "/2"):
-        assert found[name]["data"] == [("training", "d1"), ("validation", "d2")]
-        assert found[name]["models in"] == [teacher["model_id"]]
-    run = MlflowClient(tracking_uri=uri).get_run(found["/1"]["id"])
+        assert stored[name]["data"] == [("training", "d1"), ("validation", "d2")]
+        assert stored[name]["models in"] == [teacher["model_id"]]
+    run = MlflowClient(tracking_uri=uri).get_run(stored["/1"]["id"])
     (train,) = (given.dataset for given in run.inputs.dataset_inputs if given.dataset.digest == "d1")
     assert (train.name, json.loads(train.source)) == ("digits", {"uri": "digits"})
     assert json.loads(train.profile) == {"num_rows": 1000, "classes": 10}
     features = json.loads(json.loads(train.schema)["mlflow_tensorspec"]["features"])
     assert features == [{"type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": [-1, 1, 8, 8]}}]
 
-    assert (teacher["status"], teacher["source_run_id"]) == ("READY", found[""]["id"])
+    assert (teacher["status"], teacher["source_run_id"]) == ("READY", stored[""]["id"])
     assert teacher["params"] == {"family": "resnet", "depth": "20"}
     assert {m["_key"]: m["_value"] for m in map(json.loads, teacher["metrics"])} == {
         f"teacher.{name}": value for name, value in TEACHER.items()
@@ -271,10 +271,10 @@ def test_a_student_that_is_kept_is_a_logged_model_with_the_very_points_of_its_ru
     tmp_path: Path, uri: str, study: str
 ) -> None:
     run_study(tmp_path, uri, study)
-    found, logged = contents(uri, study), models(uri, study)
+    stored, logged = contents(uri, study), models(uri, study)
     assert set(logged) == {"teacher", "0", "2"}
     for name in ("0", "2"):
-        run, model = found[f"/{name}"], logged[name]
+        run, model = stored[f"/{name}"], logged[name]
         assert (model["status"], model["model_type"], model["source_run_id"]) == ("READY", "student", run["id"])
         assert model["params"] == {"student.width": "0.5", "transfer": "kd", "kd.temperature": "4.0"}
         tags = {"dux.study": study, "dux.model": name, "dux.files": f"runs:/{run['id']}/student"}
@@ -286,7 +286,7 @@ def test_a_student_that_is_kept_is_a_logged_model_with_the_very_points_of_its_ru
             assert (point["_step"], repr(point["_value"]), point["_timestamp"]) in run["points"][metric]
             assert (point["_dataset_name"], point["_dataset_digest"]) == ("digits", "d2")
         assert len(run["points"]["accuracy"]) == 4  # linking adds no point
-    assert found["/1"]["models out"] == found[""]["models out"] == []
+    assert stored["/1"]["models out"] == stored[""]["models out"] == []
 
 
 def test_sending_everything_again_changes_nothing(tmp_path: Path, uri: str, study: str) -> None:
@@ -317,10 +317,10 @@ def test_a_server_killed_in_mid_stream_gets_everything_once(tmp_path: Path, stan
         stand.start()
         assert tracker.flush(60.0) == 0, tracker.last_error
     assert statistics.median(costs_ms) < 1.0  # nobody waited for the server
-    found = contents(stand.url, study)
-    assert set(found) == {"tags", "", "/0", "/1"}
-    assert steps(found["/0"]["points"]["accuracy"]) == [(step, repr(step / 100)) for step in range(60)]
-    assert len(found["/1"]["points"]["accuracy"]) == 4
+    stored = contents(stand.url, study)
+    assert set(stored) == {"tags", "", "/0", "/1"}
+    assert steps(stored["/0"]["points"]["accuracy"]) == [(step, repr(step / 100)) for step in range(60)]
+    assert len(stored["/1"]["points"]["accuracy"]) == 4
 
 
 def test_the_next_process_goes_on_where_this_one_was_killed(tmp_path: Path, stand: Stand, study: str) -> None:
@@ -388,9 +388,9 @@ def test_a_resumed_study_opens_its_run_again(tmp_path: Path, stand: Stand, study
         tracker.record(FrontMembers([3]))
         tracker.record(StudyFinished("KILLED"))
         assert tracker.flush(60.0) == 0
-    found = contents(stand.store, study)
-    assert found[""]["status"] == "KILLED"
-    assert [found[f"/{trial}"]["tags"]["dux.pareto"] for trial in range(4)] == ["false", "false", "false", "true"]
+    stored = contents(stand.store, study)
+    assert stored[""]["status"] == "KILLED"
+    assert [stored[f"/{trial}"]["tags"]["dux.pareto"] for trial in range(4)] == ["false", "false", "false", "true"]
 
 
 def test_a_store_without_the_study_gets_all_of_it(tmp_path: Path, stand: Stand, study: str) -> None:
@@ -427,10 +427,10 @@ def test_an_event_that_mlflow_refuses_does_not_hold_up_the_others(tmp_path: Path
     refused = [json.loads(line) for line in (tmp_path / "spool.refused.jsonl").read_text().splitlines()]
     assert [json.loads(item["line"])["event"] for item in refused] == ["trial_started", "trial_finished"]
     assert "Changing param values is not allowed" in refused[0]["why"]
-    found = contents(uri, study)
-    assert (9, "0.9") in steps(found["/0"]["points"]["accuracy"])
-    assert found["/1"]["status"] == "FAILED"
-    assert steps(found["/1"]["points"]["accuracy"]) == [(0, "0.5")]
+    stored = contents(uri, study)
+    assert (9, "0.9") in steps(stored["/0"]["points"]["accuracy"])
+    assert stored["/1"]["status"] == "FAILED"
+    assert steps(stored["/1"]["points"]["accuracy"]) == [(0, "0.5")]
 
 
 def test_a_damaged_line_is_set_aside(tmp_path: Path, stand: Stand, study: str) -> None:
@@ -469,9 +469,9 @@ def test_runs_are_found_with_and_without_the_note_of_them(tmp_path: Path, stand:
     (tmp_path / "runs.json").unlink()
     assert find_runs(tmp_path, study, stand.store) == noted
     assert noted is not None
-    found = contents(stand.store, study)
-    assert noted.parent_run_id == found[""]["id"]
-    assert noted.run_ids == {trial: found[f"/{trial}"]["id"] for trial in range(3)}
+    stored = contents(stand.store, study)
+    assert noted.parent_run_id == stored[""]["id"]
+    assert noted.run_ids == {trial: stored[f"/{trial}"]["id"] for trial in range(3)}
     with pytest.raises(ConnectionError, match=r"MLflow does not answer: .*http://\*\*\*@127\.0\.0\.1:9"):
         find_runs(tmp_path, study, NOBODY.replace("://", "://user:word@"))
 

@@ -128,11 +128,11 @@ def test_a_space_equals_itself_after_json(raw: dict[str, object]) -> None:
 
 def test_extremes_combine_the_named_parameters_values_and_leave_the_rest_at_its_default() -> None:
     space = Space.from_mapping({**DESIGN, "student.depth": {"low": 8, "high": 20, "step": 6}})
-    found = list(space.extremes("student.depth", "student.width", "student.family"))
-    assert [(recipe.student.depth, recipe.student.width) for recipe in found] == [
+    results = list(space.extremes("student.depth", "student.width", "student.family"))
+    assert [(recipe.student.depth, recipe.student.width) for recipe in results] == [
         (depth, width) for depth in (8, 14, 20) for width in (0.125, 1.0)
     ]
-    assert {recipe.pruning.fraction for recipe in found} == {0.0}
+    assert {recipe.pruning.fraction for recipe in results} == {0.0}
 
 
 def test_a_seed_from_all_there_are_is_checked_at_once() -> None:
@@ -201,9 +201,9 @@ def test_a_message_names_the_parameter_as_the_study_file_writes_it() -> None:
     ],
 )
 def test_the_curve_is_looked_at_where_the_space_may_draw(domain: Any, expected: tuple[float, ...]) -> None:
-    found = Space.from_mapping({"pruning.fraction": domain}).fractions()
-    assert found == pytest.approx(expected)
-    for fraction in found:  # and nowhere else
+    actual = Space.from_mapping({"pruning.fraction": domain}).fractions()
+    assert actual == pytest.approx(expected)
+    for fraction in actual:  # and nowhere else
         Recipe.from_flat({"pruning.fraction": fraction})
 
 
@@ -232,9 +232,9 @@ GRID = Space.from_mapping(
 
 
 def test_a_grid_has_every_recipe_once_and_no_parameter_of_another_method() -> None:
-    found = [GRID.combination(index) for index in range(GRID.size)]
+    actual = [GRID.combination(index) for index in range(GRID.size)]
     assert GRID.size == 12 * (1 + 2 + 2)
-    assert len({tuple(sorted(recipe.items())) for recipe in found}) == GRID.size
+    assert len({tuple(sorted(recipe.items())) for recipe in actual}) == GRID.size
     expected = {
         (method, width, depth, *own)
         for method, owns in (("none", [()]), ("kd", [(2.0,), (4.0,)]), ("factor", [(0.5,), (1.0,)]))
@@ -243,8 +243,8 @@ def test_a_grid_has_every_recipe_once_and_no_parameter_of_another_method() -> No
         for own in owns
     }
     named = ("transfer", "student.width", "student.depth", "kd.temperature", "factor.rate")
-    assert {tuple(recipe[name] for name in named if name in recipe) for recipe in found} == expected
-    for recipe in found:
+    assert {tuple(recipe[name] for name in named if name in recipe) for recipe in actual} == expected
+    for recipe in actual:
         assert not {"training.epochs", "factor.p"} & {*recipe}  # never asked for: they have one value
         assert GRID.partial(recipe) == recipe
     with pytest.raises(IndexError):

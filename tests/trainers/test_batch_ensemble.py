@@ -63,12 +63,12 @@ def alone(network: Network, member: int) -> Network:
 def test_every_member_is_the_network_of_its_own_weights(student: Student) -> None:
     network = made(student)
     with torch.no_grad():
-        found = by_member(network.outputs(images()), 3)
+        actual = by_member(network.outputs(images()), 3)
         singles = [alone(network, member)(images()) for member in range(3)]
         for member, expected in enumerate(singles):
-            torch.testing.assert_close(found[member], expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(actual[member], expected, rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(network.member(member, images()), expected, rtol=1e-4, atol=1e-4)
-        assert not torch.allclose(found[0], found[1], rtol=1e-2, atol=1e-2)
+        assert not torch.allclose(actual[0], actual[1], rtol=1e-2, atol=1e-2)
         mean = torch.stack([z.softmax(1) for z in singles]).mean(0)
         torch.testing.assert_close(network(images()).softmax(1), mean, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(network(images()).exp(), mean, rtol=1e-4, atol=1e-5)
@@ -80,13 +80,13 @@ def test_a_grouped_strided_convolution_is_its_members() -> None:
     weight, bias = conv.weight.detach().clone(), conv.bias
     layer = BatchEnsemble(conv, student)
     x = torch.randn(6, 4, 5, 7, generator=seeded())
-    found = layer(x)
+    actual = layer(x)
     assert bias is not None
     for member in range(2):
         alpha = layer.alpha[member].view(2, 1, 2).expand(2, 3, 2).reshape(6, 2)  # each output's own two inputs
         own = weight * (layer.gamma[member][:, None] * alpha)[:, :, None, None]
         rows = slice(3 * member, 3 * member + 3)
-        torch.testing.assert_close(found[rows], F.conv2d(x[rows], own, bias, 2, 1, 1, 2))
+        torch.testing.assert_close(actual[rows], F.conv2d(x[rows], own, bias, 2, 1, 1, 2))
 
 
 @each_family
@@ -96,11 +96,11 @@ def test_without_spread_every_member_is_the_shared_network(student: Student) -> 
         for layer in network.modules():
             if isinstance(layer, BatchEnsemble):
                 layer.bias = None
-        found = by_member(network.outputs(images()), 3)
+        actual = by_member(network.outputs(images()), 3)
         share_all(network)
         shared = network(images())
         assert shared.shape == (5, 10)
-        torch.testing.assert_close(found, shared.expand(3, 5, 10))
+        torch.testing.assert_close(actual, shared.expand(3, 5, 10))
 
 
 def test_fast_weights_begin_as_asked_for() -> None:
@@ -166,18 +166,18 @@ def moved(before: Network, after: Network) -> dict[str, bool]:
 @each_family
 def test_fast_weights_have_a_learning_rate_of_their_own(student: Student) -> None:
     assert all(moved(*trained(student)).values())
-    found = moved(*trained(student, fast_learning_rate=0.0))
-    assert {name for name, has in found.items() if not has} == {n for n in found if n.endswith((".alpha", ".gamma"))}
+    actual = moved(*trained(student, fast_learning_rate=0.0))
+    assert {name for name, has in actual.items() if not has} == {n for n in actual if n.endswith((".alpha", ".gamma"))}
 
 
 @each_family
 def test_only_shared_ordinary_weights_decay_unless_asked_for(student: Student) -> None:
-    found = moved(*trained(student, zero=True))
-    assert {name for name, has in found.items() if has} == {"classifier.layer.weight"}
-    found = moved(*trained(student, zero=True, fast_weight_decay=1e-2))
-    assert {name for name, has in found.items() if has} == {
+    actual = moved(*trained(student, zero=True))
+    assert {name for name, has in actual.items() if has} == {"classifier.layer.weight"}
+    actual = moved(*trained(student, zero=True, fast_weight_decay=1e-2))
+    assert {name for name, has in actual.items() if has} == {
         "classifier.layer.weight",
-        *(n for n in found if n.endswith((".alpha", ".gamma"))),
+        *(n for n in actual if n.endswith((".alpha", ".gamma"))),
     }
 
 
@@ -191,8 +191,8 @@ def test_a_units_rank_is_the_mean_norm_of_the_members_own_weights() -> None:
         for member in range(3)
     ]
     expected = torch.stack(norms).mean(0)
-    found = importances(trace(network, GREY))["hidden.0.0.layer"]
-    torch.testing.assert_close(found, expected / expected.max())
+    scores = importances(trace(network, GREY))["hidden.0.0.layer"]
+    torch.testing.assert_close(scores, expected / expected.max())
 
 
 @each_family
@@ -216,9 +216,9 @@ def test_a_cut_takes_the_fast_weights_of_the_channels_along(student: Student) ->
 def test_a_splits_outputs_keep_members_and_images_in_their_places() -> None:
     network = made(STUDENTS["mlp"])
     split = Split((images(600) * 255).to(torch.uint8), torch.zeros(600).long())  # more than one batch
-    found = outputs(network, split)
+    actual = outputs(network, split)
     with torch.no_grad():
         for member in range(3):
             torch.testing.assert_close(
-                found[member], alone(network, member)(split.images.float() / 255), rtol=1e-4, atol=1e-4
+                actual[member], alone(network, member)(split.images.float() / 255), rtol=1e-4, atol=1e-4
             )

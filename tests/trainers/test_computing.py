@@ -160,9 +160,9 @@ def test_another_way_of_computing_a_layer_is_the_same_function(layer: nn.Module,
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
     expected = layer(x)
     with SoundConvolutions():
-        found = layer(x)
-    torch.testing.assert_close(found, expected)
+        actual = layer(x)
+    torch.testing.assert_close(actual, expected)
     of = [x, *layer.parameters()]
-    gradients = (torch.autograd.grad(y.sin().sum(), of) for y in (found, expected))
+    gradients = (torch.autograd.grad(y.sin().sum(), of) for y in (actual, expected))
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs)

@@ -72,10 +72,10 @@ def test_networks_have_as_many_parameters_as_the_published_ones(
     student: Student, parameters: int | None, published: float
 ) -> None:
     network = outline(student, (3, 32, 32), 100)
-    found = sum(p.numel() for p in network.parameters())
-    assert parameters in (None, found)
+    actual = sum(p.numel() for p in network.parameters())
+    assert parameters in (None, actual)
     digits = 1 if published > 2.3 and parameters is None else 2
-    assert round(found / 1e6, digits) == pytest.approx(published)
+    assert round(actual / 1e6, digits) == pytest.approx(published)
 
 
 def test_on_images_of_cifar_stages_have_the_papers_resolutions() -> None:
@@ -139,9 +139,9 @@ def test_taps_are_what_the_next_layer_is_given(student: Student) -> None:
     features = capture(network, batch)
     handle.remove()
     assert len(features.maps) == len(features.before_relu) == len(network.taps) == len(network.activations)
-    for found, before, activation in zip(features.maps, features.before_relu, network.activations, strict=True):
-        assert found.dim() == 4
-        assert torch.equal(found, before if activation is None else network.get_submodule(activation)(before))
+    for each, before, activation in zip(features.maps, features.before_relu, network.activations, strict=True):
+        assert each.dim() == 4
+        assert torch.equal(each, before if activation is None else network.get_submodule(activation)(before))
     resolutions = [tuple(m.shape[2:]) for m in features.maps]
     assert sorted(set(resolutions), reverse=True) == resolutions or shape_of(student)[0] == "mlp"
     torch.testing.assert_close(features.maps[-1].mean((2, 3)), given[0])
@@ -153,10 +153,10 @@ def test_the_families_taps_are_those_that_would_be_found(student: Student) -> No
     network, batch = made(student), images(4)
     if shape_of(student)[0] == "wrn":  # whose taps are after the batch norms that follow the groups, as the papers' are
         return
-    found = find_places(network, GREY)
-    for name, tap in zip(found.taps, capture(network, batch).maps, strict=True):
+    places = find_places(network, GREY)
+    for name, tap in zip(places.taps, capture(network, batch).maps, strict=True):
         assert torch.equal(capture(network, batch, taps=[name]).maps[0], tap)
-    assert found.heads == network.heads
+    assert places.heads == network.heads
 
 
 def test_capture_leaves_the_network_as_it_was() -> None:
@@ -170,9 +170,9 @@ def test_capture_leaves_the_network_as_it_was() -> None:
 def test_capture_gives_the_named_taps_in_the_order_asked_for() -> None:
     network, batch = made(ALL[0]), images(2)
     shallow, _, deep = capture(network, batch).maps
-    found = capture(network, batch, taps=["groups.2", "groups.0"]).maps
-    assert torch.equal(found[0], deep)
-    assert torch.equal(found[1], shallow)
+    actual = capture(network, batch, taps=["groups.2", "groups.0"]).maps
+    assert torch.equal(actual[0], deep)
+    assert torch.equal(actual[1], shallow)
 
 
 @pytest.mark.parametrize("student", ALL, ids=titled)

@@ -1,5 +1,6 @@
 """Knowledge: the same signals wherever they come from, and nothing computed twice."""
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -43,8 +44,8 @@ class Mixer(Stage):
         return {"steps": float(self.steps)}
 
     def apply(self, module: nn.Module, maps: Tensor) -> Tensor:
-        found: Tensor = module(maps).flatten(1)
-        return found
+        staged: Tensor = module(maps).flatten(1)
+        return staged
 
 
 def seeded() -> torch.Generator:
@@ -60,16 +61,16 @@ def batch_of(task: Task, *rows: int) -> Batch:
 
 
 def tensors(signals: TeacherSignals) -> list[Tensor]:
-    assert signals.logits is not None
-    assert signals.staged is not None
-    return [signals.logits, *signals.maps, signals.staged]
+    """All that there are, in the order of the fields."""
+    fields = [value if isinstance(value, tuple) else (value,) for value in vars(signals).values() if value is not None]
+    return list(itertools.chain.from_iterable(fields))
 
 
 @pytest.fixture(params=["task", "plain_task"])
 def either_task(request: pytest.FixtureRequest) -> Task:
     """With augmentation (signals are computed) and without (they are cached)."""
-    found: Task = request.getfixturevalue(request.param)
-    return found
+    task: Task = request.getfixturevalue(request.param)
+    return task
 
 
 def test_memory_folder_and_another_processes_arrays_give_the_same_signals(either_task: Task, tmp_path: Path) -> None:
@@ -88,8 +89,8 @@ def test_memory_folder_and_another_processes_arrays_give_the_same_signals(either
     batch = batch_of(either_task, 199, 0, 7, 7)
     expected = tensors(in_memory.signals(NEEDS, batch, seeded()))
     for one in (in_folder, from_folder, from_arrays, unprepared):
-        found = tensors(one.signals(NEEDS, batch, seeded()))
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        actual = tensors(one.signals(NEEDS, batch, seeded()))
+        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
     assert len(Mixer.trainings) == 2  # whoever had a folder or arrays trained nothing anew
 
 
@@ -101,8 +102,8 @@ def test_signals_are_what_the_teacher_says_of_these_very_images(either_task: Tas
     assert signals.logits is not None
     # batches of another size round differently
     torch.testing.assert_close(signals.logits, features.logits, rtol=1e-5, atol=1e-5)
-    for found, expected in zip(signals.maps, (features.maps[-1], features.maps[0]), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for actual, expected in zip(signals.maps, (features.maps[-1], features.maps[0]), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
     assert signals.staged is not None
     assert signals.staged.shape == features.maps[1].flatten(1).shape
     assert not any(tensor.requires_grad for tensor in tensors(signals))
@@ -152,13 +153,13 @@ def test_a_signal_too_large_to_keep_is_computed(plain_task: Task, monkeypatch: p
 
 
 def test_stages_do_not_depend_on_the_global_generator_nor_disturb_it(task: Task) -> None:
-    found = []
+    results = []
     for seed in (1, 2):
         torch.manual_seed(seed)
         state = torch.random.get_rng_state()
-        found.append(tensors(Knowledge(task).signals(NEEDS, batch_of(task, 0, 1), seeded()))[-1])
+        results.append(tensors(Knowledge(task).signals(NEEDS, batch_of(task, 0, 1), seeded()))[-1])
         assert torch.equal(torch.random.get_rng_state(), state)
-    assert torch.equal(*found)
+    assert torch.equal(*results)
 
 
 def test_stages_that_differ_are_kept_apart(task: Task, tmp_path: Path) -> None:
@@ -227,9 +228,9 @@ def test_a_cached_signal_that_was_changed_is_computed_anew_with_a_line(
     change(path)
     said: list[str] = []
     for _ in range(2):
-        found = Knowledge(plain_task, tmp_path, say=said.append).signals(needs, batch, seeded()).logits
-        assert found is not None
-        assert torch.equal(found, expected)
+        actual = Knowledge(plain_task, tmp_path, say=said.append).signals(needs, batch, seeded()).logits
+        assert actual is not None
+        assert torch.equal(actual, expected)
     assert path.read_bytes() == content
     (line,) = said
     assert line.startswith("logits.npy ")

@@ -31,10 +31,10 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def test_a_pass_shows_every_image_once_with_its_label() -> None:
     data = split(10)
-    found = list(batches(data, 4, "none", generator(), CPU))
-    assert [len(batch.index) for batch in found] == [4, 4, 2]
-    assert sorted(torch.cat([batch.index for batch in found]).tolist()) == list(range(10))
-    for batch in found:
+    results = list(batches(data, 4, "none", generator(), CPU))
+    assert [len(batch.index) for batch in results] == [4, 4, 2]
+    assert sorted(torch.cat([batch.index for batch in results]).tolist()) == list(range(10))
+    for batch in results:
         assert torch.equal(batch.labels, data.labels[batch.index])
         assert torch.equal(batch.images, data.images[batch.index].float() / 255)
 
@@ -105,9 +105,9 @@ def test_training_is_nesterovs_descent_with_decay_on_matrices_alone(momentum: fl
     order = [batch.index.tolist() for _ in range(3) for batch in batches(data, 8, "none", order_generator, CPU)]
     fit(network, cross_entropy(network), data, schedule, policy="none", generator=generator(4))
     softmax_regression(data, order, schedule, W, b)
-    for found, expected in zip(network.parameters(), (W, b), strict=True):
+    for actual, expected in zip(network.parameters(), (W, b), strict=True):
         # the network's pixels are float32 before they are made double
-        np.testing.assert_allclose(found.detach().numpy(), expected, atol=1e-6)
+        np.testing.assert_allclose(actual.detach().numpy(), expected, atol=1e-6)
 
 
 def test_spectral_layers_biases_and_batch_norms_do_not_decay_and_other_matrices_do() -> None:

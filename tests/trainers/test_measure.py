@@ -17,8 +17,10 @@ from trainers.loop import Diverged
 from trainers.measure import (
     EVALUATION_BATCH,
     all_quality,
+    batch_size,
     cost,
     ensemble_nlls,
+    in_batches,
     measure,
     predictions,
     quality,
@@ -26,6 +28,7 @@ from trainers.measure import (
 )
 from trainers.metrics import Direction, deep_ensemble_equivalent
 from trainers.predictions import Predictions, fitted_temperature
+from trainers.spectral import spectralize
 from trainers.store import weights_bytes
 
 
@@ -37,12 +40,12 @@ def small() -> nn.Sequential:
 
 def test_multiply_adds_and_parameters_are_those_one_counts_by_hand(tmp_path: Path) -> None:
     # 4x5 places times 3x3x2 inputs for each of 3 channels; then 60 inputs for each of 7 outputs
-    found = cost(small(), (2, 4, 5))
-    assert found["macs"] == 4 * 5 * 3 * (3 * 3 * 2) + 60 * 7
-    assert found["parameters"] == 3 * 2 * 9 + 2 * 3 + 60 * 7 + 7
+    actual = cost(small(), (2, 4, 5))
+    assert actual["macs"] == 4 * 5 * 3 * (3 * 3 * 2) + 60 * 7
+    assert actual["parameters"] == 3 * 2 * 9 + 2 * 3 + 60 * 7 + 7
     file = tmp_path / "weights.safetensors"
     file.write_bytes(weights_bytes(small()))
-    assert found["size_bytes"] == file.stat().st_size
+    assert actual["size_bytes"] == file.stat().st_size
 
 
 def test_multiply_adds_of_strided_and_grouped_convolutions_are_counted_where_they_are_done() -> None:
@@ -64,10 +67,10 @@ def test_accuracy_and_likelihood_are_numpys() -> None:
     labels = torch.randint(4, (50,), generator=generator)
     z, y = logits.double().numpy(), labels.numpy()
     p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
-    found = quality(logits, labels)
-    assert found["accuracy"] == np.mean(z.argmax(1) == y)
-    assert 0 < found["accuracy"] < 1
-    assert found["nll"] == pytest.approx(-np.log(p[np.arange(50), y]).mean(), rel=1e-12)
+    actual = quality(logits, labels)
+    assert actual["accuracy"] == np.mean(z.argmax(1) == y)
+    assert 0 < actual["accuracy"] < 1
+    assert actual["nll"] == pytest.approx(-np.log(p[np.arange(50), y]).mean(), rel=1e-12)
 
 
 def test_every_image_of_a_split_is_predicted_in_its_place_whatever_the_batch() -> None:
@@ -80,22 +83,68 @@ def test_every_image_of_a_split_is_predicted_in_its_place_whatever_the_batch() -
     for m in network.modules():
         if isinstance(m, nn.BatchNorm2d):
             m.running_mean, m.running_var = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([1.0, 2.0, 3.0])
-    found = predictions(network, data)
+    actual = predictions(network, data)
     assert network.training  # the mode is put back
-    assert not found.requires_grad
+    assert not actual.requires_grad
     with torch.no_grad():
         expected = torch.cat([network.eval()(image[None].float() / 255) for image in data.images])
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("student", [Student(), Student(family="mlp"), Student(family="mobilenetv2", members=2)])
+def test_a_network_with_large_maps_is_given_fewer_images_and_predicts_the_same(
+    student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A residual network to the bit; others but for rounding, as they are linear or channelwise."""
+    shape = (3, 16, 20)
+    network = spectralize(build(student, shape, 10, generator=torch.Generator().manual_seed(0)), keep=["classifier"])
+    images = torch.randint(256, (70, *shape), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    data = Split(images, torch.zeros(70).long())
+    whole = predictions(network, data)
+    each = 2**40 // batch_size(network, shape, 2**40, most=2**40)  # numbers in the largest map of an image
+    assert student.family != "resnet" or each == 16 * 16 * 20
+    monkeypatch.setattr("trainers.measure.LARGEST_MAP", 33 * each + 7)
+    seen: list[int] = []
+    network.normalize.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    torch.testing.assert_close(
+        predictions(network, data), whole, rtol=0.0, atol=0.0 if student.family == "resnet" else 1e-5
+    )
+    assert [count // network.members for count in seen] == [1, 2, 24, 23, 23]
+    assert network.training
+
+
+def test_how_large_a_batch_may_be_follows_from_what_grows_with_it() -> None:
+    """Weights do not: here 300 x 300 of them, and 4 x 5 x 6 numbers of an image's map."""
+
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.convolution = nn.Parameter(torch.zeros(300, 300)), nn.Conv2d(3, 4, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.convolution(images).sum((2, 3)) + (2 * self.weight).sum()
+
+    assert batch_size(Wide(), (3, 5, 6), 1200) == 10
+    assert batch_size(Wide(), (3, 5, 6), 1199) == 9
+    assert batch_size(Wide(), (3, 5, 6), 1) == 1
+    assert batch_size(Wide(), (3, 5, 6)) == EVALUATION_BATCH
+    assert batch_size(Wide(), (3, 5, 6), most=1024) == 1024
+
+
+@pytest.mark.parametrize(("count", "size", "parts"), [(70, 33, [24, 23, 23]), (40, 40, [40]), (5, 9, [5]), (0, 9, [0])])
+def test_parts_of_a_split_are_evenly_large(count: int, size: int, parts: list[int]) -> None:
+    assert [len(part) for part in in_batches(torch.arange(count), size)] == parts
+    assert [len(part) for part in in_batches(torch.arange(EVALUATION_BATCH + 2), EVALUATION_BATCH)] == [512, 2]
 
 
 def test_every_measurement_is_taken_and_described(task: Task) -> None:
-    found = measure(task.teacher, task.data.validation, ensemble_nlls=task.curve)
-    assert [*found, "latency_ms"] == list(METRICS)  # which is measured where it is asked for
-    assert found == task.teacher_measurements
-    assert found["deep_ensemble_equivalent"] == 1.0  # a single network is as good as itself
-    assert found["diversity"] == 0.0
-    assert all(isinstance(value, float) and math.isfinite(value) for value in found.values())
-    assert found["parameters"] == sum(p.numel() for p in task.teacher.parameters())
+    actual = measure(task.teacher, task.data.validation, ensemble_nlls=task.curve)
+    assert list(actual) == [name for name, row in METRICS.items() if not row.timed]
+    assert actual == task.teacher_measurements
+    assert actual["deep_ensemble_equivalent"] == 1.0  # a single network is as good as itself
+    assert actual["diversity"] == 0.0
+    assert all(isinstance(value, float) and math.isfinite(value) for value in actual.values())
+    assert actual["parameters"] == sum(p.numel() for p in task.teacher.parameters())
 
 
 def test_latency_is_the_time_of_one_image_in_milliseconds() -> None:
@@ -154,8 +203,8 @@ def probabilities(logits: Tensor) -> np.ndarray:
 def test_brier_score_and_calibration_error_are_numpys() -> None:
     logits, labels = members(1)[0][0], members(1)[1]
     p, y = probabilities(logits), labels.numpy()
-    found = quality(logits, labels, ("brier", "ece"))
-    assert found["brier"] == pytest.approx(((p - np.eye(4)[y]) ** 2).sum(1).mean())
+    actual = quality(logits, labels, ("brier", "ece"))
+    assert actual["brier"] == pytest.approx(((p - np.eye(4)[y]) ** 2).sum(1).mean())
     confidence, right = p.max(1), p.argmax(1) == y
     gap = 0.0
     for low in range(15):
@@ -163,7 +212,7 @@ def test_brier_score_and_calibration_error_are_numpys() -> None:
         if inside.any():
             gap += abs(confidence[inside].mean() - right[inside].mean()) * inside.mean()
     assert gap > 0.05
-    assert found["ece"] == pytest.approx(gap, abs=1e-6)
+    assert actual["ece"] == pytest.approx(gap, abs=1e-6)
 
 
 def test_the_fitted_temperature_beats_every_other_on_a_grid() -> None:
@@ -172,12 +221,12 @@ def test_the_fitted_temperature_beats_every_other_on_a_grid() -> None:
     assert tau > 1.5  # they were made too sure
     grid = [quality(logits / t, labels)["nll"] for t in np.geomspace(0.05, 20, 200)]
     assert quality(logits / tau, labels)["nll"] <= min(grid) + 1e-6
-    found = all_quality(Predictions(logits[None], labels))
-    assert found["calibrated_nll"] == pytest.approx(quality(logits.double() / tau, labels)["nll"])
-    assert found["calibrated_ece"] < found["ece"]
-    assert found["calibrated_brier"] < found["brier"]
+    actual = all_quality(Predictions(logits[None], labels))
+    assert actual["calibrated_nll"] == pytest.approx(quality(logits.double() / tau, labels)["nll"])
+    assert actual["calibrated_ece"] < actual["ece"]
+    assert actual["calibrated_brier"] < actual["brier"]
     as_it_is = all_quality(Predictions(logits[None], labels, temperature=1.0))
-    assert as_it_is["calibrated_ece"] == pytest.approx(found["ece"])
+    assert as_it_is["calibrated_ece"] == pytest.approx(actual["ece"])
 
 
 def test_outputs_that_are_always_right_keep_a_finite_temperature() -> None:
@@ -189,11 +238,11 @@ def test_diversity_and_entropy_are_numpys_over_the_mean_probabilities() -> None:
     logits, labels = members(3)
     p = probabilities(logits)
     pairs = [(p[j] * np.log(p[j] / p[i])).sum(1).mean() for i in range(3) for j in range(3) if i != j]
-    found = all_quality(Predictions(logits, labels))
-    assert found["diversity"] == pytest.approx(np.mean(pairs))
+    actual = all_quality(Predictions(logits, labels))
+    assert actual["diversity"] == pytest.approx(np.mean(pairs))
     mean = p.mean(0)
-    assert found["entropy"] == pytest.approx(-(mean * np.log(mean)).sum(1).mean())
-    assert found["brier"] == pytest.approx(((mean - np.eye(4)[labels.numpy()]) ** 2).sum(1).mean())
+    assert actual["entropy"] == pytest.approx(-(mean * np.log(mean)).sum(1).mean())
+    assert actual["brier"] == pytest.approx(((mean - np.eye(4)[labels.numpy()]) ** 2).sum(1).mean())
     same = all_quality(Predictions(logits[:1].repeat(3, 1, 1), labels))
     assert same["diversity"] == pytest.approx(0.0, abs=1e-12)
 
@@ -201,9 +250,9 @@ def test_diversity_and_entropy_are_numpys_over_the_mean_probabilities() -> None:
 def test_members_average_their_probabilities(task: Task) -> None:
     ensemble = DeepEnsemble([build(Student(depth=8, width=0.25), (1, 8, 8), 10, generator=seeded(i)) for i in range(3)])
     split = task.data.validation
-    found = predictions(ensemble, split)
+    actual = predictions(ensemble, split)
     mean = torch.stack([predictions(network, split).double().softmax(1) for network in ensemble.networks]).mean(0)
-    torch.testing.assert_close(found.double().exp(), mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(actual.double().exp(), mean, rtol=1e-5, atol=1e-6)
 
 
 def test_an_ensemble_is_worth_as_many_members_as_reach_its_likelihood() -> None:

@@ -40,9 +40,9 @@ def images(count: int, shape: tuple[int, int, int] = GREY) -> Tensor:
 def assert_masked_is_cut(network: Network, planned: Plan, shape: tuple[int, int, int] = GREY) -> None:
     masked, smaller = (how(network, planned).eval() for how in (mask, cut))
     with torch.no_grad():
-        expected, found = masked(images(16, shape)), smaller(images(16, shape))
+        expected, actual = masked(images(16, shape)), smaller(images(16, shape))
     # sums over fewer terms round differently; in units of the logits' size
-    assert float((expected - found).abs().max()) <= 1e-5 * max(1.0, float(expected.abs().max()))
+    assert float((expected - actual).abs().max()) <= 1e-5 * max(1.0, float(expected.abs().max()))
     if planned.removed:
         assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in masked.parameters())
 
@@ -96,14 +96,14 @@ def test_masked_and_cut_networks_agree_after_training(student: Student, task: Ta
 def test_units_that_are_coupled_count_once() -> None:
     # by hand, resnet 8 of 16/32/64 channels: in each group the first convolution alone, and with the second all that is
     # added to it (the stem in group 1, the shortcuts in groups 2 and 3)
-    found = plan(trace(spectral(Student(depth=8)), GREY), 0.0, floor=0.0)
-    assert sorted(c.units for c in found.cuts) == [16, 16, 32, 32, 64, 64]
+    planned = plan(trace(spectral(Student(depth=8)), GREY), 0.0, floor=0.0)
+    assert sorted(c.units for c in planned.cuts) == [16, 16, 32, 32, 64, 64]
     # resnet 14: one more first convolution a group
-    found = plan(trace(spectral(Student(depth=14)), GREY), 0.0, floor=0.0)
-    assert sorted(c.units for c in found.cuts) == sorted([16, 32, 64] * 3)
+    planned = plan(trace(spectral(Student(depth=14)), GREY), 0.0, floor=0.0)
+    assert sorted(c.units for c in planned.cuts) == sorted([16, 32, 64] * 3)
     # an mlp: its hidden layers
-    found = plan(trace(spectral(Student(family="mlp", depth=4, width=0.125)), GREY), 0.0, floor=0.0)
-    assert [c.units for c in found.cuts] == [32, 32, 32]
+    planned = plan(trace(spectral(Student(family="mlp", depth=4, width=0.125)), GREY), 0.0, floor=0.0)
+    assert [c.units for c in planned.cuts] == [32, 32, 32]
 
 
 @pytest.mark.parametrize("student", [STUDENTS[0], STUDENTS[4], STUDENTS[6]], ids=["resnet", "mlp2", "mlp5"])
@@ -111,12 +111,12 @@ def test_units_that_are_coupled_count_once() -> None:
 def test_the_fraction_is_cut_unless_the_floor_forbids_it(student: Student, floor: float) -> None:
     network = spectral(student)
     for fraction in (0.0, 0.01, 0.1, 0.29, 0.3, 0.57, 0.7, 0.9, 0.99):
-        found = plan(trace(network, GREY), fraction, floor=floor)
-        stay = [max(1, math.ceil(Decimal(str(floor)) * c.units)) for c in found.cuts]
-        asked = math.floor(Decimal(str(fraction)) * found.units)
-        assert found.removed == min(asked, found.units - sum(stay))
-        assert all(c.units - len(c.removed) >= least for c, least in zip(found.cuts, stay, strict=True))
-        assert all(len(set(c.removed)) == len(c.removed) for c in found.cuts)
+        planned = plan(trace(network, GREY), fraction, floor=floor)
+        stay = [max(1, math.ceil(Decimal(str(floor)) * c.units)) for c in planned.cuts]
+        asked = math.floor(Decimal(str(fraction)) * planned.units)
+        assert planned.removed == min(asked, planned.units - sum(stay))
+        assert all(c.units - len(c.removed) >= least for c, least in zip(planned.cuts, stay, strict=True))
+        assert all(len(set(c.removed)) == len(c.removed) for c in planned.cuts)
 
 
 @pytest.mark.parametrize(("fraction", "units"), [(0.29, 29), (0.57, 57), (0.07, 7), (0.3, 30)])
@@ -143,9 +143,9 @@ def test_the_least_relevant_units_of_all_layers_are_cut() -> None:
             length = layer.eigenvectors.flatten(1).norm(dim=1)
             scale = 10.0 if name == "hidden.0.0" else 1e-3
             layer.eigenvalues_out.copy_(-scale * torch.tensor(importance[name]) / length)
-    found = importances(trace(network, GREY))
+    scores = importances(trace(network, GREY))
     for name, expected in importance.items():
-        torch.testing.assert_close(found[name], torch.tensor(expected))
+        torch.testing.assert_close(scores[name], torch.tensor(expected))
     planned = plan(trace(network, GREY), 0.5, floor=0.0)
     assert {c.root: c.removed for c in planned.cuts} == {"hidden.0.0": (1, 3), "hidden.1.0": (0, 2)}
     planned = plan(trace(network, GREY), 0.25, floor=0.75)
@@ -162,8 +162,8 @@ def test_coupled_layers_share_the_mean_of_their_importances() -> None:
         ["groups.2.0.conv2", "groups.2.0.shortcut.0"],
         ["groups.2.0.conv1"],
     ]
-    found = importances(trace(network, GREY))
-    shares = {name: values / values.mean() for name, values in found.items()}  # of their layer's mean
+    scores = importances(trace(network, GREY))
+    shares = {name: values / values.mean() for name, values in scores.items()}  # of their layer's mean
     score = {names[0]: torch.stack([shares[name] for name in names]).mean(0).tolist() for names in coupled}
     root = {name: names[0] for names in coupled for name in names}
     ranked = sorted((value, name, unit) for name, values in score.items() for unit, value in enumerate(values))
@@ -256,7 +256,7 @@ def test_what_stays_is_rounded_up_to_a_multiple_and_the_best_of_what_would_have_
     student: Student, round_to: int
 ) -> None:
     network = spectral(student)
-    found = importances(trace(network, GREY))
+    scores = importances(trace(network, GREY))
     for fraction in (0.0, 0.2, 0.5, 0.8, 0.99):
         exact, rounded = (plan(trace(network, GREY), fraction, floor=0.1, round_to=size) for size in (1, round_to))
         for one, other in zip(exact.cuts, rounded.cuts, strict=True):
@@ -264,7 +264,7 @@ def test_what_stays_is_rounded_up_to_a_multiple_and_the_best_of_what_would_have_
             assert one.units - len(other.removed) == min(one.units, -(-stays // round_to) * round_to)
             assert set(other.removed) <= set(one.removed)
             if student.family == "mlp":  # nothing is coupled, so the rank is the layer's own
-                score = found[one.root].tolist()
+                score = scores[one.root].tolist()
                 back = set(one.removed) - set(other.removed)
                 assert all(score[unit] >= score[gone] for unit in back for gone in other.removed)
         assert_masked_is_cut(network, rounded)

@@ -184,14 +184,14 @@ def spectral(name: str, seed: int) -> nn.Module:
 def logits(network: nn.Module, name: str) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        found: Tensor = network(torch.rand(4, *KINDS[name].shape, generator=generator))
-    return found
+        outputs: Tensor = network(torch.rand(4, *KINDS[name].shape, generator=generator))
+    return outputs
 
 
-def assert_close(found: Tensor, expected: Tensor) -> None:
+def assert_close(actual: Tensor, expected: Tensor) -> None:
     """Equal but for sums over fewer terms, which round differently; in units of the logits' size."""
-    assert found.shape == expected.shape
-    assert float((found - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
+    assert actual.shape == expected.shape
+    assert float((actual - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
 
 
 @each_case
@@ -287,9 +287,9 @@ def test_a_layer_that_is_kept_stays_whole_and_does_not_count() -> None:
     assert planned.units == 3 * (64 + 128 + 256 + 512) - 3 * 64 - 128
     for name, layer in fresh("resnet18", 0).named_modules():
         if isinstance(layer, nn.Conv2d):
-            found = smaller.get_submodule(name).get_parameter("weight").shape[0]
+            actual = smaller.get_submodule(name).get_parameter("weight").shape[0]
             kept = name == "conv1" or name.startswith("layer1.") or name == "layer2.0.conv1"
-            assert (found == layer.out_channels) == kept
+            assert (actual == layer.out_channels) == kept
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -334,9 +334,9 @@ def test_the_batch_norm_of_a_layer_is_the_one_that_it_goes_through() -> None:
         if norm is not None:
             importance = norm.weight.abs()
         expected[name] = importance.detach() / importance.max().item()
-    found = importances(trace(network, (3, 8, 8)))
+    scores = importances(trace(network, (3, 8, 8)))
     for name, importance in expected.items():
-        torch.testing.assert_close(found[name], importance)
+        torch.testing.assert_close(scores[name], importance)
 
 
 class Odd(nn.Module):

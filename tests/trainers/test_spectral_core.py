@@ -45,23 +45,23 @@ def errors(eigenvector_l2: float, eigenvalue_l2: float) -> list[float]:
             optimizer.step()
     fresh = torch.arange(8000, 10_000)
     (importance,) = importances(trace(student, (10,))).values()
-    found = []
+    results = []
     with torch.no_grad():
         for unit in importance.argsort():
-            found.append(float(error(fresh)))
+            results.append(float(error(fresh)))
             spectral.eigenvalues_out[unit] = 0.0
-        found.append(float(error(fresh)))
-    return found[::-1]
+        results.append(float(error(fresh)))
+    return results[::-1]
 
 
 def test_a_penalised_student_of_four_times_the_teachers_width_needs_as_many_units_as_the_teacher_and_no_fewer() -> None:
     with computing(1):
-        found = errors(0.01, 5e-4)
-    assert found[TEACHER + 4] <= 2 * found[WIDTH]
-    assert found[TEACHER - 1] >= 2 * found[WIDTH]
+        actual = errors(0.01, 5e-4)
+    assert actual[TEACHER + 4] <= 2 * actual[WIDTH]
+    assert actual[TEACHER - 1] >= 2 * actual[WIDTH]
 
 
 def test_without_the_penalty_there_is_no_such_core() -> None:
     with computing(1):
-        found = errors(0.0, 0.0)
-    assert found[TEACHER + 4] >= 2 * found[WIDTH]
+        actual = errors(0.0, 0.0)
+    assert actual[TEACHER + 4] >= 2 * actual[WIDTH]

@@ -28,8 +28,8 @@ def scrambled(layer: SpectralLinear | SpectralConv2d) -> None:
 
 
 def array(tensor: Tensor) -> Array:
-    found: Array = tensor.detach().numpy()
-    return found
+    values: Array = tensor.detach().numpy()
+    return values
 
 
 def test_a_dense_layers_weight_is_the_block_of_the_papers_operator() -> None:
@@ -153,11 +153,11 @@ def test_the_penalty_is_the_sum_of_squares_of_trained_spectral_parts_alone() -> 
     assert isinstance(second, SpectralLinear)
     scrambled(first)
     scrambled(second)
-    found = spectral_penalty(model, eigenvector_l2=0.01, eigenvalue_l2=5e-4)
+    actual = spectral_penalty(model, eigenvector_l2=0.01, eigenvalue_l2=5e-4)
     phi = (array(first.eigenvectors) ** 2).sum() + (array(second.eigenvectors) ** 2).sum()
     eigenvalues = (array(first.eigenvalues_out) ** 2).sum() + (array(second.eigenvalues_in) ** 2).sum()
-    np.testing.assert_allclose(found.item(), 0.01 * phi + 5e-4 * eigenvalues, rtol=1e-12)
-    found.backward()  # type: ignore[no-untyped-call]
+    np.testing.assert_allclose(actual.item(), 0.01 * phi + 5e-4 * eigenvalues, rtol=1e-12)
+    actual.backward()  # type: ignore[no-untyped-call]
     assert first.eigenvectors.grad is not None
     # twice the coefficient: PyTorch's weight_decay of 0.01 would be once
     np.testing.assert_allclose(array(first.eigenvectors.grad), 0.02 * array(first.eigenvectors), rtol=1e-12)
@@ -181,11 +181,11 @@ def test_several_models_side_by_side_have_the_penalties_that_each_has_alone() ->
 
     of_one = Penalty(models[0])
     parameters, _ = stack_module_state([Penalty(model) for model in models])
-    found = torch.vmap(lambda own: functional_call(of_one, own, ()))(parameters)
+    actual = torch.vmap(lambda own: functional_call(of_one, own, ()))(parameters)
     expected = torch.stack([penalty(model) for model in models])
     assert float(expected.detach().min()) > 0
-    torch.testing.assert_close(found, expected)
-    (gradient,) = torch.autograd.grad(found.sum(), [parameters["model.eigenvectors"]])
+    torch.testing.assert_close(actual, expected)
+    (gradient,) = torch.autograd.grad(actual.sum(), [parameters["model.eigenvectors"]])
     torch.testing.assert_close(gradient, 0.02 * parameters["model.eigenvectors"])
 
 

@@ -56,8 +56,8 @@ def ridge_regression(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.nda
     """(O, n) as the solution of a taller system: rows x for y, and rows of the ridge for the old weight."""
     size = math.sqrt(RIDGE * np.square(x).mean(0).mean() * len(x))
     tall = np.concatenate([x, size * np.eye(x.shape[1])])
-    found: np.ndarray = np.linalg.lstsq(tall, np.concatenate([y, size * weight.T]), rcond=None)[0].T
-    return found
+    solution: np.ndarray = np.linalg.lstsq(tall, np.concatenate([y, size * weight.T]), rcond=None)[0].T
+    return solution
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -121,11 +121,11 @@ def test_a_last_linear_layer_is_fitted_to_probabilities(bias: bool) -> None:
     with torch.no_grad():
         x = fitted[:3](IMAGES).double().numpy()
         wanted = whole[:4](IMAGES).softmax(1).double().numpy()
-        found = fitted(IMAGES).softmax(1).double().numpy()
+        actual = fitted(IMAGES).softmax(1).double().numpy()
         before = least_squares[:4](IMAGES).softmax(1).double().numpy()
-    assert -(wanted * np.log(found)).sum() < -(wanted * np.log(before)).sum()
+    assert -(wanted * np.log(actual)).sum() < -(wanted * np.log(before)).sum()
     ridge = 2 * RIDGE * np.square(x).mean()
-    for name, slope in (("weight", (found - wanted).T @ x / len(x)), ("bias", (found - wanted).mean(0))):
+    for name, slope in (("weight", (actual - wanted).T @ x / len(x)), ("bias", (actual - wanted).mean(0))):
         if name == "weight" or bias:
             moved = (getattr(fitted[3], name) - getattr(least_squares[3], name)).detach().double().numpy()
             np.testing.assert_allclose(slope + ridge * moved, 0.0, atol=1e-4)  # the convex problem's one minimum
@@ -178,9 +178,9 @@ def test_a_twin_is_made_up_for(family: str, members: int) -> None:
         lost = cut(spectral, odd)(images)
         fitted = cut(spectral, odd, images=images)
         recalibrate(fitted, [images])
-        found = fitted.eval()(images)
+        actual = fitted.eval()(images)
     size = float((wanted - wanted.mean(0)).norm())
-    assert float((found - wanted).norm()) < 0.05 * size < 0.3 * float((lost - wanted).norm())
+    assert float((actual - wanted).norm()) < 0.05 * size < 0.3 * float((lost - wanted).norm())
 
 
 def trained() -> Network:
@@ -220,8 +220,8 @@ def test_layers_that_are_used_twice_or_see_nothing_are_no_obstacle() -> None:
         def forward(self, x: Tensor) -> Tensor:
             x = F.relu(self.first(x))
             x = F.relu(self.again(F.relu(self.again(F.relu(self.shared(x))))))
-            found: Tensor = self.last(x.mean((2, 3)))
-            return found
+            actual: Tensor = self.last(x.mean((2, 3)))
+            return actual
 
     network = spectralize(Twice(), keep=["last"])
     cuts = plan(trace(network, (1, 8, 8)), 0.4, floor=0.1)

@@ -36,16 +36,16 @@ models = torchvision.models
 def test_the_last_module_of_each_resolution_is_found(make: Callable[..., nn.Module], size: int, taps: str) -> None:
     with torch.device("meta"):
         network = make(weights=None, num_classes=10)
-    found = find_places(network, (3, size, size))
-    assert find_taps(network, (3, size, size)) == list(found.taps) == taps.split()
-    assert found.outputs == (2, 10)
+    places = find_places(network, (3, size, size))
+    assert find_taps(network, (3, size, size)) == list(places.taps) == taps.split()
+    assert places.outputs == (2, 10)
 
 
 def test_relus_that_taps_end_in_and_the_layers_that_make_the_outputs_are_found() -> None:
     with torch.device("meta"):
-        found = find_places(models.resnet18(weights=None), (3, 64, 64))
-    assert found.activations == ("relu", *(f"layer{number}.1.relu" for number in range(1, 5)))
-    assert found.heads == ("fc",)
+        places = find_places(models.resnet18(weights=None), (3, 64, 64))
+    assert places.activations == ("relu", *(f"layer{number}.1.relu" for number in range(1, 5)))
+    assert places.heads == ("fc",)
 
 
 class Functional(nn.Module):
@@ -62,16 +62,16 @@ class Functional(nn.Module):
 
 
 def test_a_module_that_is_used_twice_is_a_tap_where_it_is_used_last() -> None:
-    found = find_places(Functional(), (1, 8, 8))
-    assert (found.taps, found.activations, found.heads) == (("stem", "again"), (None, None), ("one", "other"))
+    places = find_places(Functional(), (1, 8, 8))
+    assert (places.taps, places.activations, places.heads) == (("stem", "again"), (None, None), ("one", "other"))
 
 
 def test_of_flat_features_those_that_linear_layers_are_given_are_found() -> None:
     network = nn.Sequential(
         nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 6), nn.Linear(6, 10)
     )
-    found = find_places(network, (1, 8, 8))
-    assert (found.taps, found.activations, found.heads) == (("4", "5"), ("3", None), ("6",))
+    places = find_places(network, (1, 8, 8))
+    assert (places.taps, places.activations, places.heads) == (("4", "5"), ("3", None), ("6",))
 
 
 def test_looking_leaves_a_network_as_it_was() -> None:

@@ -139,11 +139,11 @@ def test_an_ensemble_is_of_networks_that_differ_the_first_of_which_is_the_single
     networks = list(ensemble.teacher.networks)
     assert len({weights_bytes(network) for network in networks}) == len(networks) == 3
     assert weights_bytes(networks[0]) == weights_bytes(alone.teacher)
-    found = ensemble.teacher_measurements
-    assert found == measure(ensemble.teacher, ensemble.data.validation, ensemble_nlls=ensemble.curve)
-    assert found["parameters"] == 3 * alone.teacher_measurements["parameters"]
-    assert found["diversity"] > 0.0
-    assert found["deep_ensemble_equivalent"] == len(ensemble.curve) == 3
+    actual = ensemble.teacher_measurements
+    assert actual == measure(ensemble.teacher, ensemble.data.validation, ensemble_nlls=ensemble.curve)
+    assert actual["parameters"] == 3 * alone.teacher_measurements["parameters"]
+    assert actual["diversity"] > 0.0
+    assert actual["deep_ensemble_equivalent"] == len(ensemble.curve) == 3
 
 
 def test_a_kill_costs_the_member_that_was_being_trained_and_no_other(tmp_path: Path) -> None:
@@ -227,11 +227,11 @@ def test_an_ensemble_travels_as_arrays(tmp_path: Path) -> None:
 def test_two_processes_at_once_train_one_teacher(
     two_processes: tuple[TaskSpec, Recipe, list[dict[str, Any]]], task: Task
 ) -> None:
-    specification, _, found = two_processes
-    assert sorted(len(one["epochs"]) for one in found) == [0, specification.teacher.epochs]
+    specification, _, actual = two_processes
+    assert sorted(len(one["epochs"]) for one in actual) == [0, specification.teacher.epochs]
     # and it is the one that this process made by itself
     assert specification == task.spec
-    for one in found:
+    for one in actual:
         assert (one["key"], one["teacher"]) == (task.key, task.teacher_measurements)
 
 

@@ -15,10 +15,11 @@ from spaces.recipe import RECIPE_NAMES
 from trainers import catalogue
 from trainers.families import Features, Network, build, capture
 from trainers.seeding import seeded
-from trainers.transfer import METHODS, Method, Needs, Shapes, Taps, TeacherSignals, method_of
+from trainers.transfer import METHODS, Method, Needs, Shapes, Stage, TeacherSignals, method_of
 from trainers.transfer.__main__ import generated
 from trainers.transfer.feature import FeatureMethod
 from trainers.transfer.kd import soft_label_loss
+from trainers.transfer.signals import Pass
 
 IMAGE = (1, 8, 8)
 RESNET = Student(depth=8, width=0.25)
@@ -71,24 +72,15 @@ def shape(maps: tuple[Tensor, ...]) -> tuple[tuple[int, int, int], ...]:
 
 def signals(needs: Needs, teacher: Features) -> TeacherSignals:
     """What knowledge hands over, from a stage that is built but not trained."""
-    staged = None
-    if needs.stage is not None:
-        tap = teacher.maps[needs.stage.tap].detach()
+
+    def built(stage: Stage) -> nn.Module:
+        tap = teacher.maps[stage.tap]
         with seeded(generator(4)):
-            module = needs.stage.build((tap.shape[1], tap.shape[2], tap.shape[3])).eval().requires_grad_(False)
-        staged = needs.stage.apply(module, tap)
-    return TeacherSignals(
-        logits=teacher.logits.detach() if needs.logits else None,
-        maps=taken(teacher.maps, needs.maps),
-        before_relu=taken(teacher.before_relu, needs.before_relu),
-        rows=torch.arange(len(teacher.logits)) * 2 if needs.rows else None,
-        staged=staged,
-        members=teacher.logits.detach()[None] if needs.members else None,
-    )
+            return stage.build((tap.shape[1], tap.shape[2], tap.shape[3])).eval().requires_grad_(False)
 
-
-def taken(maps: tuple[Tensor, ...], taps: Taps) -> tuple[Tensor, ...]:
-    return tuple(m.detach() for m in (maps if taps == "all" else [maps[tap] for tap in taps]))
+    seen = Pass(teacher, 1, built)
+    rows = torch.arange(len(teacher.logits)) * 2 if needs.rows else None
+    return needs.gather(len(teacher.maps), lambda signal: signal.compute(seen).detach(), rows=rows)
 
 
 def made(method_type: type[Method], student: Features, teacher: Features, **options: Any) -> tuple[Method, Needs]:
@@ -263,12 +255,12 @@ def test_features_that_are_all_zero_give_a_finite_loss_and_gradient(method_type:
 
 @each_method
 def test_the_loss_is_finite_in_bfloat16(method_type: type[Method]) -> None:
-    def halved(found: Any) -> dict[str, Any]:
+    def halved(actual: Any) -> dict[str, Any]:
         return {
             name: tuple(m.bfloat16() for m in value)
             if isinstance(value, tuple)
             else (value.bfloat16() if isinstance(value, Tensor) and value.is_floating_point() else value)
-            for name, value in vars(found).items()
+            for name, value in vars(actual).items()
         }
 
     student, teacher = features(3, (5, 3), 10), features(5, (4, 4), 20)
@@ -331,8 +323,8 @@ def test_the_ranges_that_a_method_proposes_are_ones_it_takes(method_type: type[M
 
 @each_method
 def test_a_method_is_found_under_its_name_with_its_defaults(method_type: type[Method]) -> None:
-    found, options = method_of(Recipe(transfer=method_type.name))
-    assert (found, options) == (method_type, method_type.Options())
+    actual, options = method_of(Recipe(transfer=method_type.name))
+    assert (actual, options) == (method_type, method_type.Options())
     assert method_type.__doc__
     assert method_type.paper.title
     # a method called like a part of a recipe would have its options taken for the part's

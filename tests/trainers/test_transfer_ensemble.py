@@ -62,25 +62,25 @@ def test_labels_are_learned_on_clean_images_and_each_teacher_by_its_own_member_o
     labels = torch.arange(5)
     method = Ensemble(EnsembleOptions(temperature=tau, weight=alpha, perturbation=perturbation), Shapes((), ()))
     seen = None if perturbation == "none" else torch.zeros(5, 1, 2, 2)
-    found = method(
+    actual = method(
         Features(clean.flatten(0, 1), (), (), moved.flatten(0, 1)),
         TeacherSignals(members=teacher, perturbed=seen),
         labels.repeat(3),
     )
     learned = clean if perturbation == "none" else moved
     expected = nam(clean.numpy(), learned.numpy(), teacher.numpy(), labels.numpy(), tau, alpha)
-    assert found.item() == pytest.approx(expected, rel=1e-5)
+    assert actual.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_student_of_fewer_members_learns_the_first_teachers() -> None:
     clean, teacher = torch.randn(2, 5, 10, generator=seeded()), torch.randn(3, 5, 10, generator=seeded(1))
     method = Ensemble(EnsembleOptions(perturbation="none"), Shapes((), ()))
     labels = torch.arange(5)
-    found = [
+    results = [
         method(Features(clean.flatten(0, 1), ()), TeacherSignals(members=members), labels.repeat(2)).item()
         for members in (teacher, teacher[:2], teacher[[1, 0]])
     ]
-    assert found[0] == found[1] != found[2]
+    assert results[0] == results[1] != results[2]
 
 
 def outputs(z: Tensor) -> Callable[[int, Tensor], Tensor]:
@@ -220,11 +220,11 @@ def test_a_trial_is_the_same_again_and_its_files_are_the_student(
 
 
 def test_perturbations_make_students_that_differ(ensemble: Task) -> None:
-    found = {
+    results = {
         weights_bytes(run_trial(recipe(**{"ensemble.perturbation": kind}), ensemble, Knowledge(ensemble)).network)
         for kind in ("none", *KINDS)
     }
-    assert len(found) == 4
+    assert len(results) == 4
 
 
 @pytest.mark.parametrize("name", ["kd", "dkd", "dist", "none"])
@@ -251,5 +251,5 @@ def test_a_student_of_members_learns_features_of_a_single_teacher(task: Task) ->
         {"student.width": 0.25, "student.members": 2, "training.epochs": 1, "transfer": "attention"}
     )
     plain = asked.model_copy(update={"transfer": "none"})
-    found = [weights_bytes(run_trial(one, task, Knowledge(task)).network) for one in (asked, plain)]
-    assert found[0] != found[1]
+    results = [weights_bytes(run_trial(one, task, Knowledge(task)).network) for one in (asked, plain)]
+    assert results[0] != results[1]

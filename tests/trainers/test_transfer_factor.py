@@ -35,8 +35,8 @@ def parameters(module: torch.nn.Module) -> int:
 
 
 def array(tensor: Tensor) -> Array:
-    found: Array = tensor.detach().numpy()
-    return found
+    result: Array = tensor.detach().numpy()
+    return result
 
 
 # --- the modules
@@ -176,11 +176,11 @@ def test_the_whole_loss_is_cross_entropy_plus_the_weighted_distance() -> None:
     method = Factor(options, Shapes(student=((7, 9, 9), (5, 4, 4)), teacher=((9, 9, 9), (6, 4, 4)))).double()
     maps, staged, logits = numbers(2, 5, 4, 4), numbers(2, 3, 4, 4, seed=1), numbers(2, 10, seed=2)
     labels = torch.tensor([3, 0])
-    found = method(Features(logits, (numbers(2, 7, 9, 9), maps)), TeacherSignals(staged=staged), labels)
+    actual = method(Features(logits, (numbers(2, 7, 9, 9), maps)), TeacherSignals(staged=staged), labels)
     z = array(logits)
     hard = np.mean([math.log(np.exp(z[i]).sum()) - z[i, y] for i, y in enumerate([3, 0])])
     soft = distance(array(method.translator(maps)), array(staged), 2)
-    np.testing.assert_allclose(found.item(), hard + 0.3 * soft)
+    np.testing.assert_allclose(actual.item(), hard + 0.3 * soft)
 
 
 # --- stage 1: the paraphraser
@@ -206,21 +206,21 @@ def trained(stage: Paraphraser, maps: Tensor) -> tuple[torch.nn.Module, dict[str
         passes += 1
         yield from torch.split(maps, 16)
 
-    found = stage.train(module, one_pass)
+    actual = stage.train(module, one_pass)
     assert passes == math.ceil(stage.steps / math.ceil(len(maps) / 16)) + 1  # and one to see how well it went
-    return module, found
+    return module, actual
 
 
 def test_a_paraphraser_learns_to_say_the_maps_again_and_reports_how_well() -> None:
     maps = stage_maps(64, 4)
-    module, found = trained(Paraphraser(rate=0.5, steps=90), maps)
+    module, actual = trained(Paraphraser(rate=0.5, steps=90), maps)
     with torch.no_grad():
         error, size = (module(maps) - maps).abs().mean().item(), maps.abs().mean().item()
-    assert found == {
+    assert actual == {
         "reconstruction_l1": pytest.approx(error, rel=1e-5),
         "reconstruction_ratio": pytest.approx(error / size, rel=1e-5),
     }
-    assert found["reconstruction_ratio"] < 0.5
+    assert actual["reconstruction_ratio"] < 0.5
 
 
 def test_a_step_of_stage_1_is_the_authors_sgd_on_the_mean_absolute_error() -> None:
@@ -239,8 +239,8 @@ def test_a_step_of_stage_1_is_the_authors_sgd_on_the_mean_absolute_error() -> No
         module = stage.build((3, 4, 4))
     with pytest.raises(StageFailed):
         stage.train(module, lambda: iter([maps]))
-    for found, expected in zip(module.parameters(), by_hand.parameters(), strict=True):
-        torch.testing.assert_close(found, expected)
+    for actual, expected in zip(module.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
 def test_an_untrained_paraphraser_is_not_let_through() -> None:

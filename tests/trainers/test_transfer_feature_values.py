@@ -41,10 +41,10 @@ SHALLOW = features((4, 4, 4), (5, 2, 2), seed=30)
 
 
 def test_the_hint_is_the_middle_layer_and_the_regressors_mean_squared_error_counts() -> None:
-    found = transfer_term(FitNet, STUDENT, TEACHER, weight=2.5)
+    actual = transfer_term(FitNet, STUDENT, TEACHER, weight=2.5)
     weight = weights(made(FitNet, STUDENT, TEACHER))["regressor.0.0.weight"]
     guess = np.maximum(batch_normed(pointwise(array(STUDENT.maps[1]), weight)), 0)
-    np.testing.assert_allclose(found, 2.5 * ((guess - array(TEACHER.maps[1])) ** 2).mean())
+    np.testing.assert_allclose(actual, 2.5 * ((guess - array(TEACHER.maps[1])) ** 2).mean())
 
 
 def test_of_two_pairs_the_hint_is_the_shallower() -> None:
@@ -93,8 +93,8 @@ def test_maps_of_one_pixel_are_left_out_where_others_have_more() -> None:
 
 def test_similarities_are_those_of_the_papers_matrices() -> None:
     matrices = []
-    for found in (STUDENT, TEACHER):
-        maps = array(found.maps[-1])
+    for side in (STUDENT, TEACHER):
+        maps = array(side.maps[-1])
         G = np.array([[(a * b).sum() for b in maps] for a in maps])
         matrices.append(np.array([row / math.sqrt((row**2).sum()) for row in G]))
     expected = ((matrices[0] - matrices[1]) ** 2).sum() / 6**2
@@ -106,7 +106,7 @@ def test_similarities_are_those_of_the_papers_matrices() -> None:
 
 def test_correlation_multiplies_the_differences_of_neighbours() -> None:
     w = weights(made(Correlation, STUDENT, TEACHER, dimensions=3))
-    pooled = [array(found.maps[-1]).mean(axis=(2, 3)) for found in (STUDENT, TEACHER)]
+    pooled = [array(side.maps[-1]).mean(axis=(2, 3)) for side in (STUDENT, TEACHER)]
     e = [
         x @ w[f"embed_{side}.weight"].T + w[f"embed_{side}.bias"]
         for side, x in zip(("student", "teacher"), pooled, strict=True)
@@ -174,12 +174,12 @@ def relations_by_hand(e: np.ndarray) -> tuple[dict[tuple[int, ...], float], dict
 
 
 def test_distances_and_angles_are_those_of_all_pairs_and_triples() -> None:
-    sides = [relations_by_hand(array(found.maps[-1]).mean(axis=(2, 3))) for found in (STUDENT, TEACHER)]
+    sides = [relations_by_hand(array(side.maps[-1]).mean(axis=(2, 3))) for side in (STUDENT, TEACHER)]
     distance, angle = (
         np.mean([huber(ours[key], theirs[key]) for key in ours]) for ours, theirs in zip(*sides, strict=True)
     )
-    found = transfer_term(RKD, STUDENT, TEACHER, weight=2.0, distance_weight=3.0, angle_weight=5.0)
-    np.testing.assert_allclose(found, 2 * (3 * distance + 5 * angle))
+    actual = transfer_term(RKD, STUDENT, TEACHER, weight=2.0, distance_weight=3.0, angle_weight=5.0)
+    np.testing.assert_allclose(actual, 2 * (3 * distance + 5 * angle))
 
 
 def test_relations_of_a_right_triangle_are_what_one_works_out_by_hand() -> None:
@@ -202,8 +202,8 @@ def test_relations_do_not_change_when_features_are_turned_moved_and_scaled() -> 
 
 def test_neighbours_are_compared_by_the_mean_term_of_the_divergence() -> None:
     sides = []
-    for found in (STUDENT, TEACHER):
-        e = unit(array(found.maps[-1]).mean(axis=(2, 3)))
+    for side in (STUDENT, TEACHER):
+        e = unit(array(side.maps[-1]).mean(axis=(2, 3)))
         K = np.array([[(float(a @ b) + 1) / 2 for b in e] for a in e])
         sides.append(K / K.sum(axis=1, keepdims=True))
     expected = np.mean(
@@ -238,5 +238,5 @@ def test_selectivity_is_summed_over_the_taps() -> None:
 
 def test_without_weight_the_labels_are_left() -> None:
     for method in (FitNet, Attention, Similarity, Correlation, RKD, PKT, NST):
-        found = made(method, STUDENT, TEACHER, weight=0.0)(STUDENT, everything(TEACHER, method), torch.tensor(LABELS))
-        np.testing.assert_allclose(found.item(), cross_entropy(array(STUDENT.logits)))
+        actual = made(method, STUDENT, TEACHER, weight=0.0)(STUDENT, everything(TEACHER, method), torch.tensor(LABELS))
+        np.testing.assert_allclose(actual.item(), cross_entropy(array(STUDENT.logits)))

@@ -16,8 +16,8 @@ Array = np.ndarray
 
 def softmax(z: Array) -> Array:
     e = np.exp(z - z.max(axis=1, keepdims=True))
-    found: Array = e / e.sum(axis=1, keepdims=True)
-    return found
+    result: Array = e / e.sum(axis=1, keepdims=True)
+    return result
 
 
 def hinton(student: Array, teacher: Array, labels: Array, tau: float, alpha: float) -> float:
@@ -31,8 +31,8 @@ def hinton(student: Array, teacher: Array, labels: Array, tau: float, alpha: flo
 
 
 def loss(student: Tensor, teacher: Tensor, labels: Tensor, options: KDOptions) -> Tensor:
-    found: Tensor = KD(options, Shapes((), ()))(Features(student, ()), TeacherSignals(logits=teacher), labels)
-    return found
+    result: Tensor = KD(options, Shapes((), ()))(Features(student, ()), TeacherSignals(logits=teacher), labels)
+    return result
 
 
 @pytest.mark.parametrize(("tau", "alpha"), [(4.0, 0.9), (1.0, 0.5), (0.7, 0.1), (8.0, 1.0), (2.0, 0.0)])
@@ -40,8 +40,8 @@ def test_the_loss_is_hintons(tau: float, alpha: float) -> None:
     generator = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(7, 5, generator=generator, dtype=torch.float64) * 3 for _ in range(2))
     labels = torch.tensor([0, 1, 2, 3, 4, 0, 1])
-    found = loss(student, teacher, labels, KDOptions(temperature=tau, weight=alpha))
-    np.testing.assert_allclose(found.item(), hinton(student.numpy(), teacher.numpy(), labels.numpy(), tau, alpha))
+    actual = loss(student, teacher, labels, KDOptions(temperature=tau, weight=alpha))
+    np.testing.assert_allclose(actual.item(), hinton(student.numpy(), teacher.numpy(), labels.numpy(), tau, alpha))
 
 
 def test_the_soft_loss_of_two_classes_is_what_one_works_out_by_hand() -> None:

@@ -76,9 +76,9 @@ def test_relations_are_those_of_the_singular_vectors(k: int) -> None:
             for i in range(k):
                 r_S, r_T = (np.exp(-((a[i][:, None] - b[i][None]) ** 2) / 8) for a, b in zip(one, other, strict=True))
                 total += ((r_S - r_T) ** 2).sum()
-    found = transfer_term(KDSVD, student, teacher, weight=3.0, k=k)
+    actual = transfer_term(KDSVD, student, teacher, weight=3.0, k=k)
     # the decomposition is in float32, and of squared matrices
-    np.testing.assert_allclose(found, 3 * total / 6, rtol=1e-3)
+    np.testing.assert_allclose(actual, 3 * total / 6, rtol=1e-3)
 
 
 def test_the_gradient_of_a_singular_vector_is_that_of_the_decomposition() -> None:
@@ -89,8 +89,8 @@ def test_the_gradient_of_a_singular_vector_is_that_of_the_decomposition() -> Non
         maps = x.clone().requires_grad_()
         v = of_vectors(maps)  # type: ignore[operator]
         sign = torch.sign(v.sum(dim=1, keepdim=True)).detach()  # which a decomposition leaves open
-        (found,) = torch.autograd.grad((sign * v * probe).sum(), maps)
-        return found
+        (actual,) = torch.autograd.grad((sign * v * probe).sum(), maps)
+        return actual
 
     def of_torch(maps: Tensor) -> Tensor:
         return torch.linalg.svd(maps.double().flatten(2).transpose(1, 2), full_matrices=False).Vh[:, :2].transpose(1, 2)
@@ -186,10 +186,10 @@ def test_the_margin_is_the_mean_of_the_negative_values_of_all_batches() -> None:
     batches = [numbers(4, 3, 2, 2, seed=seed) for seed in range(3)]
     batches[1][:, 2] = batches[1][:, 2].abs()
     for seen in range(3):
-        found = margin(batches[seen])
+        actual = margin(batches[seen])
         values = array(torch.cat(batches[: seen + 1])).transpose(1, 0, 2, 3).reshape(3, -1)
-        np.testing.assert_allclose(array(found).ravel(), [v[v < 0].mean() for v in values])
-    assert torch.equal(margin.eval()(-batches[0]), found)
+        np.testing.assert_allclose(array(actual).ravel(), [v[v < 0].mean() for v in values])
+    assert torch.equal(margin.eval()(-batches[0]), actual)
     assert Margin(1)(torch.ones(2, 1, 1, 1)).item() == 0.0
 
 
@@ -240,8 +240,8 @@ def convolved(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
         for a in range(3)
         for b in range(3)
     ]
-    found: np.ndarray = sum(shifted[1:], start=shifted[0])
-    return found
+    result: np.ndarray = sum(shifted[1:], start=shifted[0])
+    return result
 
 
 def test_deep_layers_are_fused_into_shallow_ones_on_the_way_up() -> None:
@@ -264,11 +264,11 @@ def test_deep_layers_are_fused_into_shallow_ones_on_the_way_up() -> None:
 
 def test_the_reviews_weight_rises_over_the_first_epochs() -> None:
     method = made(Review, STUDENT, TEACHER, warm_up=0.5)
-    found = []
+    results = []
     for method.progress in (0.25, 1.0):
-        found.append(method(STUDENT, everything(TEACHER, Review), torch.tensor(LABELS)).item())
+        results.append(method(STUDENT, everything(TEACHER, Review), torch.tensor(LABELS)).item())
     hard = cross_entropy(array(STUDENT.logits))
-    assert found[0] - hard == pytest.approx((found[1] - hard) / 2)
+    assert results[0] - hard == pytest.approx((results[1] - hard) / 2)
 
 
 # --- contrastive representation distillation
@@ -278,8 +278,8 @@ def test_negatives_are_drawn_evenly_from_other_classes() -> None:
     labels = torch.tensor([2, 0, 1, 1, 0, 2, 2, 1, 0, 2])
     rows = torch.tensor([0, 2, 4])
     drawn = OtherClasses(labels).draw(rows, 30_000, torch.Generator().manual_seed(0))
-    for row, found in zip(rows, drawn, strict=True):
-        shares = np.bincount(found.numpy(), minlength=10) / 30_000
+    for row, each in zip(rows, drawn, strict=True):
+        shares = np.bincount(each.numpy(), minlength=10) / 30_000
         others = (labels != labels[row]).numpy()
         # of 30,000 draws a share near 1/6 has a deviation of 0.0022
         np.testing.assert_allclose(shares, others / others.sum(), atol=0.011)
@@ -288,7 +288,7 @@ def test_negatives_are_drawn_evenly_from_other_classes() -> None:
 
 def crd_by_hand(w: dict[str, np.ndarray], rows: Tensor, drawn: Tensor, tau: float, banks: list[np.ndarray]) -> float:
     """One batch, the first; `banks` (of the student, of the teacher) are brought up to date."""
-    pooled = [array(found.maps[-1]).mean(axis=(2, 3)) for found in (STUDENT, TEACHER)]
+    pooled = [array(side.maps[-1]).mean(axis=(2, 3)) for side in (STUDENT, TEACHER)]
     u, v = (
         np.array([y / math.sqrt(y @ y) for y in x @ w[f"embed_{side}.weight"].T + w[f"embed_{side}.bias"]])
         for side, x in zip(("student", "teacher"), pooled, strict=True)
@@ -322,9 +322,9 @@ def test_the_contrast_and_the_banks_are_the_authors() -> None:
     w = weights(twin)
     banks = [w["bank_student"].copy(), w["bank_teacher"].copy()]
     expected = crd_by_hand(w, signals.rows, drawn, 0.4, banks)
-    found = method(STUDENT, signals, torch.tensor(LABELS)).item() - cross_entropy(array(STUDENT.logits))
+    actual = method(STUDENT, signals, torch.tensor(LABELS)).item() - cross_entropy(array(STUDENT.logits))
     # Z is remembered in float64 here, in the method's precision otherwise
-    np.testing.assert_allclose(found, 0.5 * expected, rtol=1e-9)
+    np.testing.assert_allclose(actual, 0.5 * expected, rtol=1e-9)
     np.testing.assert_allclose(array(method.bank_student), banks[0])
     np.testing.assert_allclose(array(method.bank_teacher), banks[1])
 
@@ -348,14 +348,14 @@ def test_an_image_that_both_see_alike_and_no_other_has_a_smaller_contrast() -> N
     u = F.normalize(method.embed_student(STUDENT.maps[-1].mean(dim=(2, 3))), dim=1)
     method.constants.fill_(40.0)
     state = {name: tensor.clone() for name, tensor in method.state_dict().items()}
-    found = []
+    results = []
     for sign in (1, -1):
         method.load_state_dict(state)
         method.generator.manual_seed(3)
         with torch.no_grad():
             method.bank_teacher[signals.rows] = sign * u
-        found.append(method(STUDENT, signals, torch.tensor(LABELS)).item())
-    assert found[0] < found[1]
+        results.append(method(STUDENT, signals, torch.tensor(LABELS)).item())
+    assert results[0] < results[1]
 
 
 def test_signals_that_are_not_asked_for_are_not_needed() -> None:

@@ -18,8 +18,8 @@ STUDENT, TEACHER = features((2, 2, 2), seed=1), features((2, 2, 2), seed=2)
 
 def softmax(z: np.ndarray) -> np.ndarray:
     e = np.exp(z - z.max())
-    found: np.ndarray = e / e.sum()
-    return found
+    result: np.ndarray = e / e.sum()
+    return result
 
 
 def divergence(p: np.ndarray, q: np.ndarray) -> float:
@@ -39,8 +39,8 @@ def test_both_parts_are_divergences_of_the_right_class_and_of_the_others() -> No
         q, p = softmax(s / tau), softmax(t / tau)
         right += divergence(np.array([p[y], 1 - p[y]]), np.array([q[y], 1 - q[y]])) / 6
         others += divergence(np.delete(p, y) / (1 - p[y]), np.delete(q, y) / (1 - q[y])) / 6
-    found = transfer_term(DKD, STUDENT, TEACHER, alpha=0.7, beta=3.0, temperature=tau)
-    np.testing.assert_allclose(found, tau**2 * (0.7 * right + 3 * others))
+    actual = transfer_term(DKD, STUDENT, TEACHER, alpha=0.7, beta=3.0, temperature=tau)
+    np.testing.assert_allclose(actual, tau**2 * (0.7 * right + 3 * others))
 
 
 def test_the_parts_make_up_kd_when_the_others_count_as_the_teacher_doubts() -> None:
@@ -64,11 +64,11 @@ def test_a_teacher_that_is_certain_gives_a_finite_loss() -> None:
 
 def test_the_teachers_share_rises_over_the_first_epochs() -> None:
     method = made(DKD, STUDENT, TEACHER, warm_up=0.5)
-    found = []
+    results = []
     for method.progress in (0.1, 0.25, 0.5, 1.0):
-        found.append(method(STUDENT, everything(TEACHER, DKD), torch.tensor(LABELS)).item())
-    shares = (np.array(found) - cross_entropy(array(STUDENT.logits))) / (
-        found[-1] - cross_entropy(array(STUDENT.logits))
+        results.append(method(STUDENT, everything(TEACHER, DKD), torch.tensor(LABELS)).item())
+    shares = (np.array(results) - cross_entropy(array(STUDENT.logits))) / (
+        results[-1] - cross_entropy(array(STUDENT.logits))
     )
     np.testing.assert_allclose(shares, [0.2, 0.5, 1.0, 1.0])
     assert ramped(0.01, 0.0) == 1.0
@@ -76,11 +76,11 @@ def test_the_teachers_share_rises_over_the_first_epochs() -> None:
 
 def test_dist_is_one_minus_the_mean_correlations_of_rows_and_of_columns() -> None:
     tau = 2.0
-    q, p = (np.array([softmax(row / tau) for row in array(found.logits)]) for found in (STUDENT, TEACHER))
+    q, p = (np.array([softmax(row / tau) for row in array(side.logits)]) for side in (STUDENT, TEACHER))
     inter = 1 - np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(q, p, strict=True)])
     intra = 1 - np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(q.T, p.T, strict=True)])
-    found = transfer_term(DIST, STUDENT, TEACHER, beta=0.4, gamma=1.7, temperature=tau)
-    np.testing.assert_allclose(found, tau**2 * (0.4 * inter + 1.7 * intra))
+    actual = transfer_term(DIST, STUDENT, TEACHER, beta=0.4, gamma=1.7, temperature=tau)
+    np.testing.assert_allclose(actual, tau**2 * (0.4 * inter + 1.7 * intra))
 
 
 def test_a_linear_relation_is_as_good_as_equality() -> None:

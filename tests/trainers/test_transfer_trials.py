@@ -57,11 +57,11 @@ def test_a_trial_with_pruning_is_carried_out_and_is_the_same_again(name: str, kn
 
 def test_an_mlp_learns_of_a_resnet_and_the_soft_labels_count(knowledge: Knowledge) -> None:
     flat = {"student.family": "mlp", "student.depth": 3}
-    found = [
+    results = [
         run_trial(recipe("vid", **flat, **{"vid.soft_labels": weight}), knowledge.task, knowledge)
         for weight in (0.0, 0.9)
     ]
-    assert weights_bytes(found[0].network) != weights_bytes(found[1].network)
+    assert weights_bytes(results[0].network) != weights_bytes(results[1].network)
 
 
 @pytest.mark.parametrize("method_type", [AB, FSP])

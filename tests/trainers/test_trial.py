@@ -74,11 +74,11 @@ def test_the_same_recipe_gives_the_same_weights_and_numbers_whatever_went_before
 def test_another_process_gets_the_same_weights_and_numbers(
     two_processes: tuple[TaskSpec, Recipe, list[dict[str, Any]]], task: Task
 ) -> None:
-    specification, recipe, found = two_processes
+    specification, recipe, actual = two_processes
     assert specification == task.spec
     here = run_trial(recipe, task, Knowledge(task))
     weights = hashlib.sha256(weights_bytes(here.network)).hexdigest()
-    for there in found:
+    for there in actual:
         assert (there["measurements"], there["weights"]) == (here.measurements, weights)
 
 
@@ -196,15 +196,15 @@ def test_without_pruning_nothing_is_cut_nor_tuned(task: Task) -> None:
 
 
 def reports(recipe: Recipe, task: Task) -> list[Report]:
-    found: list[Report] = []
-    run_trial(recipe, task, Knowledge(task), found.append)
-    return found
+    reported: list[Report] = []
+    run_trial(recipe, task, Knowledge(task), reported.append)
+    return reported
 
 
 def test_every_epoch_is_reported(task: Task) -> None:
-    found = reports(PRUNED_KD, task)
-    assert [(r.step, r.steps, r.phase) for r in found] == [(1, 3, "train"), (2, 3, "train"), (3, 3, "fine_tune")]
-    assert all(set(r.metrics) == {"loss", "accuracy", "nll"} for r in found)
+    reported = reports(PRUNED_KD, task)
+    assert [(r.step, r.steps, r.phase) for r in reported] == [(1, 3, "train"), (2, 3, "train"), (3, 3, "fine_tune")]
+    assert all(set(r.metrics) == {"loss", "accuracy", "nll"} for r in reported)
     assert [r.steps for r in reports(RECIPES["labels alone"], task)] == [2, 2]
 
 
@@ -214,10 +214,14 @@ ROUNDS = PRUNED_KD.model_copy(
 
 
 def test_cuts_in_rounds_take_the_same_share_each_and_share_the_epochs(task: Task) -> None:
-    found: list[Report] = []
-    result = run_trial(ROUNDS, task, Knowledge(task), found.append)
-    assert [(r.step, r.phase) for r in found] == [(1, "train"), (2, "train"), *((n, "fine_tune") for n in (3, 4, 5, 6))]
-    assert all(r.steps == 6 for r in found)
+    reported: list[Report] = []
+    result = run_trial(ROUNDS, task, Knowledge(task), reported.append)
+    assert [(r.step, r.phase) for r in reported] == [
+        (1, "train"),
+        (2, "train"),
+        *((n, "fine_tune") for n in (3, 4, 5, 6)),
+    ]
+    assert all(r.steps == 6 for r in reported)
     # as many units as in one cut, though not the same ones
     assert (result.units, result.units_cut) == (56, 28)
     once = run_trial(PRUNED_KD, task, Knowledge(task))
@@ -258,7 +262,7 @@ def test_the_students_between_cuts_are_on_the_curve_and_are_what_their_own_recip
     for point in result.curve:
         assert outcome(run_trial(point.recipe, task, Knowledge(task))) == outcome(point)
     assert outcome(run_trial(recipe, task, Knowledge(task))) == outcome(result)  # looking changes nothing
-    sizes = [found.measurements["parameters"] for found in (*result.curve[1:], result)]
+    sizes = [each.measurements["parameters"] for each in (*result.curve[1:], result)]
     assert sizes[0] > sizes[1] > sizes[2]
 
 
@@ -294,20 +298,20 @@ def test_the_parts_that_a_recipe_fixes_stay_as_they_began(task: Task) -> None:
 
 
 def test_the_last_report_is_of_the_network_that_is_measured(task: Task) -> None:
-    found: list[Report] = []
-    result = run_trial(PRUNED_KD, task, Knowledge(task), found.append)
-    assert found[-1].metrics["accuracy"] == pytest.approx(result.measurements["accuracy"], abs=1 / 360)
+    reported: list[Report] = []
+    result = run_trial(PRUNED_KD, task, Knowledge(task), reported.append)
+    assert reported[-1].metrics["accuracy"] == pytest.approx(result.measurements["accuracy"], abs=1 / 360)
     # another memory layout rounds differently
-    assert found[-1].metrics["nll"] == pytest.approx(result.measurements["nll"], rel=1e-5)
-    assert found[1].metrics["nll"] == pytest.approx(result.before_cut["nll"], rel=1e-5)
+    assert reported[-1].metrics["nll"] == pytest.approx(result.measurements["nll"], rel=1e-5)
+    assert reported[1].metrics["nll"] == pytest.approx(result.before_cut["nll"], rel=1e-5)
 
 
 def test_what_a_student_will_cost_is_known_roughly_from_the_start_and_exactly_once_it_is_cut(task: Task) -> None:
     names = {"parameters", "macs", "size_bytes"}
-    found: list[Report] = []
-    result = run_trial(PRUNED_KD, task, Knowledge(task), found.append)
+    reported: list[Report] = []
+    result = run_trial(PRUNED_KD, task, Knowledge(task), reported.append)
     exact = {name: result.measurements[name] for name in names}
-    first, second, last = (report.cost for report in found)
+    first, second, last = (report.cost for report in reported)
     assert first == second
     assert last == exact
     assert set(first) == names
@@ -317,9 +321,9 @@ def test_what_a_student_will_cost_is_known_roughly_from_the_start_and_exactly_on
 
 
 def test_what_a_student_that_is_not_cut_will_cost_is_exact_from_the_start(task: Task) -> None:
-    found: list[Report] = []
-    result = run_trial(RECIPES["labels alone"], task, Knowledge(task), found.append)
-    for report in found:
+    reported: list[Report] = []
+    result = run_trial(RECIPES["labels alone"], task, Knowledge(task), reported.append)
+    for report in reported:
         assert report.cost == {name: result.measurements[name] for name in report.cost}
 
 
@@ -385,9 +389,9 @@ def test_a_stage_that_did_not_learn_ends_the_trial(plain_task: Task) -> None:
 
 def test_students_learn(task: Task) -> None:
     recipe = Recipe.from_flat({"student.width": 0.5, "training.epochs": 10, "training.batch_size": 16})
-    found = reports(recipe, task)
-    assert found[-1].metrics["accuracy"] > 0.8  # 0.94 when this was written; guessing is 0.1
-    assert found[-1].metrics["loss"] < found[0].metrics["loss"]
+    reported = reports(recipe, task)
+    assert reported[-1].metrics["accuracy"] > 0.8  # 0.94 when this was written; guessing is 0.1
+    assert reported[-1].metrics["loss"] < reported[0].metrics["loss"]
 
 
 @pytest.mark.parametrize("family", ["resnet", "mlp"])
@@ -417,7 +421,7 @@ def test_every_point_of_the_curve_is_the_student_that_its_own_recipe_makes(famil
 def test_a_point_that_is_the_trial_itself_is_not_told_twice(task: Task) -> None:
     recipe = Recipe.from_flat({**SMALL, "pruning.fraction": 0.3, "pruning.fine_tune_epochs": 0})
     result = run_trial(recipe, task, Knowledge(task), curve=(0.3, 0.6), timed=True)
-    assert all(0 < found.measurements["latency_ms"] < 1000 for found in (result, *result.curve))
+    assert all(0 < each.measurements["latency_ms"] < 1000 for each in (result, *result.curve))
     assert [point.recipe.pruning.fraction for point in result.curve] == [0.6]
 
 
@@ -427,8 +431,8 @@ def test_a_trials_files_hold_its_curve_and_every_student_on_it_is_read_back(task
     for place, point in enumerate(result.curve):
         folder = tmp_path / curve_folder(place)
         assert Recipe.from_json((folder / "recipe.json").read_text()) == point.recipe
-        found = measure(load_student(folder), task.data.validation, ensemble_nlls=task.curve)
-        assert found == point.measurements == json.loads((folder / "result.json").read_text())["measurements"]
+        actual = measure(load_student(folder), task.data.validation, ensemble_nlls=task.curve)
+        assert actual == point.measurements == json.loads((folder / "result.json").read_text())["measurements"]
 
 
 @pytest.mark.parametrize(("floor", "units", "stay"), [(0.07, 100, 7), (0.071, 100, 8), (0.0, 5, 1), (0.29, 100, 29)])

@@ -1,14 +1,16 @@
 """What the value tests of the transfer methods share: numbers, features made of them, and NumPy's cross-entropy."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainers.families import Features
 from trainers.transfer import Method, Shapes, TeacherSignals
+from trainers.transfer.signals import Pass
 
 Array = np.ndarray
 LABELS = [3, 0, 1, 3, 2, 4]
@@ -19,8 +21,8 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 
 def array(tensor: Tensor) -> Array:
-    found: Array = tensor.detach().numpy()
-    return found
+    result: Array = tensor.detach().numpy()
+    return result
 
 
 def features(*shapes: tuple[int, int, int], seed: int, count: int = 6) -> Features:
@@ -29,8 +31,8 @@ def features(*shapes: tuple[int, int, int], seed: int, count: int = 6) -> Featur
     return Features(numbers(count, 5, seed=seed + 90), tuple(m.relu() for m in before), before)
 
 
-def shapes_of(found: Features) -> tuple[tuple[int, int, int], ...]:
-    return tuple((m.shape[1], m.shape[2], m.shape[3]) for m in found.maps)
+def shapes_of(features: Features) -> tuple[tuple[int, int, int], ...]:
+    return tuple((m.shape[1], m.shape[2], m.shape[3]) for m in features.maps)
 
 
 def made(method_type: type[Method], student: Features, teacher: Features, **options: Any) -> Method:
@@ -41,18 +43,11 @@ def made(method_type: type[Method], student: Features, teacher: Features, **opti
 
 
 def everything(teacher: Features, method_type: type[Method], **options: Any) -> TeacherSignals:
-    """What a method asks for, from whole features."""
-    needs = method_type.needs(method_type.parse(options))
-
-    def of(maps: tuple[Tensor, ...], taps: Any) -> tuple[Tensor, ...]:
-        return maps if taps == "all" else tuple(maps[tap] for tap in taps)
-
-    return TeacherSignals(
-        logits=teacher.logits if needs.logits else None,
-        maps=of(teacher.maps, needs.maps),
-        before_relu=of(teacher.before_relu, needs.before_relu),
-        rows=torch.tensor([4, 0, 9, 30, 22, 39]) if needs.rows else None,
-    )
+    """What a method asks for, from whole features; of a stage, nothing."""
+    needs = replace(method_type.needs(method_type.parse(options)), stage=None)
+    seen = Pass(teacher, 1, lambda stage: nn.Identity())
+    rows = torch.tensor([4, 0, 9, 30, 22, 39]) if needs.rows else None
+    return needs.gather(len(teacher.maps), lambda signal: signal.compute(seen), rows=rows)
 
 
 def transfer_term(method_type: type[Method], student: Features, teacher: Features, **options: Any) -> float:
@@ -74,23 +69,23 @@ def weights(method: torch.nn.Module) -> dict[str, Array]:
 def smaller(x: Array, height: int, width: int) -> Array:
     """Average over blocks, for sizes that are whole multiples."""
     b, c, h, w = x.shape
-    found: Array = x.reshape(b, c, height, h // height, width, w // width).mean(axis=(3, 5))
-    return found
+    result: Array = x.reshape(b, c, height, h // height, width, w // width).mean(axis=(3, 5))
+    return result
 
 
 def unit(x: Array, axis: int = -1) -> Array:
-    found: Array = x / np.sqrt((x**2).sum(axis=axis, keepdims=True))
-    return found
+    result: Array = x / np.sqrt((x**2).sum(axis=axis, keepdims=True))
+    return result
 
 
 def pointwise(x: Array, weight: Array) -> Array:
     """A 1x1 convolution; x: (B, C, H, W), weight: (O, C, 1, 1)."""
-    found: Array = np.einsum("oc,bchw->bohw", weight[:, :, 0, 0], x)
-    return found
+    result: Array = np.einsum("oc,bchw->bohw", weight[:, :, 0, 0], x)
+    return result
 
 
 def batch_normed(x: Array) -> Array:
     """By the batch's own statistics, scale 1 and shift 0."""
     centred = x - x.mean(axis=(0, 2, 3), keepdims=True)
-    found: Array = centred / np.sqrt((centred**2).mean(axis=(0, 2, 3), keepdims=True) + 1e-5)
-    return found
+    result: Array = centred / np.sqrt((centred**2).mean(axis=(0, 2, 3), keepdims=True) + 1e-5)
+    return result

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from spaces.errors import BadInput
-from trainers.data import cifar, digits, fashion_mnist, imagefolder
+from trainers.data import cifar, digits, fashion_mnist, huggingface, imagefolder, npz, own
 from trainers.data.dataset import Dataset, Split, pixels, shared_tensor
 from trainers.data.pictures import Size
 from trainers.data.splits import limit_train, split_notes
@@ -26,6 +27,8 @@ __all__ = [
     "load_dataset",
     "pixels",
     "shared_tensor",
+    "source_of",
+    "stand_in",
 ]
 
 
@@ -43,6 +46,7 @@ class Source:
             called with `options` by name, after `check`.
         options: which of task.root, task.download and task.image_size it takes.
         needs_root: whether task.root must be set.
+        root_is_file: whether that is a file, and no folder.
         augmentation: the policy (of AUGMENTATIONS) its train images get unless told otherwise.
     """
 
@@ -51,11 +55,17 @@ class Source:
     options: tuple[str, ...]
     needs_root: bool
     augmentation: str
+    root_is_file: bool = False
 
 
 def _cifar(name: str) -> Source:
     check, load = partial(cifar.check, name), partial(cifar.load, name)
     return Source(check=check, load=load, options=("root", "download"), needs_root=True, augmentation="crop_flip")
+
+
+def _of_the_users(source: Any, **more: Any) -> Source:
+    options = ("root", "image_size")
+    return Source(check=source.check, load=source.load, options=options, needs_root=True, augmentation="crop", **more)
 
 
 DATASETS = {
@@ -69,14 +79,26 @@ DATASETS = {
         needs_root=False,
         augmentation="crop_flip",
     ),
-    "imagefolder": Source(
-        check=imagefolder.check,
-        load=imagefolder.load,
-        options=("root", "image_size"),
-        needs_root=True,
-        augmentation="crop",
-    ),
+    "imagefolder": _of_the_users(imagefolder),
+    "npz": _of_the_users(npz, root_is_file=True),
+    "huggingface": _of_the_users(huggingface),
 }
+
+
+def source_of(name: str) -> Source:
+    """Where the data set of a name comes from: one of DATASETS, or a function `package.module:function`.
+
+    Raises:
+        BadInput: it is neither.
+    """
+    if ":" in name:
+        check, load = partial(own.check, name), partial(own.load, name)
+        return Source(check=check, load=load, options=("root", "image_size"), needs_root=False, augmentation="crop")
+    if name not in DATASETS:
+        near = get_close_matches(name, DATASETS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; a function of your own is named `package.module:function`"
+        raise BadInput(f"task.dataset must be one of {', '.join(DATASETS)}, but got {name!r}{hint}")
+    return DATASETS[name]
 
 
 def check_dataset(
@@ -97,7 +119,7 @@ def load_dataset(
     """Reads a data set into memory; the same call on the same files gives the same tensors.
 
     Args:
-        name: one of DATASETS.
+        name: one of DATASETS, or `package.module:function` of the user's.
         root: the folder that holds the files; each data set's own file says in which layout.
         download: has the files fetched into `root` if they are not there.
         image_size: the side, or height and width, that images are scaled and cropped to.
@@ -116,15 +138,27 @@ def load_dataset(
     return replace(dataset, notes=dataset.notes + split_notes(dataset))
 
 
+def stand_in(
+    name: str, *, root: Path | None = None, download: bool = False, image_size: Size | None = None
+) -> Dataset | None:
+    """Black images in place of the user's own, of the same classes and shape: for who looks for what else is wrong.
+
+    None where the data set is no folder or file of images, or none of them can be read.
+
+    Args:
+        name, root, download, image_size: as `load_dataset` takes them.
+    """
+    source = source_of(name)
+    given = {"root": root, "download": download, "image_size": image_size}
+    unread = source.load(**{option: given[option] for option in source.options})
+    return unread.stand_in() if isinstance(unread, Unread) else None
+
+
 def _checked(
     name: str, root: Path | None, download: bool, image_size: Size | None
 ) -> tuple[Source, dict[str, Path | bool | Size | None]]:
     """The source and the options to call it with."""
-    if name not in DATASETS:
-        near = get_close_matches(name, DATASETS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise BadInput(f"task.dataset must be one of {', '.join(DATASETS)}, but got {name!r}{hint}")
-    source = DATASETS[name]
+    source = source_of(name)
     root = root.expanduser() if root is not None else None
     given = {"root": root, "download": download, "image_size": image_size}
     for option, value in given.items():
@@ -132,9 +166,11 @@ def _checked(
             raise BadInput(f"{name} takes no task.{option}, but got {value}; leave it out")
     if root is None and source.needs_root:
         raise BadInput(f"{name} needs task.root, the folder of its files, but got none; set it")
-    if root is not None and not root.is_dir() and not download:
+    kind = "file" if source.root_is_file else "folder"
+    is_there = root is not None and (root.is_file() if source.root_is_file else root.is_dir())
+    if root is not None and not is_there and not download and not (":" in name and root.exists()):
         hint = ", or set task.download: true to have it made and filled" if "download" in source.options else ""
-        raise BadInput(f"task.root must be a folder that exists, but got {root}; correct it{hint}")
+        raise BadInput(f"task.root must be a {kind} that exists, but got {root}; correct it{hint}")
     options = {option: given[option] for option in source.options}
     source.check(**options)
     return source, options

@@ -23,13 +23,12 @@ from unicodedata import normalize
 import numpy as np
 
 from spaces.errors import BadInput
-from trainers.data.fetching import fingerprint
-from trainers.data.pictures import ENDINGS, Picture, Size, content_of, decoded, formats, is_grey, preparation, why_not
+from trainers.data.labels import SPELLINGS
+from trainers.data.pictures import ENDINGS, Picture, Size, content_of, decoded, formats, glanced, preparation, why_not
 from trainers.data.splits import SHOWN, counted, listed, shortlist
 from trainers.data.unread import Unread, in_order
 
 LAYOUT = "task.root must hold train/CLASS/IMAGE (and may hold val/CLASS/IMAGE and test/CLASS/IMAGE)"
-SPELLINGS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
 HIDDEN = ("__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information", "lost+found")
 LITTER = ("thumbs.db", "desktop.ini", "icon\r")  # of file managers
 
@@ -190,16 +189,11 @@ def _unread(root: Path, folders: _Folders, image_size: Size | None) -> Unread:
 
 
 def _head(path: Path) -> tuple[tuple[int, str] | None, bool | None]:
-    """What tells the file's content from others, and whether its picture is grey; None where that cannot be read."""
+    """As `glanced`; None where the file cannot be read."""
     try:
-        content = content_of(path)
-        mark = fingerprint(content)
+        return glanced(content_of(path))
     except (OSError, ValueError):
         return None, None
-    try:
-        return mark, is_grey(content)
-    except Exception:  # whatever Pillow's readers raise; `decoded` says it
-        return mark, None
 
 
 def _picture(path: Path, size: Size | None) -> Picture:

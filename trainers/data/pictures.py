@@ -17,7 +17,7 @@ from warnings import catch_warnings, simplefilter
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from trainers.data.fetching import one_line
+from trainers.data.fetching import fingerprint, one_line
 
 Size: TypeAlias = int | tuple[int, int]
 """Of images that are scaled and cropped: a side in pixels, or height and width."""
@@ -92,10 +92,16 @@ def why_not(error: Exception, path: Path | None = None) -> str:
     return text if len(text) <= 80 else text[:79] + "…"
 
 
-def is_grey(content: bytes) -> bool:
-    """Whether the picture in a file is grey, by its head alone; raises whatever Pillow's readers raise."""
-    with _opened(content) as image:
-        return _is_grey(image)
+def glanced(content: bytes) -> tuple[tuple[int, str], bool | None]:
+    """What tells a file's content from others, and whether its picture is grey, by its head alone.
+
+    None where that cannot be read; `decoded` says why.
+    """
+    try:
+        with _opened(content) as image:
+            return fingerprint(content), _is_grey(image)
+    except Exception:  # whatever Pillow's readers raise
+        return fingerprint(content), None
 
 
 def decoded(content: bytes, size: Size | None) -> Picture:
@@ -104,9 +110,17 @@ def decoded(content: bytes, size: Size | None) -> Picture:
         with _opened(content) as image:
             # an MPO, which JPEG's reader makes of some, is a photograph and its copies
             frames = (FRAMES,) if getattr(image, "is_animated", False) and image.format != "MPO" else ()
-            picture, remarks, brightest = _as_seen(image)
-        return Picture(np.asarray(fitted(picture, size)), "", frames + remarks, brightest)
+            return from_image(image, size, frames)
     except Exception as error:  # OSError, SyntaxError, struct.error, OverflowError, ...
+        return Picture(None, why_not(error))
+
+
+def from_image(image: Image.Image, size: Size | None, remarks: tuple[str, ...] = ()) -> Picture:
+    """A picture that Pillow has opened; `remarks`: that were made so far."""
+    try:
+        picture, more, brightest = _as_seen(image)
+        return Picture(np.asarray(fitted(picture, size)), "", remarks + more, brightest)
+    except Exception as error:
         return Picture(None, why_not(error))
 
 
@@ -165,17 +179,42 @@ def fitted(picture: Image.Image, size: Size | None) -> Image.Image:
     return picture.crop((left, top, left + width, top + height))
 
 
-def preparation(size: Size | None) -> str:
-    """How pixels come from files, for who feeds an exported student."""
+def preparation(size: Size | None, origin: str = AS_SEEN) -> str:
+    """How pixels come from where they are kept, for who feeds an exported student."""
     if size is None:
-        return f"{AS_SEEN}; as large as in the files"
+        return f"{origin}; as large as in the files"
     if isinstance(size, int):
         return (
-            f"{AS_SEEN}; shorter side scaled to {size} pixels (bilinear, antialiased), the middle {size} x {size} "
+            f"{origin}; shorter side scaled to {size} pixels (bilinear, antialiased), the middle {size} x {size} "
             "cut out"
         )
     height, width = size
     return (
-        f"{AS_SEEN}; scaled to cover {height} x {width} pixels (height x width; bilinear, antialiased), the middle "
+        f"{origin}; scaled to cover {height} x {width} pixels (height x width; bilinear, antialiased), the middle "
         f"{height} x {width} cut out"
     )
+
+
+def from_array(values: np.ndarray, size: Size | None, *, channels_first: bool = False) -> Picture:
+    """An image in memory, (H, W), (H, W, C) or (C, H, W): uint8, or floats in [0, 1], rounded to 256 levels.
+
+    Where the last axis may be channels and the first, too, it is the last, unless `channels_first`.
+    """
+    if values.ndim == 3 and values.shape[0] in (1, 3) and (channels_first or values.shape[2] not in (1, 3)):
+        values = values.transpose(1, 2, 0)
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[:, :, 0]
+    if values.ndim not in (2, 3) or values.shape[2:] not in ((), (3,)):
+        return Picture(None, f"of shape {values.shape}, and not of 1 or 3 channels")
+    if values.dtype.kind == "f":
+        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+            return Picture(None, "floats that are not in [0, 1]")
+        values = np.rint(values * np.float64(255)).astype(np.uint8)
+    if values.dtype != np.uint8:
+        return Picture(None, f"{values.dtype}, and neither uint8 nor floats in [0, 1]")
+    if size is None:
+        return Picture(values)
+    try:
+        return Picture(np.asarray(fitted(Image.fromarray(np.ascontiguousarray(values)), size)))
+    except ValueError as error:
+        return Picture(None, str(error))

@@ -18,7 +18,7 @@ import numpy as np
 from spaces.errors import BadInput
 from trainers.data.dataset import Dataset, Split
 from trainers.data.pictures import DEEP, FRAMES, TRANSPARENT, Picture, quiet
-from trainers.data.splits import Rows, counted, listed, planned, shortlist
+from trainers.data.splits import MOST_LISTED, Rows, counted, listed, planned, shortlist
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +27,10 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 Place: TypeAlias = tuple[str, int]
 """Of a picture: a split that is given, and a number in it."""
+
+
+_TRIED = 100
+"""Pictures, for one that can be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +97,20 @@ class Unread:
             notes=(*self.notes, *reading.notes(), *self._doubles(rows)),
             files=self.files,
         )
+
+    def stand_in(self) -> Dataset | None:
+        """Two black images of each class in each split, of the size of the first that can be read; None without one."""
+        import torch
+
+        with quiet():
+            heads = self.pictures("train", range(min(_TRIED, len(self.labels["train"]))))
+            sizes = (picture.pixels.shape[:2] for picture in heads if picture.pixels is not None)
+            size = next(sizes, None)
+        if size is None or len(self.class_names) < 2:
+            return None
+        labels = torch.arange(len(self.class_names)).repeat(2)
+        black = Split(torch.zeros(len(labels), self.channels, *size, dtype=torch.uint8), labels)
+        return Dataset(self.name, self.class_names, black, black, black)
 
     def _doubles(self, rows: Mapping[str, Rows]) -> list[str]:
         """What is measured with images that were learned, and what is learned with two labels."""
@@ -178,6 +196,8 @@ class _Reading:
         problems = []
         if self._bad:
             which = listed([f"{self._called(*place)} ({self._bad[place]})" for place in self._in_order(self._bad)])
+            if len(self._bad) > MOST_LISTED:
+                which = self._bad_by_reason()
             problems.append(
                 f"all images of {self._unread.source} must be readable, but {len(self._bad):,} of {total:,} are not: "
                 f"{which}; get them anew or remove them"
@@ -192,6 +212,18 @@ class _Reading:
                 f"{listed(sizes)}; set task.image_size to scale and crop them"
             )
         return problems
+
+    def _bad_by_reason(self) -> str:
+        """How many cannot be read for which reason, the most frequent first."""
+        reasons: dict[str, list[Place]] = {}
+        for place in self._in_order(self._bad):
+            reasons.setdefault(self._bad[place], []).append(place)
+        return listed(
+            [
+                f"{len(places):,} ({why}; {shortlist([self._called(*place) for place in places])})"
+                for why, places in sorted(reasons.items(), key=lambda item: -len(item[1]))
+            ]
+        )
 
     def notes(self) -> list[str]:
         """What was read otherwise than it may have been meant."""

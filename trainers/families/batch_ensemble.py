@@ -83,8 +83,8 @@ class _Shared(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, inputs, ...); returns (B, outputs, ...)."""
-        found: Tensor = self.layer(x)
-        return found
+        outputs: Tensor = self.layer(x)
+        return outputs
 
 
 def share_all(network: nn.Module) -> None:

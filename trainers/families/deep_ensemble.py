@@ -34,8 +34,8 @@ class DeepEnsemble(Network):
 
     def member(self, index: int, images: Tensor) -> Tensor:
         """images: (B, C, H, W); returns one member's logits (B, classes); the others are not run."""
-        found: Tensor = self.networks[index](images)
-        return found
+        logits: Tensor = self.networks[index](images)
+        return logits
 
     def set_normalization(self, mean: Tensor, std: Tensor) -> None:
         """mean, std: (C,), for every member."""

@@ -24,8 +24,8 @@ class FullyConnected(Network):
 
     def logits(self, images: Tensor) -> Tensor:
         """images: (B, C, H, W) in [0, 1]; returns logits (B, classes)."""
-        found: Tensor = self.classifier(self.hidden(self.normalize(images).flatten(1)))
-        return found
+        logits: Tensor = self.classifier(self.hidden(self.normalize(images).flatten(1)))
+        return logits
 
 
 class _Family(Family):

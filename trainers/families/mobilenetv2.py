@@ -77,8 +77,8 @@ class MobileNetV2(Network):
     def logits(self, images: Tensor) -> Tensor:
         """images: (B, C, H, W) in [0, 1]; returns logits (B, classes)."""
         x = self.last(self.blocks(self.stem(self.normalize(images))))
-        found: Tensor = self.classifier(self.pool(x).flatten(1))
-        return found
+        logits: Tensor = self.classifier(self.pool(x).flatten(1))
+        return logits
 
 
 def _layer(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:

@@ -62,8 +62,8 @@ class ResNet(Network):
     def logits(self, images: Tensor) -> Tensor:
         """images: (B, C, H, W) in [0, 1]; returns logits (B, classes)."""
         x = self.groups(self.stem(self.normalize(images)))
-        found: Tensor = self.classifier(self.pool(x).flatten(1))
-        return found
+        logits: Tensor = self.classifier(self.pool(x).flatten(1))
+        return logits
 
 
 class _Family(Family):

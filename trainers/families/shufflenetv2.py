@@ -90,8 +90,8 @@ class ShuffleNetV2(Network):
     def logits(self, images: Tensor) -> Tensor:
         """images: (B, C, H, W) in [0, 1]; returns logits (B, classes)."""
         x = self.last(self.stages(self.stem(self.normalize(images))))
-        found: Tensor = self.classifier(self.pool(x).flatten(1))
-        return found
+        logits: Tensor = self.classifier(self.pool(x).flatten(1))
+        return logits
 
 
 def _branch(inputs: int, outputs: int, stride: int) -> nn.Sequential:

@@ -57,8 +57,8 @@ class VGGNet(Network):
         x = self.normalize(images)
         for stage, pool in zip(self.stages, self.pools, strict=True):
             x = pool(stage(x))
-        found: Tensor = self.classifier(self.pool(x).flatten(1))
-        return found
+        logits: Tensor = self.classifier(self.pool(x).flatten(1))
+        return logits
 
 
 class _Family(Family):

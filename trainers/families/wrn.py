@@ -64,8 +64,8 @@ class WideResNet(Network):
     def logits(self, images: Tensor) -> Tensor:
         """images: (B, C, H, W) in [0, 1]; returns logits (B, classes)."""
         x = self.relu(self.norm(self.groups(self.stem(self.normalize(images)))))
-        found: Tensor = self.classifier(self.pool(x).flatten(1))
-        return found
+        logits: Tensor = self.classifier(self.pool(x).flatten(1))
+        return logits
 
 
 class _Family(Family):

@@ -1,6 +1,6 @@
 """The catalogue of transfer methods. A new one adds its file, its line here, and its test.
 
-`python -m trainers.transfer` writes down what it says of itself.
+`python -m trainers.transfer` then updates `catalogue.json`.
 """
 
 from collections.abc import Mapping
@@ -62,7 +62,7 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType({method.name: method for 
 
 
 def method_named(name: str) -> type[Method]:
-    """The method of this name: one of METHODS, or the class that `package.module:Class` names.
+    """The method with this name: one of METHODS, or the class that `package.module:Class` names.
 
     Raises:
         BadInput: there is none, or it is not a method.
@@ -71,20 +71,20 @@ def method_named(name: str) -> type[Method]:
         return METHODS[name]
     if ":" not in name:
         raise unknown_method(name, METHODS)
-    found = own_object(name, "transfer")
-    if not (isinstance(found, type) and issubclass(found, Method)) or isabstract(found):
+    method = own_object(name, "transfer")
+    if not (isinstance(method, type) and issubclass(method, Method)) or isabstract(method):
         raise BadInput(
             f"`transfer: {name}` must be a trainers.transfer.Method with `needs`, `__init__` and `forward`, but is "
-            f"{shown(found)}; see trainers/transfer/kd.py"
+            f"{shown(method)}; see trainers/transfer/kd.py"
         )
-    return found
+    return method
 
 
 def method_of(recipe: Recipe) -> tuple[type[Method], Options]:
     """The recipe's method and its parameters.
 
     Raises:
-        BadInput: no such method, or a parameter that it does not take.
+        BadInput: an unknown method, or a parameter that it does not take.
     """
     method = method_named(recipe.transfer)
     return method, method.parse(dict(recipe.options), called=recipe.transfer)

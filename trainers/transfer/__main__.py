@@ -1,4 +1,4 @@
-"""`python -m trainers.transfer` writes down what the methods say of themselves, for `trainers.catalogue`."""
+"""`python -m trainers.transfer` writes the methods' papers and parameters to a file, for `trainers.catalogue`."""
 
 import json
 
@@ -7,7 +7,7 @@ from trainers.transfer import METHODS
 
 
 def generated() -> str:
-    """What `catalogue.json` must hold, by the methods' own files."""
+    """What `catalogue.json` must contain, according to the methods' own files."""
     described = {
         name: {
             "abbreviation": method.abbreviation,

@@ -6,9 +6,9 @@ channels of its squares, Q(F) = mean_c F_c^2, as one vector over the pixels:
 
     L_AT = sum over taps of  mean over batch and pixels of ( Q_S/||Q_S||_2 - Q_T/||Q_T||_2 )^2
 
-with weight 1,000, both as in the authors' code (the paper has the norm itself, and beta / 2). Where resolutions differ,
-the larger map is average-pooled; the authors resize the teacher's. A map of one pixel has nowhere to look: its pair is
-left out, and a student and teacher that have no other are refused.
+with weight 1,000, both as in the authors' code (the paper has the norm itself, and beta / 2). If resolutions differ,
+the larger map is average-pooled; the authors resize the teacher's. Maps with one pixel have no attention: their pair is
+skipped, and a student and teacher without any other pair are refused.
 """
 
 from typing import Any
@@ -31,7 +31,7 @@ class AttentionOptions(FeatureOptions):
     weight: float = Field(
         default=1000.0, ge=0.0, json_schema_extra={"search": {"low": 10.0, "high": 10000.0, "log": True}}
     )
-    """beta, of the mean squared difference of normalised attention."""
+    """beta: weight of the mean squared difference of normalised attention."""
 
 
 class Attention(FeatureMethod):
@@ -50,7 +50,7 @@ class Attention(FeatureMethod):
 
     @classmethod
     def check(cls, options: Any, shapes: Shapes) -> None:
-        """Some pair of maps has more than one pixel."""
+        """Some pair of maps must have more than one pixel."""
         super().check(options, shapes)
         if not spatial_pairs(shapes):
             raise BadInput(
@@ -59,7 +59,7 @@ class Attention(FeatureMethod):
             )
 
     def __init__(self, options: AttentionOptions, shapes: Shapes) -> None:
-        """No adapters: attention has no channels."""
+        """No adapters: attention does not depend on channels."""
         super().__init__(options, shapes)
         self.used = spatial_pairs(shapes)
 
@@ -76,5 +76,5 @@ def attention_distance(ours: Tensor, theirs: Tensor) -> Tensor:
 
 
 def attention(maps: Tensor) -> Tensor:
-    """(B, C, H, W) to (B, H W), each image's a vector of length 1."""
+    """(B, C, H, W) to (B, H W), a unit vector for each image."""
     return F.normalize(maps.square().mean(dim=1).flatten(1), dim=1)

@@ -1,13 +1,13 @@
-"""Correlation congruence: what holds between two images for the teacher holds for the student.
+"""Correlation congruence: relations between images are the same for the student as for the teacher.
 
 B. Peng, X. Jin, J. Liu, D. Li, Y. Wu, Y. Liu, S. Zhou, Z. Zhang: Correlation congruence for knowledge distillation,
-ICCV 2019 (arXiv 1904.01802). The loss is that of the code which the first author gave to Tian et al. (RepDistiller);
-e_S, e_T are linear embeddings, both learned, of the pooled last maps, and i, i+1 neighbours in the shuffled batch:
+ICCV 2019 (arXiv 1904.01802). The loss is that of the code that the first author gave to Tian et al. (RepDistiller);
+e_S, e_T are learned linear embeddings of the pooled last maps, and i, i+1 are neighbours in the shuffled batch:
 
     delta_i = | e_S(x_i) - e_T(x_i) |,     L_CC = mean over i of  <delta_i, delta_(i+1)>
 
-Embeddings of 128 and weight 0.02 are RepDistiller's. The paper itself compares matrices of a Gaussian kernel over all
-pairs of a batch; we follow the code, since the published numbers come from it.
+The embedding size of 128 and the weight of 0.02 are RepDistiller's. The paper itself compares matrices of a Gaussian
+kernel over all pairs of a batch; we follow the code, since the published numbers come from it.
 """
 
 from pydantic import Field
@@ -23,9 +23,9 @@ class CorrelationOptions(FeatureOptions):
     """Parameters of `correlation`."""
 
     weight: float = Field(default=0.02, ge=0.0, json_schema_extra={"search": {"low": 0.001, "high": 1.0, "log": True}})
-    """beta, of the correlations of the differences."""
+    """beta: weight of the correlations of the differences."""
     dimensions: int = Field(default=128, ge=1, json_schema_extra={"search": [32, 64, 128]})
-    """Of the embeddings."""
+    """Size of the embeddings."""
 
 
 class Correlation(FeatureMethod):
@@ -44,14 +44,14 @@ class Correlation(FeatureMethod):
     minimum_batch = 2  # neighbours
 
     def __init__(self, options: CorrelationOptions, shapes: Shapes) -> None:
-        """An embedding for each side."""
+        """One embedding for each side."""
         super().__init__(options, shapes)
         self.embed_student = nn.Linear(shapes.student[-1][0], options.dimensions)
         self.embed_teacher = nn.Linear(shapes.teacher[-1][0], options.dimensions)
 
     def distance(self, student: Features, teacher: TeacherSignals, labels: Tensor) -> Tensor:
-        """Of the embedded, pooled last maps."""
+        """Between the embedded, pooled last maps."""
         ours, theirs = self.embed_student(pooled(student.maps[-1])), self.embed_teacher(pooled(teacher.maps[0]))
         delta = (ours - theirs).abs()
-        found: Tensor = (delta[:-1] * delta[1:]).sum(dim=1).mean()
-        return found
+        products: Tensor = (delta[:-1] * delta[1:]).sum(dim=1)
+        return products.mean()

@@ -1,21 +1,20 @@
-"""Contrastive representation distillation: the student sees an image as the teacher sees it, and as it sees no other.
+"""Contrastive representation distillation: the student's view of an image matches the teacher's, and no other image's.
 
-Y. Tian, D. Krishnan, P. Isola: Contrastive representation distillation, ICLR 2020 (arXiv 1910.10699), in the form of
-their code (HobbitLong/RepDistiller). u and v are linear embeddings, of length 1, of the pooled last maps of student and
-teacher; banks U and V remember one for each of the N training images. For image i with K images drawn from other
-classes:
+Y. Tian, D. Krishnan, P. Isola: Contrastive representation distillation, ICLR 2020 (arXiv 1910.10699), as in their code
+(HobbitLong/RepDistiller). u and v are linear embeddings, normalised to length 1, of the pooled last maps of student and
+teacher; banks U and V store one for each of the N training images. For image i with K images drawn from other classes:
 
     P(a, b) = exp(<a, b> / tau) / Z,   h = P / (P + K/N)          (Z: N times the mean of exp in the first batch)
 
-    L_S = - log h(u, V_i) - sum over drawn k of log(1 - h(u, V_k)),   L_T the same of v and U,
-    L = CE + w mean over batch (L_S + L_T),         then  U_i <- normalised (mu U_i + (1 - mu) u), V_i alike
+    L_S = - log h(u, V_i) - sum over drawn k of log(1 - h(u, V_k)),   L_T the same for v and U,
+    L = CE + w mean over batch (L_S + L_T),         then  U_i <- normalised (mu U_i + (1 - mu) u), V_i likewise
 
-Embeddings of 128, K = 16,384, tau = 0.07, mu = 0.5, w = 0.8: all theirs. Drawing among other classes is their `exact`
-mode.
+An embedding size of 128, K = 16,384, tau = 0.07, mu = 0.5 and w = 0.8 are all theirs. Drawing from other classes is
+their `exact` mode.
 
-Where we differ: the K are always drawn with replacement (theirs: only where a data set has fewer than K others). The
-banks live as long as the method, so that fine-tuning after a cut begins with new ones. N is the number of training
-images, whichever the data set.
+Where we differ: the K are always drawn with replacement (theirs: only if a data set has fewer than K others). The banks
+live as long as the method, so fine-tuning after a cut starts with new ones. N is the number of training images of any
+data set.
 """
 
 import math
@@ -39,21 +38,21 @@ class CRDOptions(FeatureOptions):
     """Parameters of `crd`."""
 
     weight: float = Field(default=0.8, ge=0.0, json_schema_extra={"search": {"low": 0.01, "high": 3.0, "log": True}})
-    """Of the contrastive loss."""
+    """Weight of the contrastive loss."""
     dimensions: int = Field(default=128, ge=1, json_schema_extra={"search": [32, 64, 128]})
-    """Of the embeddings."""
+    """Size of the embeddings."""
     negatives: int = Field(default=16384, ge=1, json_schema_extra={"search": [1024, 4096, 16384]})
-    """K: images of other classes that each image is held against."""
+    """K: images of other classes that each image is compared with."""
     temperature_contrast: float = Field(
         default=0.07, gt=0.0, json_schema_extra={"search": {"low": 0.03, "high": 0.3, "log": True}}
     )
     """tau."""
     momentum: float = Field(default=0.5, ge=0.0, lt=1.0, json_schema_extra={"search": [0.0, 0.5, 0.9]})
-    """mu: how much of an image's old embedding its bank keeps."""
+    """mu: the share of an image's old embedding that the bank keeps."""
 
 
 class CRD(FeatureMethod):
-    """L = CE + w (contrast of the student's with the teacher's bank, and the other way round)."""
+    """L = CE + w (contrast of the student with the teacher's bank, and of the teacher with the student's)."""
 
     name = "crd"
     abbreviation = "CRD"
@@ -66,7 +65,7 @@ class CRD(FeatureMethod):
 
     @classmethod
     def check(cls, options: Any, shapes: Shapes) -> None:
-        """There are images of two classes to remember."""
+        """There must be training images of two classes."""
         super().check(options, shapes)
         if shapes.labels is None or bool((shapes.labels == shapes.labels[0]).all()):
             raise BadInput("`crd` must have training images of two classes or more, but has not; use another method")
@@ -87,30 +86,30 @@ class CRD(FeatureMethod):
         self.generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
 
     def get_extra_state(self) -> Tensor:
-        """Of the generator, for checkpoints."""
+        """The generator's state, for checkpoints."""
         return self.generator.get_state()
 
     def set_extra_state(self, state: Tensor) -> None:
-        """What `get_extra_state` returned."""
+        """Restore what `get_extra_state` returned."""
         self.generator.set_state(state)
 
     def distance(self, student: Features, teacher: TeacherSignals, labels: Tensor) -> Tensor:
-        """L_S + L_T, mean over the batch; the banks take in the batch afterwards."""
+        """L_S + L_T, mean over the batch; the banks are updated with the batch afterwards."""
         assert teacher.rows is not None
         u = F.normalize(self.embed_student(pooled(student.maps[-1])), dim=1)
         v = F.normalize(self.embed_teacher(pooled(teacher.maps[0])), dim=1)
         drawn = self.others.draw(teacher.rows.cpu(), self.K, self.generator).to(u.device)
         rows = torch.cat([teacher.rows[:, None], drawn], dim=1)
-        found = self._contrast(u, self.bank_teacher, rows, 0) + self._contrast(v, self.bank_student, rows, 1)
+        loss = self._contrast(u, self.bank_teacher, rows, 0) + self._contrast(v, self.bank_student, rows, 1)
         if self.training:
             for bank, new in ((self.bank_student, u), (self.bank_teacher, v)):
                 mixed = self.momentum * bank[teacher.rows] + (1 - self.momentum) * new.detach()
                 bank[teacher.rows] = F.normalize(mixed, dim=1)
-        return found
+        return loss
 
     def _contrast(self, anchor: Tensor, bank: Tensor, rows: Tensor, side: int) -> Tensor:
         """anchor: (B, D); bank: (N, D); rows: (B, 1 + K), the image's own first; returns ()."""
-        # a copy, since the bank changes before the gradient is asked for; all products are cheaper than K vectors each
+        # a copy, since the bank changes before the backward pass; all products are cheaper than gathering K vectors
         products = anchor @ bank.clone().T
         scores = (products.gather(1, rows) / self.tau).exp()
         if self.constants[side] == 0:
@@ -123,7 +122,7 @@ class CRD(FeatureMethod):
 
 
 class OtherClasses:
-    """Draws images of other classes than a given image's."""
+    """Draws images of classes other than a given image's."""
 
     def __init__(self, labels: Tensor) -> None:
         """labels: (N,) int64 of all images."""
@@ -133,9 +132,9 @@ class OtherClasses:
         self.starts = self.sizes.cumsum(0) - self.sizes
 
     def draw(self, rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        """`count` rows for each of (B,) rows, evenly among other classes' images, with replacement: (B, count)."""
+        """`count` rows for each of (B,) rows, uniformly from other classes' images, with replacement: (B, count)."""
         own = self.labels[rows][:, None]
         among = len(self.labels) - self.sizes[own]
         place = (torch.rand(len(rows), count, generator=generator, dtype=torch.float64) * among).long()
-        # places in the list of all images by class, over which the own class is stepped
+        # positions in the list of all images by class, skipping the image's own class
         return self.by_class[place + torch.where(place >= self.starts[own], self.sizes[own], 0)]

@@ -6,8 +6,8 @@ T. Huang, S. You, F. Wang, C. Qian, C. Xu: Knowledge distillation from a stronge
     L_inter = tau^2 (1 - mean over rows of rho(Y_S, Y_T)),   L_intra = tau^2 (1 - mean over columns of rho(Y_S, Y_T)),
     L = CE + beta L_inter + gamma L_intra
 
-beta = gamma = tau = 1 are the defaults of the authors' class (for CIFAR, 2, 2 and 4 are in use). tau^2 is in their code
-for classification. No difference that we know of.
+beta = gamma = tau = 1 are the defaults of the authors' class (2, 2 and 4 are used for CIFAR). tau^2 is in their code
+for classification. No known differences.
 """
 
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ class DISTOptions(Options):
     gamma: float = Field(default=1.0, ge=0.0, json_schema_extra={"search": {"low": 0.1, "high": 4.0, "log": True}})
     """Weight of the relations between images, within a class."""
     temperature: float = Field(default=1.0, gt=0.0, json_schema_extra={"search": {"low": 1.0, "high": 4.0}})
-    """tau: how much the outputs are softened."""
+    """tau: temperature of the outputs."""
 
 
 class DIST(Method):
@@ -54,7 +54,7 @@ class DIST(Method):
         return Needs(logits=True)
 
     def forward(self, student: Features, teacher: TeacherSignals, labels: Tensor) -> Tensor:
-        """Labels and both relations."""
+        """The labels and both relations."""
         assert teacher.logits is not None
         tau = self.temperature
         ours, theirs = F.softmax(student.logits / tau, dim=1), F.softmax(teacher.logits / tau, dim=1)
@@ -63,6 +63,6 @@ class DIST(Method):
 
 
 def uncorrelated(a: Tensor, b: Tensor) -> Tensor:
-    """1 minus the mean over rows of Pearson's correlation of (rows, columns), (); of constant rows it is 0."""
+    """1 minus the mean over rows of Pearson's correlation of (rows, columns), (); for constant rows it counts as 0."""
     a, b = (F.normalize(x - x.mean(dim=1, keepdim=True), dim=1, eps=1e-8) for x in (a, b))
     return 1.0 - (a * b).sum(dim=1).mean()

@@ -1,4 +1,4 @@
-"""Decoupled knowledge distillation: what the teacher says of the right class, and how it ranks the wrong ones, apart.
+"""Decoupled knowledge distillation: the target class's probability, and the distribution over the others, separately.
 
 B. Zhao, Q. Cui, R. Song, Y. Qiu, J. Liang: Decoupled knowledge distillation, CVPR 2022 (arXiv 2203.08679). With t the
 label, p_t the probability of t at temperature tau, and p^ the distribution over the other classes:
@@ -7,7 +7,7 @@ label, p_t the probability of t at temperature tau, and p^ the distribution over
     L = CE + ramp tau^2 (alpha TCKD + beta NCKD)
 
 KD is the case alpha = 1, beta = 1 - p_t of the teacher. alpha 1, beta 8, tau 4 are the authors' defaults; `ramp` rises
-to 1 over the first epochs, 20 of their 240. No difference that we know of, but that the ramp is a share of the epochs.
+to 1 over the first epochs, 20 of their 240. No known differences, except that the ramp is a share of the epochs.
 """
 
 import torch
@@ -24,13 +24,13 @@ class DKDOptions(Options):
     """Parameters of `dkd`."""
 
     alpha: float = Field(default=1.0, ge=0.0, json_schema_extra={"search": {"low": 0.0, "high": 2.0}})
-    """Weight of the right class's share."""
+    """Weight of the target class's part."""
     beta: float = Field(default=8.0, ge=0.0, json_schema_extra={"search": {"low": 0.5, "high": 16.0, "log": True}})
-    """Weight of the other classes' shares."""
+    """Weight of the other classes' part."""
     temperature: float = Field(default=4.0, gt=0.0, json_schema_extra={"search": {"low": 1.0, "high": 8.0}})
-    """tau: how much the outputs are softened."""
+    """tau: temperature of the outputs."""
     warm_up: float = Field(default=20 / 240, ge=0.0, le=1.0, json_schema_extra={"search": [0.0, 20 / 240]})
-    """Share of the epochs over which the weight of the teacher rises to its full size."""
+    """Share of the epochs over which the teacher's weight rises to its full value."""
 
 
 class DKD(Method):
@@ -53,7 +53,7 @@ class DKD(Method):
         return Needs(logits=True)
 
     def forward(self, student: Features, teacher: TeacherSignals, labels: Tensor) -> Tensor:
-        """Labels and both parts of the soft labels."""
+        """The labels and both parts of the soft labels."""
         assert teacher.logits is not None
         target, others = decoupled(student.logits, teacher.logits, labels, self.temperature)
         ramp = ramped(self.progress, self.warm_up)
@@ -61,7 +61,7 @@ class DKD(Method):
 
 
 def ramped(progress: float, warm_up: float) -> float:
-    """The share of its full weight that a term has, 1 from `warm_up` of the epochs on."""
+    """A term's current share of its full weight: 1 after `warm_up` of the epochs."""
     return min(1.0, progress / warm_up) if warm_up > 0 else 1.0
 
 
@@ -76,8 +76,8 @@ def decoupled(student: Tensor, teacher: Tensor, labels: Tensor, temperature: flo
         both = torch.stack([z[right], other.logsumexp(dim=1)], dim=1)
         return F.log_softmax(both, dim=1), F.log_softmax(other, dim=1)
 
-    found = [
+    divergences = [
         temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
         for ours, theirs in zip(split(student), split(teacher), strict=True)
     ]
-    return found[0], found[1]
+    return divergences[0], divergences[1]

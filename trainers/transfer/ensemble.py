@@ -1,14 +1,14 @@
-"""Ensemble distillation: each member of the student learns one member of the teacher, on images they disagree on.
+"""Ensemble distillation: each student member learns from one teacher member, on images on which these disagree.
 
 G. Nam, J. Yoon, Y. Lee, J. Lee: Diversity matters when learning from ensembles, NeurIPS 2021 (arXiv 2110.14149),
 equations 5 to 8:
 
     L = mean over i of (1 - alpha) CE(z_i(x), y) + alpha tau^2 KL(softmax(f_i(x~) / tau) || softmax(z_i(x~) / tau))
 
-for member z_i of the student and f_i of the teacher. Labels are learned on the images x as they are, soft labels on the
-moved ones x~ (`perturbation.py`), which are the same for all members; both are means over the batch. As in the authors'
-code the student sees x and x~ one after the other in training mode. Defaults are theirs, but for the step: their 1/255
-hardly moves small grey images.
+for member z_i of the student and f_i of the teacher. Labels are learned on the original images x, soft labels on the
+perturbed images x~ (`perturbation.py`), which are the same for all members; both are means over the batch. As in the
+authors' code, the student processes x and x~ one after the other in training mode. Defaults are theirs, except for the
+step size: their 1/255 hardly changes small grey images.
 """
 
 from typing import Any
@@ -31,13 +31,13 @@ class EnsembleOptions(Options):
     perturbation: Kind = Field(
         default="conf_ods", json_schema_extra={"search": ["none", "gaussian", "ods", "conf_ods"]}
     )
-    """How the images are moved: not at all, by noise, or so that the members disagree."""
+    """How images are perturbed: not at all, by noise, or so that the members disagree."""
     step_size: float = Field(default=4.0, gt=0.0, json_schema_extra={"search": {"low": 0.5, "high": 16.0, "log": True}})
-    """eta: how far, as RMS per pixel in 1/255 of the range of the input."""
+    """eta: size of the perturbation, as RMS per pixel in 1/255 of the input range."""
     temperature: float = Field(default=4.0, gt=0.0, json_schema_extra={"search": {"low": 1.0, "high": 4.0}})
-    """tau: how much the outputs are softened, the perturbation's included."""
+    """tau: temperature of the outputs, also for the perturbation."""
     weight: float = Field(default=0.9, ge=0.0, le=1.0, json_schema_extra={"search": {"low": 0.5, "high": 1.0}})
-    """alpha: the teacher's share of the loss; the labels have the rest."""
+    """alpha: the teacher's share of the loss; the rest is the labels'."""
 
 
 class Ensemble(Method):
@@ -57,7 +57,7 @@ class Ensemble(Method):
 
     @classmethod
     def needs(cls, options: EnsembleOptions) -> Needs:
-        """Every member's logits, on moved images or on the batch's own."""
+        """Every member's logits, on perturbed images or on the batch's own."""
         if options.perturbation == "none":
             return Needs(members=True)
         return Needs(
@@ -66,17 +66,17 @@ class Ensemble(Method):
 
     @classmethod
     def check(cls, options: Any, shapes: Shapes) -> None:
-        """A student of fewer members learns the first ones of the teacher."""
+        """The student may have fewer members than the teacher, but not more."""
         super().check(options, shapes)
         if shapes.student_members > shapes.teacher_members:
             raise BadInput(
-                "`ensemble` teaches each member of the student by one of the teacher, so `student.members` must be at "
+                "`ensemble` pairs each member of the student with one of the teacher, so `student.members` must be at "
                 f"most `task.teacher.members`, {shapes.teacher_members}, but got {shapes.student_members}; train more "
                 "teachers or lower it"
             )
 
     def forward(self, student: Features, teacher: TeacherSignals, labels: Tensor) -> Tensor:
-        """The weighted sum of labels and soft labels."""
+        """The weighted sum of the losses on labels and soft labels."""
         assert teacher.members is not None
         moved = student.logits if teacher.perturbed is None else student.perturbed
         assert moved is not None

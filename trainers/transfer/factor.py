@@ -1,4 +1,4 @@
-"""Factor transfer: the student's translator mimics the factors that a paraphraser found in the teacher's features.
+"""Factor transfer: the student's translator mimics the factors that a paraphraser extracts from the teacher's features.
 
 J. Kim, S. Park, N. Kwak: Paraphrasing complex network: network compression via factor transfer, NeurIPS 2018
 (arXiv 1802.04977). With x_T, x_S the outputs of the last residual group after its ReLU, m and c their channels,
@@ -8,19 +8,19 @@ f = round(m k):
     stage 2:              L = CE(z_S, y) + beta L_FT,   L_FT = || F_S/||F_S||_2 - F_T/||F_T||_2 ||_p,
                           F_T = encoder(x_T) detached, F_S = translator(x_S), each sample's factor as one vector
 
-Paraphraser and translator are 3x3 convolutions (the decoder's transposed), stride 1, padding 1, with bias, without
-batch norm, LeakyReLU(0.1) after every one, the last included. The translator is thrown away after training.
+Paraphraser and translator are 3x3 convolutions (transposed in the decoder), stride 1, padding 1, with bias, without
+batch norm, LeakyReLU(0.1) after each, including the last. The translator is discarded after training.
 
-What `weight` means. The authors take the mean of |.| over batch *and* the D elements of a factor, with beta = 500; D is
-2,048 in their networks. beta alone therefore means nothing in a network of another size. `weight` is w = beta / D with
-the *sum* over the elements and the mean over the batch: the default 500/2048 is their loss to the letter at their D,
-and as strong at any other.
+What `weight` means: the authors take the mean of |.| over batch *and* the D elements of a factor, with beta = 500; D is
+2,048 in their networks. beta is therefore meaningless for a network of another size. `weight` is w = beta / D with the
+*sum* over the elements and the mean over the batch: the default 500/2048 is exactly their loss at their D, and equally
+strong at any other.
 
 Where we differ from the authors' code: stage 1 is counted in steps, as many as their 6 epochs of 391 batches, because 6
-epochs of a small data set leave the paraphraser untrained, and an untrained one silently hurts; students start only if
-its reconstruction loss is below half the mean |x_T|. Where heights and widths differ, the larger side is average-pooled
-to the smaller (the original has no answer). The paper's loss of stage 1 may be squared; the authors' code, followed
-here, is L1.
+epochs on a small data set leave the paraphraser untrained, which silently hurts; students start only if its
+reconstruction loss is below half the mean |x_T|. If heights or widths differ, the larger is average-pooled to the
+smaller (the original does not cover this). The paper's loss for stage 1 may be squared; the authors' code, followed
+here, uses L1.
 """
 
 from collections.abc import Callable, Iterator
@@ -45,7 +45,7 @@ def factor_channels(channels: int, rate: float) -> int:
 
 
 class ParaphraserModule(nn.Module):
-    """Encoder m -> m -> f -> f and decoder f -> f -> m -> m; the layers bear the authors' names."""
+    """Encoder m -> m -> f -> f and decoder f -> f -> m -> m; the layers have the authors' names."""
 
     def __init__(self, m: int, f: int) -> None:
         """m: channels of the teacher's map; f: channels of its factor."""
@@ -85,7 +85,7 @@ def _leaky(x: Tensor, *layers: nn.Module) -> Tensor:
 
 @dataclass(frozen=True)
 class Paraphraser(Stage):
-    """Stage 1: learned once per teacher and factor rate."""
+    """Stage 1: trained once per teacher and factor rate."""
 
     rate: float
     """k."""
@@ -97,7 +97,7 @@ class Paraphraser(Stage):
         return ParaphraserModule(shape[0], factor_channels(shape[0], self.rate))
 
     def train(self, module: nn.Module, maps: Callable[[], Iterator[Tensor]]) -> dict[str, float]:
-        """SGD 0.1, momentum 0.9, weight decay 5e-4, as the authors have it."""
+        """SGD 0.1, momentum 0.9, weight decay 5e-4, as in the authors' code."""
         optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
         done = 0
         while done < self.steps:
@@ -134,7 +134,7 @@ class FactorOptions(FeatureOptions):
     weight: float = Field(
         default=500 / 2048, ge=0.0, json_schema_extra={"search": {"low": 0.03, "high": 1.0, "log": True}}
     )
-    """w = beta / D, see the file's head."""
+    """w = beta / D, see the module's docstring."""
     p: Literal[1, 2] = 1
     """Which norm of the difference."""
     paraphraser_steps: int = Field(default=6 * 391, ge=1)
@@ -167,7 +167,7 @@ class Factor(FeatureMethod):
         return replace(super().needs(options), stage=Paraphraser(options.rate, options.paraphraser_steps))
 
     def distance(self, student: Features, teacher: TeacherSignals, labels: Tensor) -> Tensor:
-        """Of the normalised factors."""
+        """Between the normalised factors."""
         assert teacher.staged is not None
         ours, theirs = same_size(self.translator(student.maps[-1]), teacher.staged)
         return factor_distance(ours, theirs, self.p)
@@ -175,7 +175,7 @@ class Factor(FeatureMethod):
 
 def factor_distance(ours: Tensor, theirs: Tensor, p: int) -> Tensor:
     """Mean over the batch of the p-norm between normalised factors (B, f, H, W), ()."""
-    # F.normalize bounds the norm from below: an all-zero factor stays zero instead of becoming NaN
+    # F.normalize bounds the norm from below: an all-zero factor stays zero rather than becoming NaN
     difference = F.normalize(ours.flatten(1), dim=1) - F.normalize(theirs.flatten(1), dim=1)
     distances: Tensor = torch.linalg.vector_norm(difference, p, dim=1)
     return distances.mean()

@@ -1,11 +1,12 @@
-"""What methods that compare features share: their place in the loss, soft labels beside them, pairs and sizes of maps.
+"""What feature methods share: their place in the loss, additional soft labels, pairs and sizes of maps.
 
     L = CE(z_S, y) + weight * distance + soft_labels * tau^2 KL(softmax(z_T / tau) || softmax(z_S / tau))
 
-which is how the tables of "X + KD" in the papers are made (Tian, Krishnan, Isola, ICLR 2020, appendix; RepDistiller's
-`-r 1 -a soft_labels -b weight`). A method with epochs of pretraining has its distance there, and not in the training.
+as in the "X + KD" tables of the papers (Tian, Krishnan, Isola, ICLR 2020, appendix; RepDistiller's `-r 1 -a soft_labels
+-b weight`). A method with pretraining epochs uses its distance there, and not in training.
 
-Taps are paired from the deep end: a student of two hidden layers and a teacher of three groups have two pairs.
+Taps are paired starting from the deepest: a student with two hidden layers and a teacher with three groups have two
+pairs.
 """
 
 from abc import abstractmethod
@@ -26,22 +27,22 @@ T = TypeVar("T")
 
 
 class FeatureOptions(Options):
-    """Parameters that all methods on features have."""
+    """Parameters that all feature methods have."""
 
     weight: float = Field(default=1.0, ge=0.0)
-    """Of the distance between the features."""
+    """Weight of the distance between the features."""
     soft_labels: float = Field(default=0.0, ge=0.0, json_schema_extra={"search": [0.0, 0.9]})
-    """Weight of the teacher's soft labels beside the features; 0 leaves them out."""
+    """Weight of the teacher's soft labels besides the features; 0 leaves them out."""
     temperature: float = Field(default=4.0, gt=0.0, json_schema_extra={"search": {"low": 1.0, "high": 8.0}})
-    """tau of these soft labels."""
+    """tau: temperature of these soft labels."""
 
 
 class FeatureMethod(Method):
-    """A method that differs from others in its distance between features."""
+    """A method defined by a distance between features."""
 
     Options = FeatureOptions
     features: ClassVar[Needs] = Needs(maps="all")
-    """What the distance needs of the teacher."""
+    """What the distance needs from the teacher."""
 
     def __init__(self, options: FeatureOptions, shapes: Shapes) -> None:
         """No adapters yet; `shapes` has passed `check`."""
@@ -51,15 +52,15 @@ class FeatureMethod(Method):
 
     @classmethod
     def needs(cls, options: Any) -> Needs:
-        """The features, and the logits where soft labels are weighed in."""
+        """The features, and the logits if soft labels are used."""
         return replace(cls.features, logits=options.soft_labels > 0)
 
     @abstractmethod
     def distance(self, student: Features, teacher: TeacherSignals, labels: Tensor) -> Tensor:
-        """What the method is; arguments as of `forward`, returns ()."""
+        """The method's distance; arguments as in `forward`, returns ()."""
 
     def forward(self, student: Features, teacher: TeacherSignals, labels: Tensor) -> Tensor:
-        """Labels, features, soft labels."""
+        """The labels, the features, and the soft labels."""
         loss = F.cross_entropy(student.logits, labels)
         if not self.pretrains:
             loss = loss + self.weight * self._distance(student, teacher, labels)
@@ -79,13 +80,13 @@ class FeatureMethod(Method):
 
 
 def pairs(student: Sequence[T], teacher: Sequence[T]) -> list[tuple[T, T]]:
-    """(student's, teacher's) of each tap that both have, counted from the deep end; shallow to deep."""
+    """(student's, teacher's) of each tap that both have, paired from the deepest; in order from shallow to deep."""
     count = min(len(student), len(teacher))
     return list(zip(student[len(student) - count :], teacher[len(teacher) - count :], strict=True))
 
 
 def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Two maps (B, C, H, W), the larger average-pooled to the smaller, height and width each on its own."""
+    """Two maps (B, C, H, W), the larger average-pooled to the smaller, separately in height and width."""
     size = (min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3]))
     return F.adaptive_avg_pool2d(a, size), F.adaptive_avg_pool2d(b, size)
 
@@ -101,7 +102,7 @@ def connector(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def spatial_pairs(shapes: Shapes) -> list[int]:
-    """Positions among `pairs` of those in which both maps have more than one pixel, even at the smaller size."""
+    """Positions in `pairs` of the pairs whose maps have more than one pixel, even at the smaller size."""
     return [
         index
         for index, (ours, theirs) in enumerate(pairs(shapes.student, shapes.teacher))

@@ -5,12 +5,12 @@ A. Romero, N. Ballas, S. E. Kahou, A. Chassang, C. Gatta, Y. Bengio: FitNets: hi
 
     L_HT = 1/2 || v_h(x) - r(v_g(x)) ||^2
 
-The mean over batch and elements stands for the norm, and the weight is 100, as Tian et al. (RepDistiller) have it,
-whose numbers the field compares with; r is their 1x1 convolution, batch norm and ReLU.
+The mean over batch and elements replaces the norm, and the weight is 100, as in Tian et al. (RepDistiller), whose
+numbers the field compares with; r is their 1x1 convolution, batch norm and ReLU.
 
 Where we differ: the authors train the student up to v_g on hints alone, then all of it by distillation; RepDistiller
 and we add the hint to the loss from the start. Hint and guided layer are the middle one of the taps that both networks
-have (of two, the shallower). Where resolutions differ, the larger map is average-pooled (RepDistiller: strided or
+have (of two, the shallower). If resolutions differ, the larger map is average-pooled (RepDistiller: strided or
 transposed convolutions, for some ratios).
 """
 
@@ -30,7 +30,7 @@ class FitNetOptions(FeatureOptions):
     weight: float = Field(
         default=100.0, ge=0.0, json_schema_extra={"search": {"low": 1.0, "high": 1000.0, "log": True}}
     )
-    """Of the mean squared difference."""
+    """Weight of the mean squared difference."""
 
 
 class FitNet(FeatureMethod):
@@ -45,7 +45,7 @@ class FitNet(FeatureMethod):
         "arXiv:1412.6550",
     )
     Options = FitNetOptions
-    minimum_batch = 2  # batch norm has nothing to average in one image of one pixel
+    minimum_batch = 2  # batch norm has nothing to average over in one image with one pixel
 
     def __init__(self, options: FitNetOptions, shapes: Shapes) -> None:
         """The regressor, from the guided layer's channels to the hint's."""
@@ -56,6 +56,6 @@ class FitNet(FeatureMethod):
         self.regressor = nn.Sequential(connector(ours[0], theirs[0]), nn.ReLU())
 
     def distance(self, student: Features, teacher: TeacherSignals, labels: Tensor) -> Tensor:
-        """Mean squared difference between the hint and the regressor's guess."""
+        """Mean squared difference between the hint and the regressor's prediction."""
         guided, hint = same_size(*pairs(student.maps, teacher.maps)[self.middle])
         return F.mse_loss(self.regressor(guided), hint)

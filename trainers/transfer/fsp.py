@@ -1,4 +1,4 @@
-"""FSP: before it is trained, the student learns how the teacher gets from one layer to the next.
+"""FSP: before training, the student learns how the teacher gets from one layer to the next.
 
 J. Yim, D. Joo, J. Bae, J. Kim: A gift from knowledge distillation: fast optimization, network minimization and transfer
 learning, CVPR 2017 (openaccess.thecvf.com), equations 1 and 2. The flow of solution procedure between two maps of one
@@ -7,14 +7,14 @@ size, (m, H, W) and (n, H, W):
     G(i, j) = 1/(H W) sum over pixels of F1_i F2_j,
     L_FSP = sum over flows of  mean over batch and elements of (G_S - G_T)^2
 
-This is a stage of the student's own, the first `pretraining_epochs` of it, by the recipe's optimiser and learning rate;
-then it learns from the labels, with soft labels if wished. The flows are those from one tap to the next (the paper:
-from the first layer of a group to its last), the shallower map average-pooled to the deeper's size, as in RepDistiller.
-Its 30 epochs before 240 are our 4 before a recipe's 30.
+This is a separate stage, the student's first `pretraining_epochs`, with the recipe's optimiser and learning rate; then
+the student learns from the labels, and optionally from soft labels. The flows are those from one tap to the next (in
+the paper, from the first layer of a group to its last), with the shallower map average-pooled to the deeper one's size,
+as in RepDistiller. Its 30 epochs before 240 correspond to our 4 before a recipe's 30.
 
-Where we differ: G has the networks' channels as its sides, so that the paper's student and teacher must be equally
-wide; here, where they are not, a learned 1x1 convolution brings the student's map to the teacher's width, and is thrown
-away with the rest.
+Where we differ: the dimensions of G are the networks' channels, so the paper's student and teacher must be equally
+wide; here, if they are not, a learned 1x1 convolution maps the student's channels to the teacher's, and is later
+discarded.
 """
 
 from itertools import pairwise
@@ -36,9 +36,9 @@ class FSPOptions(FeatureOptions):
     """Parameters of `fsp`."""
 
     weight: float = Field(default=1.0, ge=0.0, json_schema_extra={"search": {"low": 0.1, "high": 100.0, "log": True}})
-    """Of the mean squared difference of flows; at the recipe's learning rate."""
+    """Weight of the mean squared difference of flows, at the recipe's learning rate."""
     pretraining_epochs: int = Field(default=4, ge=1, json_schema_extra={"search": {"low": 1, "high": 8, "step": 1}})
-    """Epochs of the flows alone, before those of the recipe."""
+    """Epochs on the flows alone, before the recipe's epochs."""
 
 
 class FSP(FeatureMethod):
@@ -56,7 +56,7 @@ class FSP(FeatureMethod):
 
     @classmethod
     def check(cls, options: Any, shapes: Shapes) -> None:
-        """There is a flow."""
+        """There must be a flow."""
         super().check(options, shapes)
         if len(pairs(shapes.student, shapes.teacher)) < 2:
             raise BadInput(
@@ -65,7 +65,7 @@ class FSP(FeatureMethod):
             )
 
     def __init__(self, options: FSPOptions, shapes: Shapes) -> None:
-        """A convolution for each tap whose widths differ."""
+        """A convolution for each tap with different widths."""
         super().__init__(options, shapes)
         self.adapters = nn.ModuleList(
             nn.Identity() if ours[0] == theirs[0] else nn.Conv2d(ours[0], theirs[0], 1, bias=False)
@@ -74,7 +74,7 @@ class FSP(FeatureMethod):
 
     @classmethod
     def pretraining_epochs(cls, options: FSPOptions) -> int:
-        """As asked for."""
+        """As given in the options."""
         return options.pretraining_epochs
 
     def distance(self, student: Features, teacher: TeacherSignals, labels: Tensor) -> Tensor:
@@ -87,8 +87,8 @@ class FSP(FeatureMethod):
 
 def flows(maps: list[Tensor]) -> list[Tensor]:
     """G of each map and the next, (B, m, n)."""
-    found = []
+    matrices = []
     for shallow, deep in pairwise(maps):
         F1, F2 = (m.flatten(2) for m in same_size(shallow, deep))
-        found.append(F1 @ F2.transpose(1, 2) / F1.shape[2])
-    return found
+        matrices.append(F1 @ F2.transpose(1, 2) / F1.shape[2])
+    return matrices

@@ -21,9 +21,9 @@ class KDOptions(Options):
     """Parameters of `kd`."""
 
     temperature: float = Field(default=4.0, gt=0.0, json_schema_extra={"search": {"low": 1.0, "high": 8.0}})
-    """tau: how much the outputs are softened."""
+    """tau: temperature of the outputs."""
     weight: float = Field(default=0.9, ge=0.0, le=1.0, json_schema_extra={"search": {"low": 0.1, "high": 1.0}})
-    """alpha: the teacher's share of the loss; the labels have the rest."""
+    """alpha: the teacher's share of the loss; the rest is the labels'."""
 
 
 def soft_label_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -57,7 +57,7 @@ class KD(Method):
         return Needs(logits=True)
 
     def forward(self, student: Features, teacher: TeacherSignals, labels: Tensor) -> Tensor:
-        """The weighted sum of labels and soft labels."""
+        """The weighted sum of the losses on labels and soft labels."""
         assert teacher.logits is not None
         soft = soft_label_loss(student.logits, teacher.logits, self.temperature)
         return (1.0 - self.weight) * F.cross_entropy(student.logits, labels) + self.weight * soft

@@ -1,4 +1,4 @@
-"""What a transfer method is: it declares which signals of the teacher it needs, and makes them the student's loss."""
+"""The interface of transfer methods: each declares the teacher's signals it needs, and computes the student's loss."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ from trainers.transfer.signals import Needs, TeacherSignals
 
 
 class Options(Part):
-    """Base of a method's own parameters: a frozen, strictly typed value with the defaults."""
+    """Base class of a method's own parameters: a frozen, strictly typed value with defaults."""
 
 
 AnyOptions: TypeAlias = Options
-"""`Options` where `Method.Options` hides the name."""
+"""`Options`, where `Method.Options` hides that name."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Paper:
 
 @dataclass(frozen=True)
 class Shapes:
-    """What a method is made for: (C, H, W) of every tap, from shallow to deep, of a student and a teacher; and more."""
+    """What a method is built for: (C, H, W) of every tap, from shallow to deep, of student and teacher; and more."""
 
     student: tuple[tuple[int, int, int], ...]
     teacher: tuple[tuple[int, int, int], ...]
     labels: Tensor | None = field(default=None, compare=False)
-    """(N,) int64: the class of each training image, by row; for methods that remember every image."""
+    """(N,) int64: the class of each training image, by row; for methods that store something for every image."""
     student_members: int = 1
     teacher_members: int = 1
 
@@ -50,8 +50,8 @@ class Shapes:
 class Method(nn.Module, ABC):
     """A transfer method with its adapters as registered submodules: `parameters()` is all that the optimiser needs.
 
-    `state_dict()` is all that a checkpoint of the trial needs: what else changes in training is a buffer, or a tensor
-    of `get_extra_state`.
+    `state_dict()` is all that the trial's checkpoint needs: anything else that changes in training is a buffer, or a
+    tensor in `get_extra_state`.
     """
 
     name: ClassVar[str]
@@ -59,18 +59,18 @@ class Method(nn.Module, ABC):
     paper: ClassVar[Paper]
     Options: ClassVar[type[Options]] = Options
     minimum_batch: ClassVar[int] = 1
-    """Images that a batch must have for the method to say anything."""
+    """Minimum number of images in a batch."""
 
     progress: float = 1.0
-    """Share of the training's epochs that have begun, the present one included; the loop keeps it up to date."""
+    """Share of the training's epochs that have begun, including the current one; the loop keeps it up to date."""
 
     @classmethod
     def parse(cls, options: Mapping[str, Scalar], *, called: str | None = None) -> AnyOptions:
-        """The method's parameters, defaults filled in.
+        """The method's parameters, with defaults filled in.
 
         Args:
             options: by their names without the method's.
-            called: what the method is called in errors, where that is not its name.
+            called: the method's name in errors, if it is not `name`.
 
         Raises:
             BadInput: an unknown name, or a value out of range.
@@ -82,25 +82,25 @@ class Method(nn.Module, ABC):
 
     @classmethod
     def pretraining_epochs(cls, options: Any) -> int:
-        """Epochs of `pretraining_loss` alone that the loop gives a student before its training, none in fine-tuning."""
+        """Epochs on `pretraining_loss` alone, before a student's training; none in fine-tuning."""
         return 0
 
     @classmethod
     def check(cls, options: Any, shapes: Shapes) -> None:
-        """Raise BadInput where the method cannot work with such a student and teacher; this is asked nowhere else.
+        """Raise BadInput if the method cannot work with such a student and teacher; this is checked only here.
 
-        Most work with any pair of single networks. One that overrides this calls it first.
+        Most methods work with any pair of single networks. Overriding methods call this one first.
         """
         if shapes.teacher_members > 1 and cls.needs(options).of_features:
             raise BadInput(
                 f"`{cls.name}` learns the features of one network, but `task.teacher.members` is "
-                f"{shapes.teacher_members}; draw `ensemble`, or a method on outputs such as `kd`"
+                f"{shapes.teacher_members}; use `ensemble`, or a method on outputs such as `kd`"
             )
 
     @classmethod
     @abstractmethod
     def needs(cls, options: Any) -> Needs:
-        """Which signals of the teacher `forward` is handed; options: an instance of `cls.Options`."""
+        """Which signals of the teacher `forward` gets; options: an instance of `cls.Options`."""
 
     @classmethod
     def make(cls, options: Any, shapes: Shapes, *, generator: torch.Generator) -> Self:
@@ -124,7 +124,7 @@ class Method(nn.Module, ABC):
 
         Args:
             student: logits (B, classes) and maps (B, C_i, H_i, W_i) with gradient.
-            teacher: what `needs` asked for.
+            teacher: the signals that `needs` names.
             labels: (B,) int64.
 
         Returns:
@@ -132,9 +132,9 @@ class Method(nn.Module, ABC):
         """
 
     def pretraining_loss(self, student: Features, teacher: TeacherSignals, labels: Tensor) -> Tensor:
-        """What the student learns in the `pretraining_epochs`; the same arguments as `forward`, returns ().
+        """The loss in the `pretraining_epochs`; the same arguments as `forward`, returns ().
 
-        A method without such epochs is never asked.
+        Never called for a method without such epochs.
         """
         raise NotImplementedError(
             f"`{type(self).__name__}` has pretraining epochs, and so must have a pretraining_loss"

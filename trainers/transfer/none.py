@@ -1,4 +1,4 @@
-"""No transfer: the student learns from the labels alone. What every method is compared with."""
+"""No transfer: the student learns from the labels alone. The baseline for every method."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,7 +21,7 @@ class NoTransfer(Method):
 
     @classmethod
     def needs(cls, options: Options) -> Needs:
-        """Nothing of the teacher."""
+        """Nothing from the teacher."""
         return Needs()
 
     def forward(self, student: Features, teacher: TeacherSignals, labels: Tensor) -> Tensor:

@@ -1,14 +1,14 @@
 """Neuron selectivity transfer: the student's channels are distributed over the pixels as the teacher's are.
 
 Z. Huang, N. Wang: Like what you like: knowledge distill via neuron selectivity transfer, 2017 (arXiv 1707.01219). With
-f_i channel i of a map as a vector over the pixels, of length 1, and the kernel k(x, y) = <x, y>^2 (the paper's
-polynomial one, d = 2, c = 0), the squared maximum mean discrepancy of the two sets of channels:
+f_i channel i of a map as a unit vector over the pixels, and the kernel k(x, y) = <x, y>^2 (the paper's polynomial
+kernel, d = 2, c = 0), the squared maximum mean discrepancy of the two sets of channels:
 
     L_NST = sum over taps of  mean k(f_T, f_T') + mean k(f_S, f_S') - 2 mean k(f_S, f_T)
 
-averaged over the batch; weight 50 as Tian et al. (RepDistiller) have it. Where resolutions differ, the larger map is
-average-pooled. The teacher's own term is a constant that makes the value a distance. A map of one pixel leaves a
-channel no choice: its pair is left out, and a student and teacher that have no other are refused.
+averaged over the batch; weight 50 as in Tian et al. (RepDistiller). If resolutions differ, the larger map is
+average-pooled. The teacher's own term is a constant that makes the value a distance. With one pixel, channels select
+nothing: such a pair of maps is skipped, and a student and teacher without any other pair are refused.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ class NSTOptions(FeatureOptions):
     """Parameters of `nst`."""
 
     weight: float = Field(default=50.0, ge=0.0, json_schema_extra={"search": {"low": 1.0, "high": 500.0, "log": True}})
-    """Of the squared discrepancy."""
+    """Weight of the squared discrepancy."""
 
 
 class NST(FeatureMethod):
@@ -47,7 +47,7 @@ class NST(FeatureMethod):
 
     @classmethod
     def check(cls, options: Any, shapes: Shapes) -> None:
-        """Some pair of maps has more than one pixel."""
+        """Some pair of maps must have more than one pixel."""
         super().check(options, shapes)
         if not spatial_pairs(shapes):
             raise BadInput(

@@ -1,4 +1,4 @@
-"""Overhaul of feature distillation: before the ReLU, features match the teacher's, but where both are mute.
+"""Overhaul of feature distillation: features before the ReLU match the teacher's, except where both are inactive.
 
 B. Heo, J. Kim, S. Yun, H. Park, N. Kwak, J. Y. Choi: A comprehensive overhaul of feature distillation, ICCV 2019 (arXiv
 1904.01866). With t the teacher's map before its ReLU, r a 1x1 convolution and batch norm of the student's s, and m_c <
@@ -7,14 +7,14 @@ B. Heo, J. Kim, S. Yun, H. Park, N. Kwak, J. Y. Choi: A comprehensive overhaul o
     sigma(t) = max(t, m_c),     d_p(sigma(t), r(s)) = sum over elements of
         0 where r(s) <= sigma(t) <= 0,   (sigma(t) - r(s))^2 elsewhere
 
-    L = CE + w sum over taps i of n of 2^(i - n) d_p   (the deepest counts whole), mean over the batch
+    L = CE + w sum over taps i of n of 2^(i - n) d_p   (the deepest has weight 1), mean over the batch
 
-w = 1/1000 is the authors'. A sum over elements grows with the map: at other sizes than theirs, search w.
+w = 1/1000 is the authors'. A sum over elements grows with the map: for sizes other than theirs, search w.
 
-Where we differ: the margin is its definition, the mean over all negative values of the training images, here of those
-seen so far (exact from the second epoch on); the authors compute it from the last batch norm's parameters, which leaves
-out what a residual block adds. A channel that never was negative has margin 0. Their teacher's batch norms see batch
-statistics; ours is in eval mode. Where resolutions differ, the larger map is average-pooled.
+Where we differ: the margin follows its definition, the mean over all negative values on the training images, here on
+those seen so far (exact from the second epoch on); the authors compute it from the last batch norm's parameters, which
+ignores the shortcut of a residual block. A channel that was never negative has margin 0. Their teacher's batch norms
+use batch statistics; ours is in eval mode. If resolutions differ, the larger map is average-pooled.
 """
 
 import torch
@@ -31,7 +31,7 @@ class OFDOptions(FeatureOptions):
     """Parameters of `ofd`."""
 
     weight: float = Field(default=1e-3, ge=0.0, json_schema_extra={"search": {"low": 1e-5, "high": 1e-1, "log": True}})
-    """Of the sum over all elements of an image's maps."""
+    """Weight of the sum over all elements of an image's maps."""
 
 
 class OFD(FeatureMethod):
@@ -47,7 +47,7 @@ class OFD(FeatureMethod):
     )
     Options = OFDOptions
     features = Needs(before_relu="all")
-    minimum_batch = 2  # batch norm has nothing to average in one image of one pixel
+    minimum_batch = 2  # batch norm has nothing to average over in one image with one pixel
 
     def __init__(self, options: OFDOptions, shapes: Shapes) -> None:
         """A connector and a margin for each pair of taps."""
@@ -59,15 +59,17 @@ class OFD(FeatureMethod):
     def distance(self, student: Features, teacher: TeacherSignals, labels: Tensor) -> Tensor:
         """The sum over the taps."""
         both = pairs(student.before_relu, teacher.before_relu)
-        found = []
+        distances = []
         for position, (connect, margin, maps) in enumerate(zip(self.connectors, self.margins, both, strict=True)):
             s, t = same_size(*maps)
-            found.append(partial_distance(connect(s), torch.maximum(t, margin(t))) / 2 ** (len(both) - 1 - position))
-        return torch.stack(found).sum()
+            distances.append(
+                partial_distance(connect(s), torch.maximum(t, margin(t))) / 2 ** (len(both) - 1 - position)
+            )
+        return torch.stack(distances).sum()
 
 
 class Margin(nn.Module):
-    """m_c: the mean of each channel's negative values over all that was seen in training."""
+    """m_c: the mean of each channel's negative values over everything seen in training."""
 
     total: Tensor
     count: Tensor
@@ -79,7 +81,7 @@ class Margin(nn.Module):
         self.register_buffer("count", torch.zeros(channels))
 
     def forward(self, t: Tensor) -> Tensor:
-        """t: (B, C, H, W), counted in training mode; returns (1, C, 1, 1)."""
+        """t: (B, C, H, W), added to the mean in training mode; returns (1, C, 1, 1)."""
         if self.training:
             self.total += t.clamp_max(0.0).sum(dim=(0, 2, 3))
             self.count += (t < 0).sum(dim=(0, 2, 3))

@@ -1,14 +1,14 @@
-"""Images moved so that the members of an ensemble disagree on them.
+"""Images perturbed so that the members of an ensemble disagree on them.
 
 G. Nam, J. Yoon, Y. Lee, J. Lee: Diversity matters when learning from ensembles, NeurIPS 2021 (arXiv 2110.14149),
-section 3. On the images it was trained on an ensemble agrees; output-diversified sampling (ODS: Y. Tashiro, Y. Song,
-S. Ermon, NeurIPS 2020, arXiv 2003.06878) moves each along the gradient of a random direction of the outputs:
+section 3. An ensemble agrees on its training images; output-diversified sampling (ODS: Y. Tashiro, Y. Song, S. Ermon,
+NeurIPS 2020, arXiv 2003.06878) moves each image along the gradient of a random direction of the outputs:
 
     g   = grad_x sum_c w_c softmax(f_j(x) / tau)_c,    w ~ U(-1, 1)^C for each image, j one member for each batch
-    x~  = clip(x + eta sqrt(D) g / ||g||_2, 0, 1)      D: numbers in an image, so that eta is the step's RMS per pixel
+    x~  = clip(x + eta sqrt(D) g / ||g||_2, 0, 1)      D: values in an image, so that eta is the step's RMS per pixel
 
-`conf_ods` multiplies the step by max_c softmax(f_j(x) / tau)_c; `gaussian` draws it from N(0, eta^2) instead. Where an
-over-confident member's gradient is exactly zero, the image stays as it is.
+`conf_ods` multiplies the step by max_c softmax(f_j(x) / tau)_c; `gaussian` draws it from N(0, eta^2) instead. If an
+over-confident member's gradient is exactly zero, the image is left unchanged.
 """
 
 from collections.abc import Callable
@@ -24,24 +24,24 @@ Kind = Literal["none", "gaussian", "ods", "conf_ods"]
 
 @dataclass(frozen=True)
 class Perturbation:
-    """How images are moved before teacher and student see them."""
+    """How images are perturbed before teacher and student see them."""
 
     kind: Literal["gaussian", "ods", "conf_ods"]
     step_size: float
-    """eta: RMS of the step per pixel, in 1/255 of the range of the input."""
+    """eta: RMS of the step per pixel, in 1/255 of the input range."""
     temperature: float
-    """tau of the softmax that is differentiated."""
+    """tau: temperature of the differentiated softmax."""
 
     def apply(
         self, images: Tensor, members: int, outputs: Callable[[int, Tensor], Tensor], generator: torch.Generator
     ) -> Tensor:
-        """The images moved: (B, C, H, W) in [0, 1], as they came, before any normalisation.
+        """The perturbed images: (B, C, H, W) in [0, 1], before any normalisation.
 
         Args:
             images: (B, C, H, W) in [0, 1].
-            members: of the teacher.
-            outputs: a member's number and images (B, C, H, W) to its logits (B, classes), in eval mode; with gradient.
-            generator: of the CPU; the directions, the member and the noise come from it.
+            members: number of the teacher's members.
+            outputs: maps a member's number and images (B, C, H, W) to logits (B, classes), in eval mode, with gradient.
+            generator: on the CPU; the directions, the member and the noise are drawn from it.
         """
         eta = self.step_size / 255
 

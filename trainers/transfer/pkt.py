@@ -6,8 +6,8 @@ N. Passalis, A. Tefas: Learning deep representations with probabilistic knowledg
     K(i, j) = (cos(e_i, e_j) + 1) / 2,   p(j | i) = K(i, j) / sum over l of K(i, l),
     L_PKT = mean over i, j of  p_T(j | i) log( p_T(j | i) / p_S(j | i) )
 
-with 1e-7 added inside the logarithm, as in the authors' code; weight 30,000 as Tian et al. (RepDistiller) have it,
-large because the mean is over B^2 small terms. The sums include j = i, as theirs do. No difference that we know of.
+with 1e-7 added inside the logarithm, as in the authors' code; weight 30,000 as in Tian et al. (RepDistiller), large
+because the mean is over B^2 small terms. The sums include j = i, as theirs do. No known differences.
 """
 
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ class PKTOptions(FeatureOptions):
     weight: float = Field(
         default=30000.0, ge=0.0, json_schema_extra={"search": {"low": 300.0, "high": 300000.0, "log": True}}
     )
-    """Of the mean over all pairs of a batch."""
+    """Weight of the mean over all pairs of a batch."""
 
 
 class PKT(FeatureMethod):
@@ -52,6 +52,6 @@ class PKT(FeatureMethod):
 
 def neighbours(e: Tensor) -> Tensor:
     """e: (B, D); returns p(j | i), (B, B), rows that sum to 1."""
-    e = F.normalize(e.float(), dim=1)  # of B probabilities near 1/B, half precision sees no difference
+    e = F.normalize(e.float(), dim=1)  # half precision cannot distinguish B probabilities near 1/B
     K = (e @ e.T + 1.0) / 2.0
     return K / K.sum(dim=1, keepdim=True)

@@ -1,22 +1,22 @@
 """ReviewKD: each of the student's layers, with all deeper ones fused into it, predicts the teacher's layer.
 
 P. Chen, S. Liu, H. Zhao, J. Jia: Distilling knowledge via knowledge review, CVPR 2021 (arXiv 2104.09044). From the
-deepest level to the shallowest, with F_i the student's map through a 1x1 convolution, R the residual that came down
-from the deeper level (enlarged to F_i's size), a_1, a_2 attention maps of a 1x1 convolution of both:
+deepest level to the shallowest, with F_i the student's map through a 1x1 convolution, R the residual from the deeper
+level (enlarged to F_i's size), a_1, a_2 attention maps from a 1x1 convolution of both:
 
     R <- a_1 F_i + a_2 R   (the deepest: R <- F_i),      prediction_i = conv3x3(R)
 
     L = CE + ramp w sum over levels of HCL(prediction_i, teacher_i),
     HCL = weighted mean of the mean squared difference at full size (weight 1) and average-pooled to 4, 2 and 1
-          pixels a side (weights 1/2, 1/4, 1/8), of those that are smaller than the map
+          pixels a side (weights 1/2, 1/4, 1/8), for sizes smaller than the map
 
-The levels are the taps and, on top, the last map pooled to one pixel; the student's maps are those after ReLU, the
-teacher's before, as in the authors' code. Inner channels are the student's deepest, at most 512. w = 1 is the default
-of mdistiller (the authors set it for each pair of networks, from 0.6 to 8); `ramp` rises to 1 over the first epochs, 20
-of their 240.
+The levels are the taps and, above them, the last map pooled to one pixel; the student's maps are taken after ReLU, the
+teacher's before, as in the authors' code. The number of inner channels is that of the student's deepest map, at most
+512. w = 1 is the default of mdistiller (the authors set it for each pair of networks, from 0.6 to 8); `ramp` rises to 1
+over the first epochs, 20 of their 240.
 
-Where we differ: sizes are scaled to height and width each on its own, and a level's weights are for the sides smaller
-than its shorter one.
+Where we differ: height and width are scaled separately, and a level's weights apply to sizes smaller than its shorter
+side.
 """
 
 import torch
@@ -35,9 +35,9 @@ class ReviewOptions(FeatureOptions):
     """Parameters of `review`."""
 
     weight: float = Field(default=1.0, ge=0.0, json_schema_extra={"search": {"low": 0.1, "high": 10.0, "log": True}})
-    """Of the hierarchical context loss."""
+    """Weight of the hierarchical context loss."""
     warm_up: float = Field(default=20 / 240, ge=0.0, le=1.0, json_schema_extra={"search": [0.0, 20 / 240]})
-    """Share of the epochs over which the weight rises to its full size."""
+    """Share of the epochs over which the weight rises to its full value."""
 
 
 class Review(FeatureMethod):
@@ -48,7 +48,7 @@ class Review(FeatureMethod):
     paper = Paper("Chen, Liu, Zhao, Jia", "Distilling knowledge via knowledge review", "CVPR 2021", "arXiv:2104.09044")
     Options = ReviewOptions
     features = Needs(maps=(-1,), before_relu="all")
-    minimum_batch = 2  # batch norm has nothing to average in one image of one pixel
+    minimum_batch = 2  # batch norm has nothing to average over in one image with one pixel
 
     def __init__(self, options: ReviewOptions, shapes: Shapes) -> None:
         """A fusion for each level, from the deepest, the pooled one, to the shallowest."""
@@ -62,22 +62,22 @@ class Review(FeatureMethod):
         )
 
     def distance(self, student: Features, teacher: TeacherSignals, labels: Tensor) -> Tensor:
-        """The sum over the levels, as far as they count by now."""
+        """The sum over the levels, with the current ramp."""
         levels = pairs(student.maps, teacher.before_relu)
         levels.append((_one_pixel(student.maps[-1]), _one_pixel(teacher.maps[0])))
         residual: Tensor | None = None
-        found = []
+        distances = []
         for fusion, (ours, theirs) in zip(self.fusions, reversed(levels), strict=True):
             prediction, residual = fusion(ours, residual, theirs.shape[2:])
-            found.append(hierarchical(prediction, theirs))
-        return ramped(self.progress, self.warm_up) * torch.stack(found).sum()
+            distances.append(hierarchical(prediction, theirs))
+        return ramped(self.progress, self.warm_up) * torch.stack(distances).sum()
 
 
 class Fusion(nn.Module):
     """Attention-based fusion of one level."""
 
     def __init__(self, inputs: int, inner: int, outputs: int, *, deepest: bool) -> None:
-        """inputs, outputs: channels of the student's and the teacher's map; inner: of what is handed down."""
+        """inputs, outputs: channels of the student's and the teacher's map; inner: channels of the residual."""
         super().__init__()
         self.enter = nn.Sequential(nn.Conv2d(inputs, inner, 1, bias=False), nn.BatchNorm2d(inner))
         self.leave = nn.Sequential(nn.Conv2d(inner, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs))
@@ -106,12 +106,12 @@ class Fusion(nn.Module):
 
 def hierarchical(ours: Tensor, theirs: Tensor) -> Tensor:
     """HCL of two maps (B, C, H, W), ()."""
-    found, weights = [F.mse_loss(ours, theirs)], [1.0]
+    values, weights = [F.mse_loss(ours, theirs)], [1.0]
     for side in (4, 2, 1):
         if side < min(ours.shape[2:]):
-            found.append(F.mse_loss(F.adaptive_avg_pool2d(ours, side), F.adaptive_avg_pool2d(theirs, side)))
+            values.append(F.mse_loss(F.adaptive_avg_pool2d(ours, side), F.adaptive_avg_pool2d(theirs, side)))
             weights.append(weights[-1] / 2)
-    return torch.stack([weight * value for weight, value in zip(weights, found, strict=True)]).sum() / sum(weights)
+    return torch.stack([weight * value for weight, value in zip(weights, values, strict=True)]).sum() / sum(weights)
 
 
 def _one_pixel(maps: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""What a teacher shows of a batch of images: what a method asks for (`Needs`) and what it is handed (`TeacherSignals`).
+"""The teacher's signals for a batch of images: what a method asks for (`Needs`) and what it gets (`TeacherSignals`).
 
-A new signal is written here alone: its class, its field in `Needs` with a line in `Needs.signals`, and the field of
-`TeacherSignals` that holds it. `trainers.knowledge` caches or computes whatever signals there are.
+A new signal is added only here: its class, its field in `Needs` with a line in `Needs.signals`, and the field of
+`TeacherSignals` that holds it. `trainers.knowledge` caches or computes any signal.
 """
 
 import json
@@ -16,21 +16,21 @@ from trainers.families import Features, by_member, combined
 from trainers.transfer.perturbation import Perturbation
 
 Taps: TypeAlias = tuple[int, ...] | Literal["all"]
-"""Taps by position, negative from the deep end; `all`, however many the teacher has."""
+"""Taps by position, negative from the deepest; `all` are all that the teacher has."""
 
 
 class Stage(ABC):
-    """Something learned from the teacher alone, before any student, and shared by all trials (a paraphraser, say).
+    """A module trained on the teacher alone, before any student, and shared by all trials (such as a paraphraser).
 
     Subclasses are frozen dataclasses; their fields are the stage's identity.
     """
 
     tap: ClassVar[int] = -1
-    """Which of the teacher's taps it reads."""
+    """The teacher's tap that it reads."""
 
     @property
     def key(self) -> str:
-        """A name for files: equal stages have equal keys."""
+        """A name for its files: equal stages have equal keys."""
         fields = json.dumps(asdict(self), sort_keys=True)  # type: ignore[call-overload]
         return f"{type(self).__name__.lower()}-" + "".join(
             c if c.isalnum() or c in ".-" else "_" for c in fields
@@ -42,53 +42,53 @@ class Stage(ABC):
 
     @abstractmethod
     def train(self, module: nn.Module, maps: Callable[[], Iterator[Tensor]]) -> dict[str, float]:
-        """Train `module` in place on teacher maps (B, C, H, W); `maps()` is one shuffled pass, as often as asked for.
+        """Train `module` in place on teacher maps (B, C, H, W); each call of `maps()` is one shuffled pass.
 
         Returns:
-            what is worth recording.
+            values worth recording.
 
         Raises:
-            StageFailed: the module did not learn what students need of it.
+            StageFailed: the module did not learn what students need from it.
         """
 
     @abstractmethod
     def apply(self, module: nn.Module, maps: Tensor) -> Tensor:
-        """What students are handed: (B, C, H, W) to any shape that begins with B."""
+        """The students' signal: maps (B, C, H, W) to any shape that begins with B."""
 
 
 class StageFailed(RuntimeError):
-    """A stage before the student did not reach what its method needs."""
+    """A stage did not reach what its method needs."""
 
 
 @dataclass(frozen=True)
 class Pass:
-    """The teacher's forward pass of some images, from which signals are computed."""
+    """The teacher's forward pass on some images, from which signals are computed."""
 
     features: Features
     members: int
     trained: Callable[[Stage], nn.Module]
-    """The module that a stage has trained, on the images' device."""
+    """Returns the trained module of a stage, on the images' device."""
 
 
 class Signal(ABC):
     """One tensor for each image. Subclasses are frozen dataclasses."""
 
     stage: Stage | None = None
-    """What must be trained before it can be computed."""
+    """The stage that must be trained before it can be computed."""
     of_perturbed: ClassVar[bool] = False
-    """Whether it is computed for the perturbed images, where a method asks for such."""
+    """Whether it is computed for the perturbed images, if a method asks for them."""
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """Of its cache: equal signals have equal names."""
+        """Name of its cache: equal signals have equal names."""
 
     @abstractmethod
     def compute(self, seen: Pass) -> Tensor:
-        """(B, ...), by image, as it is cached."""
+        """(B, ...), by image, in the form in which it is cached."""
 
     def handed(self, tensor: Tensor) -> Tensor:
-        """What `compute` returned, as the method is handed it."""
+        """The result of `compute` in the form in which the method gets it."""
         return tensor
 
 
@@ -153,7 +153,7 @@ class BeforeReLU(Signal):
 
 @dataclass(frozen=True)
 class Staged(Signal):
-    """What a stage makes of a tap's output, (B, ...)."""
+    """A stage's result for a tap's output, (B, ...)."""
 
     stage: Stage
 
@@ -169,25 +169,25 @@ class Staged(Signal):
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What a method is handed; the fields of `TeacherSignals` have the same names."""
+    """What a method needs; the fields of `TeacherSignals` have the same names."""
 
     logits: bool = False
     maps: Taps = ()
     before_relu: Taps = ()
-    """Taps whose maps are handed over as they are before their ReLU."""
+    """Taps whose maps are needed before their ReLU."""
     rows: bool = False
-    """Which training images the batch consists of."""
+    """The rows of the batch's training images."""
     members: bool = False
     """The outputs of every member of the teacher."""
     perturbation: Perturbation | None = None
-    """The members' outputs are those for images moved so; the student is shown the same images."""
+    """The members' outputs are for images perturbed in this way; the student gets the same images."""
     stage: Stage | None = None
 
     def signals(self, taps: int) -> "dict[str, Signal | tuple[Signal, ...]]":
         """The signals by the field of `TeacherSignals` that holds them.
 
         Args:
-            taps: how many the teacher has. One signal has one name, from whichever end its tap was counted.
+            taps: how many the teacher has. A signal has the same name, from whichever end its tap is counted.
         """
         asked: dict[str, Signal | tuple[Signal, ...]] = {
             "maps": tuple(Map(tap) for tap in _positions(self.maps, taps)),
@@ -201,9 +201,35 @@ class Needs:
             asked["staged"] = Staged(self.stage)
         return asked
 
+    def gather(
+        self,
+        taps: int,
+        tensor_of: Callable[[Signal], Tensor],
+        *,
+        rows: Tensor | None = None,
+        perturbed: Tensor | None = None,
+    ) -> "TeacherSignals":
+        """The signals in the form in which the method gets them.
+
+        Args:
+            taps: how many the teacher has.
+            tensor_of: each signal as its `compute` returns it.
+            rows: as in `TeacherSignals`.
+            perturbed: as in `TeacherSignals`.
+        """
+
+        def handed(signal: Signal) -> Tensor:
+            return signal.handed(tensor_of(signal))
+
+        fields: dict[str, Any] = {
+            name: tuple(map(handed, asked)) if isinstance(asked, tuple) else handed(asked)
+            for name, asked in self.signals(taps).items()
+        }
+        return TeacherSignals(rows=rows, perturbed=perturbed, **fields)
+
     @property
     def of_features(self) -> bool:
-        """Whether features are needed, and not outputs alone."""
+        """Whether features are needed, not only outputs."""
         return bool(self.maps or self.before_relu or self.stage)
 
 
@@ -213,14 +239,14 @@ def _positions(asked: Taps, taps: int) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSignals:
-    """What was asked for, for one batch, detached; None or () for what was not."""
+    """The requested signals for one batch, detached; None or () for others."""
 
     logits: Tensor | None = None
     """(B, classes)."""
     maps: tuple[Tensor, ...] = ()
-    """One (B, C_i, H_i, W_i) for each tap asked for."""
+    """One (B, C_i, H_i, W_i) for each requested tap."""
     before_relu: tuple[Tensor, ...] = ()
-    """The same before the ReLU, for each tap asked for."""
+    """The same before the ReLU, for each requested tap."""
     rows: Tensor | None = None
     """(B,) int64, rows of the training split."""
     staged: Tensor | None = None
@@ -228,10 +254,10 @@ class TeacherSignals:
     members: Tensor | None = None
     """Logits (M, B, classes) of the teacher's members."""
     perturbed: Tensor | None = None
-    """The images (B, C, H, W) that `members` are for, where they are not the batch's own."""
+    """The images (B, C, H, W) of `members`, if they are not the batch's own."""
 
     def repeated(self, times: int) -> Self:
-        """As a student of so many members is shown them: all but the teacher's members, once for each of its own."""
+        """The signals for a student with so many members: all but `members`, repeated for each of the student's."""
 
         def repeat(signal: Tensor) -> Tensor:
             return signal.repeat(times, *(1,) * (signal.dim() - 1))

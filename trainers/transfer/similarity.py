@@ -1,12 +1,12 @@
-"""Similarity-preserving distillation: images that excite the teacher alike excite the student alike.
+"""Similarity-preserving distillation: images with similar activations in the teacher have so in the student.
 
 F. Tung, G. Mori: Similarity-preserving knowledge distillation, ICCV 2019  (arXiv 1907.09682). With A the last map of a
 batch as a matrix (B, C H W):
 
     G~ = A A^T,   G = G~ with each row divided by its 2-norm,   L_SP = 1/B^2 || G_T - G_S ||_F^2
 
-Weight 3,000, as Tian et al. (RepDistiller, whose code the first author verified) have it. The last tap alone is
-compared, as there. No difference that we know of.
+Weight 3,000, as in Tian et al. (RepDistiller, whose code the first author verified). Only the last tap is compared, as
+there. No known differences.
 """
 
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ class SimilarityOptions(FeatureOptions):
     weight: float = Field(
         default=3000.0, ge=0.0, json_schema_extra={"search": {"low": 30.0, "high": 30000.0, "log": True}}
     )
-    """gamma, of the mean squared difference of the similarity matrices."""
+    """gamma: weight of the mean squared difference of the similarity matrices."""
 
 
 class Similarity(FeatureMethod):
@@ -36,7 +36,7 @@ class Similarity(FeatureMethod):
     paper = Paper("Tung, Mori", "Similarity-preserving knowledge distillation", "ICCV 2019", "arXiv:1907.09682")
     Options = SimilarityOptions
     features = Needs(maps=(-1,))
-    minimum_batch = 2  # one image is like itself
+    minimum_batch = 2  # one image is only similar to itself
 
     def distance(self, student: Features, teacher: TeacherSignals, labels: Tensor) -> Tensor:
         """Between the similarity matrices of the last maps."""
@@ -44,6 +44,6 @@ class Similarity(FeatureMethod):
 
 
 def similarities(maps: Tensor) -> Tensor:
-    """(B, C, H, W) to G (B, B), rows of length 1."""
+    """(B, C, H, W) to G (B, B), with unit rows."""
     A = maps.flatten(1)
     return F.normalize(A @ A.T, dim=1)

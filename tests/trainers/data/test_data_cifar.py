@@ -85,12 +85,12 @@ def assert_is_what_was_written(dataset: Dataset, written: Written) -> None:
     np.testing.assert_array_equal(dataset.test.images, images)
     assert dataset.test.labels.tolist() == labels
     images, labels = written.train
-    found = [
+    results = [
         (image.numpy().tobytes(), label)
         for split in (dataset.train, dataset.validation)
         for image, label in zip(split.images, split.labels.tolist(), strict=True)
     ]
-    assert sorted(found) == sorted((image.tobytes(), label) for image, label in zip(images, labels, strict=True))
+    assert sorted(results) == sorted((image.tobytes(), label) for image, label in zip(images, labels, strict=True))
     assert torch.bincount(dataset.validation.labels).tolist() == [len(labels) // 10 // classes] * classes
 
 

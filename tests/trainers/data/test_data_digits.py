@@ -23,12 +23,12 @@ def test_the_three_splits_are_a_partition_of_scikit_learns_images(digits: Datase
     source = load_digits()
     grey = np.round(source.images / 16 * 255).astype(int)
     expected = [(image.tolist(), int(label)) for image, label in zip(grey, source.target, strict=True)]
-    found = [
+    actual = [
         (image.tolist(), label)
         for split in (digits.train, digits.validation, digits.test)
         for image, label in zip(split.images[:, 0], split.labels.tolist(), strict=True)
     ]
-    assert sorted(found) == sorted(expected)
+    assert sorted(actual) == sorted(expected)
 
 
 def test_grey_goes_from_0_to_255(digits: Dataset) -> None:

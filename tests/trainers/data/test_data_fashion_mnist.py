@@ -48,13 +48,13 @@ def assert_is_what_was_written(dataset: Dataset) -> None:
     assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (90, 10, 20)
     np.testing.assert_array_equal(dataset.test.images[:, 0], written["t10k-images-idx3-ubyte"])
     np.testing.assert_array_equal(dataset.test.labels, written["t10k-labels-idx1-ubyte"])
-    found = [
+    results = [
         (image.numpy().tobytes(), label)
         for split in (dataset.train, dataset.validation)
         for image, label in zip(split.images, split.labels.tolist(), strict=True)
     ]
     pairs = zip(written["train-images-idx3-ubyte"], written["train-labels-idx1-ubyte"].tolist(), strict=True)
-    assert sorted(found) == sorted((image.tobytes(), label) for image, label in pairs)
+    assert sorted(results) == sorted((image.tobytes(), label) for image, label in pairs)
     assert torch.bincount(dataset.validation.labels).tolist() == [1] * 10
 
 
@@ -91,10 +91,12 @@ def test_the_real_test_split_is_the_official_one_in_its_order(real: Dataset) -> 
 def test_the_real_train_and_validation_splits_are_a_partition_of_the_official_train_images(real: Dataset) -> None:
     official = raw("train-images-idx3-ubyte", 16).reshape(-1, 784), raw("train-labels-idx1-ubyte", 8)
     expected = Counter((image.tobytes(), int(label)) for image, label in zip(*official, strict=True))
-    found: Counter[tuple[bytes, int]] = Counter()
+    actual: Counter[tuple[bytes, int]] = Counter()
     for split in (real.train, real.validation):
-        found.update((i.tobytes(), label) for i, label in zip(split.images.numpy(), split.labels.tolist(), strict=True))
-    assert found == expected
+        actual.update(
+            (i.tobytes(), label) for i, label in zip(split.images.numpy(), split.labels.tolist(), strict=True)
+        )
+    assert actual == expected
 
 
 def test_the_real_mean_and_deviation_are_the_well_known_ones(real: Dataset) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainers.data.pictures import Picture, decoded, fitted, is_grey
+from trainers.data.pictures import Picture, decoded, fitted, glanced
 
 COLOURS = np.random.default_rng(0).integers(256, size=(24, 16, 3), dtype=np.uint8)
 GREYS = COLOURS[:, :, 0]
@@ -56,7 +56,7 @@ EXACT = {
 def test_pictures_of_every_kind_come_out_as_their_pixels(kind: str) -> None:
     content, expected = EXACT[kind]
     np.testing.assert_array_equal(pixels(decoded(content, None)), expected)
-    assert is_grey(content) == (expected.ndim == 2)
+    assert glanced(content)[1] == (expected.ndim == 2)
 
 
 def test_an_inverted_cmyk_photograph_is_not_read_as_its_negative() -> None:
