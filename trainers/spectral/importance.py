@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainers.families.batch_ensemble import BatchEnsemble
-from trainers.spectral.dependencies import Traced, Unit
 from trainers.spectral.layers import SpectralConv2d, SpectralLinear, spectral_layers
+from trainers.spectral.units import Traced, Unit
 
 
 def importances(traced: Traced) -> dict[str, Tensor]:
@@ -38,12 +38,12 @@ def shares_of_mean(traced: Traced) -> dict[str, Tensor]:
 
 
 def unit_importance(unit: Unit, importance: Mapping[str, list[float]]) -> float:
-    """Mean over the layers that output the unit; if a layer has several channels in it, the strongest counts."""
-    shares = [
-        max(importance[place.name][channel] for channel in channels)
-        for place, channels in unit.channels.items()
-        if place.made and place.name in importance
-    ]
+    """Mean over the layers that output the unit, and over the channels that a layer has in it."""
+    shares = []
+    for name in unit.makers:
+        if name in importance:
+            channels = unit.channels_of(name)
+            shares.append(sum(importance[name][channel] for channel in channels) / len(channels))
     return sum(shares) / len(shares)
 
 

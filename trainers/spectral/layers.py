@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainers.spectral.attention import Attention, can_be_opened
+
 Model = TypeVar("Model", bound=nn.Module)
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
@@ -168,7 +170,8 @@ def spectralize(
     """A copy of `model` whose linear and convolutional layers are spectral; the function it computes is unchanged.
 
     Layers of other classes, or with padding other than zeros, stay as they are; a layer that `model` uses in several
-    places becomes one spectral layer.
+    places becomes one spectral layer. An `nn.MultiheadAttention` becomes an `Attention`
+    (`trainers.spectral.attention`), with the names `in_proj` and `out_proj` for its layers.
 
     Args:
         model: any module that contains layers; its class need not know about this.
@@ -195,7 +198,10 @@ def spectralize(
 
 
 def fold(model: Model) -> Model:
-    """A copy of `model` whose spectral layers are ordinary ones with the same weights."""
+    """A copy of `model` whose spectral layers are ordinary ones with the same weights.
+
+    An `nn.MultiheadAttention` becomes an `Attention`, as in `spectralize`.
+    """
     return _replaced(
         model, lambda _, layer: layer.fold() if isinstance(layer, SpectralLinear | SpectralConv2d) else None
     )
@@ -235,8 +241,14 @@ def spectral_penalty(model: nn.Module, *, eigenvector_l2: float, eigenvalue_l2: 
 
 
 def _replaced(model: Model, replacement: Callable[[Iterable[str], nn.Module], nn.Module | None]) -> Model:
-    """A deep copy of `model` with `replacement(names, layer)` wherever that is not None."""
+    """A deep copy of `model`, its attention opened, with `replacement(names, layer)` wherever that is not None."""
     model = copy.deepcopy(model)
+    _replace(model, lambda _, module: Attention(module) if can_be_opened(module) else None)
+    _replace(model, replacement)
+    return model
+
+
+def _replace(model: nn.Module, replacement: Callable[[Iterable[str], nn.Module], nn.Module | None]) -> None:
     places: dict[nn.Module, dict[str, tuple[nn.Module, str]]] = {}
     for name, module in model.named_modules():
         for key, child in module._modules.items():  # named_children leaves out what is used twice
@@ -246,4 +258,3 @@ def _replaced(model: Model, replacement: Callable[[Iterable[str], nn.Module], nn
         if (new := replacement(owners.keys(), child)) is not None:
             for owner, key in owners.values():
                 setattr(owner, key, new)
-    return model

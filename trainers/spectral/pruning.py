@@ -8,27 +8,21 @@ in which the same units are masked.
 
 import math
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import torch
-import torch_pruning as tp
-from torch import Tensor, nn
+from torch import Tensor
 
 from spaces import BadInput
-from trainers.families.batch_ensemble import BatchEnsemble
-from trainers.spectral.dependencies import Place, Traced, UnionFind, Unit
 from trainers.spectral.importance import shares_of_mean, unit_importance
 from trainers.spectral.layers import Model, fold, named
 from trainers.spectral.reconstruction import reconstruct
+from trainers.spectral.removal import difference, silenced, without
+from trainers.spectral.units import Count, Group, Place, Traced, channels_in, grouped
 
 ROUNDING = 1e-9
 """0.29 * 100 is 28.999999999999996 in floating point, and means 29 units."""
-
-AGREEMENT = 1e-3
-"""How far a cut network may be from the masked one, as a fraction of the largest output: sums over fewer terms round
-differently, by at most 2e-7 in the networks of the tests; a wrong channel makes a far larger difference."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +36,6 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Layers with common units, and all their units that may be cut."""
-
-    root: str
-    """The first of the layers."""
-    units: tuple[Unit, ...]
-
-
-@dataclass(frozen=True)
 class Plan:
     """Which units of each group are cut."""
 
@@ -61,6 +46,8 @@ class Plan:
     """All groups of the network."""
     image_shape: tuple[int, ...] = field(default=(), compare=False)
     """(C, H, W) of the network's input."""
+    counts: tuple[Count, ...] = field(default=(), compare=False, repr=False)
+    """What else changes when units are cut."""
 
     @property
     def units(self) -> int:
@@ -75,12 +62,8 @@ class Plan:
     @property
     def channels(self) -> dict[Place, list[int]]:
         """The channels of every module that belong to the planned units."""
-        groups, channels = {group.root: group for group in self.groups}, dict[Place, list[int]]()
-        for step in self.cuts:
-            for number in step.removed:
-                for place, own in groups[step.root].units[number].channels.items():
-                    channels.setdefault(place, []).extend(own)
-        return channels
+        groups = {group.root: group.units for group in self.groups}
+        return channels_in(groups[step.root][number] for step in self.cuts for number in step.removed)
 
     @property
     def first(self) -> "Plan":
@@ -107,7 +90,7 @@ def plan(
         floor: share of each group's units that is kept, rounded up; at least one per layer always is.
         scope: whether to cut the least important units of the whole network, or the same share of every group, rounded
             down.
-        round_to: the number of units kept in a group is rounded up to a multiple of this, up to all of them.
+        round_to: the number of channels kept in a group is rounded up to a multiple of this, up to all of them.
         keep: names of layers, or of modules that contain them, that are left whole and do not count.
         earlier: the plan of the previous cut, if the network has been cut already; `fraction` and `floor` are then
             shares of the original units.
@@ -132,9 +115,9 @@ def plan(
     removed = _lowest(groups, values, spare, budget)
     cuts = []
     for group, gone in zip(groups, removed, strict=True):
-        rounded = math.ceil((len(group.units) - len(gone)) / round_to) * round_to
-        cuts.append(Cut(group.root, len(group.units), tuple(sorted(gone[: max(0, len(group.units) - rounded)]))))
-    return Plan(tuple(cuts), earlier, tuple(groups), traced.image_shape)
+        rounded = rounded_up(group, len(group.units) - len(gone), round_to)
+        cuts.append(Cut(group.root, len(group.units), tuple(sorted(gone[: len(group.units) - rounded]))))
+    return Plan(tuple(cuts), earlier, tuple(groups), traced.image_shape, traced.counts)
 
 
 def units_that_stay(floor: float, units: int) -> int:
@@ -142,9 +125,15 @@ def units_that_stay(floor: float, units: int) -> int:
     return max(1, math.ceil(floor * units - ROUNDING))
 
 
+def rounded_up(group: Group, units: int, round_to: int) -> int:
+    """The least number of units, at least as many, of which the channels are a multiple of `round_to` or are all."""
+    step = round_to // math.gcd(round_to, *(len(unit.channels_of(group.root)) for unit in group.units))
+    return min(len(group.units), math.ceil(units / step) * step)
+
+
 def mask(network: Model, plan: Plan) -> Model:
     """A folded copy of `network` in which the planned units are masked but still there; `cut` is checked against it."""
-    return _silenced(network, plan.channels)
+    return silenced(network, plan.channels)
 
 
 def cut(network: Model, plan: Plan, *, images: Tensor | None = None) -> Model:
@@ -161,20 +150,23 @@ def cut(network: Model, plan: Plan, *, images: Tensor | None = None) -> Model:
             in a way that cannot be followed; the message names the layers.
     """
     channels = plan.channels
-    silent = _silenced(network, channels)
+    silent = silenced(network, channels)
     if images is not None:
-        gone = {place.name: own for place, own in channels.items() if place.made and not place.parameter}
+        made = {place: own for place, own in channels.items() if place.made and place.dimension == 0}
+        gone = {
+            place.name.removesuffix(".weight"): own for place, own in made.items() if place.name.endswith(".weight")
+        }
         reconstruct(silent, fold(network), images, gone)
-    smaller = _without(silent, channels)
-    if difference := _difference(silent, smaller, plan.image_shape):
+    smaller = without(silent, channels, plan.counts)
+    if differs := difference(silent, smaller, plan.image_shape):
         alone = {step.root: replace(plan, cuts=(step,)).channels for step in plan.cuts if step.removed}
         culprits = [
             root
             for root, gone in alone.items()
-            if _difference(_silenced(network, gone), _without(network, gone), plan.image_shape)
+            if difference(silenced(network, gone), without(network, gone, plan.counts), plan.image_shape)
         ]
         raise BadInput(
-            f"a network must compute the same with units cut as with them masked, but {difference} (units of "
+            f"a network must compute the same with units cut as with them masked, but {differs} (units of "
             f"{', '.join(culprits) or 'several layers together'}); name these layers in `keep`, or make forward use "
             "the actual sizes of its tensors and activations that are 0 at 0"
         )
@@ -217,86 +209,4 @@ def _groups(traced: Traced, ranked: Collection[str], keep: tuple[str, ...]) -> l
         for unit in traced.units
         if not unit.makers.keys().isdisjoint(ranked) and not any(named(name, keep) for name in unit.makers)
     ]
-    joined = UnionFind()
-    for unit in units:
-        for name in unit.makers:
-            joined.join(name, next(iter(unit.makers)))
-    groups: dict[Hashable, list[Unit]] = {}
-    for unit in units:
-        groups.setdefault(joined.find(next(iter(unit.makers))), []).append(unit)
-    position = {name: number for number, name in enumerate(traced.layers)}
-    return [Group(min(units[0].makers, key=position.__getitem__), tuple(units)) for units in groups.values()]
-
-
-def _silenced(network: Model, channels: Mapping[Place, list[int]]) -> Model:
-    """A folded copy in which the layers that output these channels give 0."""
-    silent = fold(network)
-    with torch.no_grad():
-        for place, gone in channels.items():
-            if place.parameter:
-                silent.get_parameter(place.name).index_fill_(
-                    place.dimension, torch.tensor(gone, device=silent.get_parameter(place.name).device), 0.0
-                )
-            elif place.made and not isinstance(module := silent.get_submodule(place.name), nn.PReLU):
-                for tensor in (module.weight, module.bias, getattr(module, "running_mean", None)):
-                    if isinstance(tensor, Tensor):
-                        tensor[gone] = 0.0
-                ensemble = silent.get_submodule(place.name.rpartition(".")[0])
-                if isinstance(ensemble, BatchEnsemble) and ensemble.bias is not None:
-                    ensemble.bias[:, gone] = 0.0
-    return silent
-
-
-def _without(network: Model, channels: Mapping[Place, list[int]]) -> Model:
-    """A folded copy without these channels."""
-    smaller = fold(network)
-    for place, gone in channels.items():
-        if place.parameter:
-            old = smaller.get_parameter(place.name)
-            stays = torch.tensor(sorted(set(range(old.shape[place.dimension])) - set(gone)), device=old.device)
-            owner, _, key = place.name.rpartition(".")
-            new = nn.Parameter(old.detach().index_select(place.dimension, stays), old.requires_grad)
-            setattr(smaller.get_submodule(owner), key, new)
-        else:
-            place.remove(smaller.get_submodule(place.name), gone)
-            ensemble = smaller.get_submodule(place.name.rpartition(".")[0])
-            if isinstance(ensemble, BatchEnsemble):
-                _cut_fast_weights(ensemble, gone, place.made)
-    smaller.zero_grad(set_to_none=True)
-    return smaller
-
-
-def _cut_fast_weights(ensemble: BatchEnsemble, gone: Iterable[int], made: bool) -> None:
-    """Remove outputs (`made`), or inputs, of a BatchEnsemble's layer from its fast weights."""
-    for name in ("gamma", "bias") if made else ("alpha",):
-        old = getattr(ensemble, name)
-        if old is not None:
-            stays = torch.tensor(sorted(set(range(old.shape[1])) - set(gone)), device=old.device)
-            setattr(ensemble, name, nn.Parameter(old.detach().index_select(1, stays)))
-
-
-def _difference(silent: nn.Module, smaller: nn.Module, image_shape: tuple[int, ...]) -> str:
-    """How two networks differ on random images; empty if they agree, or their outputs are not finite anyway."""
-    try:
-        pairs = zip(_outputs(silent, image_shape), _outputs(smaller, image_shape), strict=True)
-    except (RuntimeError, ValueError, IndexError) as error:
-        return f"it does not run ({str(error).splitlines()[0]})"
-    for expected, actual in pairs:
-        if expected.shape != actual.shape:
-            return f"its outputs' shape is {tuple(actual.shape)} and not {tuple(expected.shape)}"
-        size = float(expected.abs().max())
-        gap = float((expected - actual).abs().max())
-        if math.isfinite(size) and not gap <= AGREEMENT * size + torch.finfo(expected.dtype).eps:
-            return f"its outputs differ by {gap:.2g} of {size:.2g}"
-    return ""
-
-
-def _outputs(network: nn.Module, image_shape: tuple[int, ...]) -> list[Tensor]:
-    training = [module for module in network.modules() if module.training]
-    device = next(network.parameters()).device
-    images = torch.rand(4, *image_shape, generator=torch.Generator().manual_seed(0)).to(device)
-    with torch.no_grad():
-        outputs: list[Tensor] = tp.utils.flatten_as_list(network.eval()(images))
-    for module in training:
-        module.training = True
-    return outputs
+    return grouped(units, traced.layers)

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainers.families.batch_ensemble import BatchEnsemble
-from trainers.spectral.dependencies import Traced
+from trainers.spectral.units import Traced
 
 
 def rescale(network: nn.Module, traced: Traced) -> None:
