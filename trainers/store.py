@@ -1,6 +1,6 @@
 """Networks as files, written and read back without pickle; what is read is checked first."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -10,7 +10,6 @@ from pydantic import Field, JsonValue, ValidationError
 from pydantic_core import from_json
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from spaces import BadInput, Student
 from spaces.errors import one_line, shown
@@ -19,6 +18,11 @@ from trainers.depths import shape_of
 from trainers.families import Network, outline
 from trainers.files import Damaged, read_whole, write_whole
 from trainers.networks import own_network_of
+from trainers.spectral.dependencies import counts_in
+from trainers.spectral.flow import counts_heads
+from trainers.spectral.layers import open_attention
+from trainers.spectral.removal import resize
+from trainers.spectral.units import Count
 from trainers.teacher_spec import TeacherSpec
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -184,10 +188,11 @@ def _network(d: _Description, weights: bytes, name: str) -> Network:
         if d.is_own and isinstance(error, BadInput):
             raise  # what makes it is not there, or does not make what it did
         raise Damaged(f"description of a student must be of a network that can be, but {_line(error)}") from None
+    open_attention(network, tensors)
     _check_tensors(_tensors(network), tensors, name)
     try:
         on = next(network.parameters()).device  # `meta`, but for a network of the user's
-        shapes = filled(network, {key: tensor.to(on) for key, tensor in tensors.items()}).eval()
+        shapes = filled(network, {key: tensor.to(on) for key, tensor in tensors.items()}, d.shape).eval()
         with torch.no_grad():
             found = shapes(torch.zeros(2, c, h, w, device=on))
     except (RuntimeError, ValueError) as error:
@@ -223,49 +228,36 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:150]
 
 
-def filled(network: Model, tensors: Mapping[str, Tensor]) -> Model:
+def filled(network: Model, tensors: Mapping[str, Tensor], image_shape: tuple[int, ...] | None = None) -> Model:
     """`network` with its layers resized to the shapes of `tensors`, and these in them.
 
-    Pruning changes the channel counts of layers and nothing else of a network: what makes it anew and the shapes of its
-    tensors say all of it. For a network of one's own that is its class:
+    Pruning changes the channel counts of layers, and how many heads an attention has, and nothing else of a network:
+    what makes it anew and the shapes of its tensors say all of it. For a network of one's own that is its class:
 
         network = filled(MyNetwork(), safetensors.torch.load_file("student.safetensors")).eval()
 
     Args:
         network: freshly made, not yet cut.
         tensors: by the names of `network.state_dict()`, as `weights_bytes` writes them.
+        image_shape: (C, H, W) of its input; only needed where attention of the network's own may have lost heads.
 
     Raises:
         Damaged: the tensors have other names than the network's.
+        BadInput: heads cannot be counted without `image_shape`.
     """
-    _check_names(_tensors(network), tensors)
-    new: dict[int, tuple[Tensor, Tensor]] = {}  # the old one beside it, so that its id stays its own
-    for name, module in network.named_modules():
-        for key, old in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            found = tensors.get(f"{name}.{key}" if name else key)
-            if found is not None:
-                made = nn.Parameter(found.clone()) if isinstance(old, nn.Parameter) else found.clone()
-                new[id(old)] = (old, made)
-            if id(old) in new:  # else a buffer that is not kept
-                setattr(module, key, new[id(old)][1])
-        _resize(module)
+    open_attention(network, tensors)
+    own = _tensors(network)
+    _check_names(own, tensors)
+    changed = [name for name, tensor in tensors.items() if own[name].shape != tensor.shape]
+    counts: Sequence[Count] = ()
+    if changed and (counting := counts_heads(network, changed)):
+        if image_shape is None:
+            raise BadInput(
+                f"heads of `{counting}` cannot be counted without `image_shape`; give filled(..., (C, H, W))"
+            )
+        counts = counts_in(network, image_shape)
+    resize(network, {name: tensor.clone() for name, tensor in tensors.items()}, counts)
     return network
-
-
-def _resize(module: nn.Module) -> None:
-    """Have a layer's sizes say what its tensors are."""
-    if isinstance(module, nn.Conv2d):
-        outputs, inputs = module.weight.shape[:2]
-        if 1 < module.groups == module.in_channels == module.out_channels:  # depthwise: a group is a channel
-            module.groups = outputs
-        module.out_channels, module.in_channels = outputs, inputs * module.groups
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, _BatchNorm):
-        sizes = [t.numel() for t in (module.weight, module.running_mean) if t is not None]
-        module.num_features = sizes[0] if sizes else module.num_features
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = module.weight.numel()
 
 
 def save_student(folder: Path, files: Mapping[str, bytes]) -> None:

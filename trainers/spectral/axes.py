@@ -196,23 +196,29 @@ class Coupling:
             done.add(split)
         for axis, parts in self._slices.items():
             if not self._are_alike(axis, parts.keys()):
-                self.keep((axis,), f"are taken apart{next(place for _, place in parts.values())}")
+                place = next(place for _, place in parts.values())
+                self.keep((axis,), self._reason_of([axis]) or f"are taken apart{place}")
         return [split for split in self._splits.values() if split.counters]
 
     def _decide(self, split: Split) -> None:
         """Couple the indices of a split's axis to those of the part that can lose some; the other part is kept."""
         free = [part for part in split.parts if any(not self.reason(key) for key in part.keys or ())]
+        counted = [part for part, found in zip(split.parts, split.counted, strict=True) if found]
         if len(free) > 1:
-            free = [part for part, found in zip(split.parts, split.counted, strict=True) if found]
-        split.part = free[0] if free else None
+            free = counted
         outer, inner = split.parts
-        if split.part is None:
-            self.keep((split.whole, *split.parts), f"are used as {outer.size} times {inner.size}{split.place}")
+        if not free:
+            why = self._reason_of(counted) or f"are used as {outer.size} times {inner.size}{split.place}"
+            self.keep((split.whole, outer, inner), why)
             return
+        split.part = free[0]
         self.keep((part for part in split.parts if part is not split.part), f"are the size of a head{split.place}")
         assert split.part.keys is not None
         for index, key in enumerate(split.whole.keys or ()):
             self._tie(key, split.part.keys[index // inner.size if split.part is outer else index % inner.size])
+
+    def _reason_of(self, axes: Iterable[Axis]) -> str:
+        return next((why for axis in axes for key in axis.keys or () if (why := self.reason(key))), "")
 
     def _are_alike(self, axis: Axis, slices: Iterable[tuple[int, int, int]]) -> bool:
         """Whether slices divide an axis into equal parts that lose the same indices."""

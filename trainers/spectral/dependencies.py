@@ -5,14 +5,13 @@ cut without changing its class. A unit is what can only be removed together: a c
 on it in others, or an attention head. Channels that cannot be followed are not cut; `Traced.whole` says why.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from trainers.spectral.axes import Split
+from trainers.spectral.flow import LAYERS, Flow
 from trainers.spectral.layers import fold
-from trainers.spectral.tracing import LAYERS, Pass, follow
 from trainers.spectral.units import Count, Place, Traced, Unit
 from trainers.spectral.verification import verified
 
@@ -26,8 +25,7 @@ def trace(network: nn.Module, image_shape: tuple[int, ...]) -> Traced:
     """
     model = fold(network).eval()
     layers = tuple(name for name, module in model.named_modules() if isinstance(module, LAYERS))
-    done = follow(model, image_shape)
-    counted = done.coupling.settle()
+    done = Flow(model, image_shape)
     norms = {name: done.uses[name] for name in layers if done.uses.get(name) and None not in done.uses[name]}
     candidates = Traced(
         network,
@@ -37,13 +35,23 @@ def trace(network: nn.Module, image_shape: tuple[int, ...]) -> Traced:
         {name: tuple(norm for norm in own if norm is not None) for name, own in norms.items()},
         frozenset(name for name, makers in done.taken.items() if len(makers) > 1),
         tuple(_units(done, model, layers)),
-        tuple(_counts(done, counted)),
+        tuple(_counts(done)),
         _whole(done, layers),
     )
     return verified(candidates)
 
 
-def _units(done: Pass, model: nn.Module, layers: tuple[str, ...]) -> list[Unit]:
+def counts_in(network: nn.Module, image_shape: tuple[int, ...]) -> list[Count]:
+    """What a network's modules count of units: with it, `resize` needs no more than the shapes of a cut network.
+
+    Args:
+        network: of ordinary layers, of which nothing need be cut; it is left unchanged.
+        image_shape: of one input.
+    """
+    return _counts(Flow(fold(network).eval(), image_shape))
+
+
+def _units(done: Flow, model: nn.Module, layers: tuple[str, ...]) -> list[Unit]:
     """All units that can be cut, in the order of the layers that output them."""
     position = {f"{name}.weight": number for number, name in enumerate(layers) if name in done.uses}
     channels: dict[int, dict[Place, list[int]]] = {}
@@ -71,9 +79,9 @@ def _is_made(model: nn.Module, name: str, dimension: int) -> bool:
     return dimension == (1 if isinstance(module, _ConvTransposeNd) else 0)
 
 
-def _counts(done: Pass, splits: Sequence[Split]) -> list[Count]:
+def _counts(done: Flow) -> list[Count]:
     """What modules count, and a dimension of a tensor that goes with it."""
-    if not splits:
+    if not done.counted:
         return []
     find = done.coupling.find
     sizes: dict[frozenset[Hashable], tuple[str, int]] = {}
@@ -81,7 +89,7 @@ def _counts(done: Pass, splits: Sequence[Split]) -> list[Count]:
         for dimension, (axis,) in enumerate(layout):
             sizes.setdefault(frozenset(find(key) for key in axis.keys or ()), (name, dimension))
     counts: dict[tuple[str, str], Count] = {}
-    for split in splits:
+    for split in done.counted:
         keys = split.part.keys if split.part is not None and split.part.keys else ()
         place = sizes.get(frozenset(find(key) for key in keys))
         if place is not None and not any(done.coupling.reason(key) for key in keys):
@@ -89,7 +97,7 @@ def _counts(done: Pass, splits: Sequence[Split]) -> list[Count]:
     return list(counts.values())
 
 
-def _whole(done: Pass, layers: Iterable[str]) -> dict[str, str]:
+def _whole(done: Flow, layers: Iterable[str]) -> dict[str, str]:
     found = {}
     for name in layers:
         if name not in done.uses:

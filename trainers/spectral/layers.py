@@ -12,7 +12,7 @@ initialisation, including the paper's Glorot, is that layer's own.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -197,6 +197,20 @@ def spectralize(
     return _replaced(model, spectral)
 
 
+def open_attention(model: nn.Module, names: Container[str] | None = None) -> None:
+    """Turn every `nn.MultiheadAttention` in `model` into an `Attention` with the same parameters, in place.
+
+    Args:
+        model: which may have none.
+        names: of tensors; attention that is not an `Attention` in a network of such tensors stays as it is.
+    """
+
+    def is_open(own: Iterable[str]) -> bool:
+        return names is None or any(f"{name}.in_proj.weight" in names for name in own)
+
+    _replace(model, lambda own, module: Attention(module) if can_be_opened(module) and is_open(own) else None)
+
+
 def fold(model: Model) -> Model:
     """A copy of `model` whose spectral layers are ordinary ones with the same weights.
 
@@ -243,7 +257,7 @@ def spectral_penalty(model: nn.Module, *, eigenvector_l2: float, eigenvalue_l2: 
 def _replaced(model: Model, replacement: Callable[[Iterable[str], nn.Module], nn.Module | None]) -> Model:
     """A deep copy of `model`, its attention opened, with `replacement(names, layer)` wherever that is not None."""
     model = copy.deepcopy(model)
-    _replace(model, lambda _, module: Attention(module) if can_be_opened(module) else None)
+    open_attention(model)
     _replace(model, replacement)
     return model
 

@@ -5,34 +5,23 @@ any library, come down to these. An operation without a rule keeps all that it t
 cannot be followed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from trainers.spectral.axes import Axis, Coupling, Layout
-
-Arguments = Mapping[str, Any]
-"""Of an operation, by the names in its schema."""
+from trainers.spectral.axes import Axis, Counting, Coupling, Layout
+from trainers.spectral.recording import Step
 
 
 class Operation:
     """One operation of a forward pass."""
 
     def __init__(
-        self,
-        name: str,
-        coupling: Coupling,
-        given: Arguments,
-        outputs: Sequence[Tensor],
-        layout_of: Callable[[Tensor], Layout],
-        place: str,
-        counting: Callable[[int, int], tuple[tuple[str, str], ...]],
+        self, step: Step, coupling: Coupling, layout_of: Callable[[Tensor], Layout], place: str, counting: Counting
     ) -> None:
-        self.name, self.coupling, self.given, self.outputs = name, coupling, given, outputs
-        self.place, self.counting = place, counting
-        self.layout_of = layout_of
+        self.name, self.given, self.inputs, self.outputs = step.name, step.given, step.inputs, step.outputs
+        self.coupling, self.layout_of, self.place, self.counting = coupling, layout_of, place, counting
 
     def layout(self, name: str) -> Layout:
         """Of an argument."""
@@ -129,23 +118,14 @@ def _rule(*names: str) -> Callable[[Callable[[Operation], Layout]], object]:
 
 def unknown(op: Operation) -> list[Layout]:
     """What has no rule."""
-    for value in tensors_in(op.given):
+    for value in op.inputs:
         op.keep(_all(op.layout_of(value)), f"pass through `{op.name}`, which is not followed")
     return []
 
 
 def elementwise(op: Operation) -> list[Layout]:
     """Element by element, with broadcasting."""
-    return [op.broadcast([op.layout_of(value) for value in tensors_in(op.given)], op.outputs[0].shape)]
-
-
-def tensors_in(given: Arguments) -> list[Tensor]:
-    """All tensors among the arguments."""
-    found = []
-    for value in given.values():
-        several = value if isinstance(value, list | tuple) else [value]
-        found += [each for each in several if isinstance(each, Tensor)]
-    return found
+    return [op.broadcast([op.layout_of(value) for value in op.inputs], op.outputs[0].shape)]
 
 
 # not all of these are tagged as pointwise

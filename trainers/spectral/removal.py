@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._pytree import tree_leaves
 
+from trainers.spectral.attention import Attention
 from trainers.spectral.layers import Model, fold
 from trainers.spectral.units import Count, Place
 
@@ -57,7 +58,12 @@ def resize(network: nn.Module, tensors: Mapping[str, Tensor], counts: Iterable[C
     """
     new: dict[int, tuple[Tensor, Tensor]] = {}  # the old one beside it, so that its id stays its own
     old = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    sizes = [(count, old[count.tensor].shape[count.dimension]) for count in counts if count.tensor in tensors]
+    numbers: list[tuple[Count, int]] = []
+    for count in counts:
+        if count.tensor in tensors:
+            before, after = (of[count.tensor].shape[count.dimension] for of in (old, tensors))
+            number = getattr(network.get_submodule(count.module), count.attribute)
+            numbers.append((count, number * after // before))
     for name, module in network.named_modules():
         for key, own in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             found = tensors.get(f"{name}.{key}" if name else key)
@@ -66,11 +72,10 @@ def resize(network: nn.Module, tensors: Mapping[str, Tensor], counts: Iterable[C
                 new[id(own)] = (own, made)
             if id(own) in new:
                 setattr(module, key, new[id(own)][1])
+    for module in network.modules():
         _state_sizes(module)
-    for count, size in sizes:
-        module = network.get_submodule(count.module)
-        number = getattr(module, count.attribute) * tensors[count.tensor].shape[count.dimension] // size
-        setattr(module, count.attribute, number)
+    for count, number in numbers:
+        setattr(network.get_submodule(count.module), count.attribute, number)
 
 
 def _state_sizes(module: nn.Module) -> None:
@@ -90,6 +95,8 @@ def _state_sizes(module: nn.Module) -> None:
         module.num_features = sizes[0] if sizes else module.num_features
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
+    elif isinstance(module, Attention):
+        module.num_heads = module.out_proj.weight.shape[1] // module.head_dim
 
 
 def difference(silent: nn.Module, smaller: nn.Module, image_shape: tuple[int, ...]) -> str:
