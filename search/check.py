@@ -22,7 +22,7 @@ from spaces.errors import Problems
 from trainers.computing import computing
 from trainers.data import pixels
 from trainers.data.dataset import Dataset, Split
-from trainers.data.splits import limit_train
+from trainers.data.splits import limit_train, shortlist
 from trainers.families import Network, outline
 from trainers.files import scratch_folder
 from trainers.knowledge import Knowledge
@@ -257,8 +257,6 @@ def _groups(teacher: Network, data: Dataset, file: StudyFile) -> list[str]:
             f"`student.start: teacher` must be of a network that can be traced, but {type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}; have students start from scratch"
         ) from None
-    makers = {name for group in groups for unit in group.units for name in unit.makers}
-    whole = [name.removeprefix("network.") for name in traced.layers if name not in makers | {*teacher.heads}]
     units = sum(len(group.units) for group in groups)
     is_cut = min(file.space.extremes_of("student.width")) < 1 or max(file.space.extremes_of("pruning.fraction")) > 0
     if units and is_cut:
@@ -269,5 +267,10 @@ def _groups(teacher: Network, data: Dataset, file: StudyFile) -> list[str]:
             f"{len(traced.layers)} can; have students start from scratch, or fix `student.width` to 1 and "
             "`pruning.fraction` to 0"
         )
-    stays = f"; whole: {', '.join(whole[:5])}{f' and {len(whole) - 5} more' if len(whole) > 5 else ''}" if whole else ""
-    return [f"{units:,} units in {len(groups)} groups can be cut{stays}"]
+    reasons: dict[str, list[str]] = {}
+    for name, why in traced.whole.items():
+        reasons.setdefault(why, []).append(name.removeprefix("network."))
+    return [
+        f"{units:,} units in {len(groups)} groups can be cut",
+        *(f"whole: {shortlist(names)} ({why})" for why, names in reasons.items()),
+    ]
