@@ -7,6 +7,8 @@ work with each student. Only where all of that is sound is something trained.
 import itertools
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -166,7 +168,7 @@ class _DryRun:
         images = len(data.train)
         tiny = IMAGES if images >= IMAGES + data.classes else images
         few = data if tiny == images else limit_train(data, tiny)
-        with self.problems.noted(), scratch_folder() as scratch, computing(file.search.cpus):
+        with self.problems.noted(), _as_problems(), scratch_folder() as scratch, computing(file.search.cpus):
             task, teacher_s = tiny_task(spec, few, scratch, self.diverged)
             self._teacher_measured(task, tiny)
             recipe = tiny_recipe(file)
@@ -175,7 +177,7 @@ class _DryRun:
             units = f"{result.units_cut} of {result.units} units cut"
             self.did(f"trial: {recipe.transfer}, two epochs, {units}, one epoch more")
             validation_s = self._kept(result, task, scratch)
-            names = ("training.epochs", "pruning.fine_tune_epochs")
+            names = ("student.start", "training.epochs", "pruning.fine_tune_epochs")
             epochs = max(r.training.epochs + r.pruning.fine_tune_epochs for r in file.space.extremes(*names))
             # an epoch of a trial ends with a look at the validation data, whose number the tiny trial did not shrink
             trial_s = epochs * (max(0.0, both_s - validation_s) * images / tiny + validation_s)
@@ -235,6 +237,18 @@ class _DryRun:
         )
         self.did(f"exported to {self.format.title}, run by {self.format.runtime}: the same")
         return seconds
+
+
+@contextmanager
+def _as_problems() -> Iterator[None]:
+    """Inside, what a network of somebody's raises is a BadInput."""
+    try:
+        yield
+    except (BadInput, ExportRefused):
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise BadInput(f"the study must run in small, but it does not: {reason}") from None
 
 
 def _groups(teacher: Network, data: Dataset, file: StudyFile) -> list[str]:

@@ -3,12 +3,14 @@ one for a network of one's own.
 """
 
 import json
+import os
 import re
 from pathlib import Path
 
 import yaml
 
 from spaces.errors import BadInput, known
+from trainers.teacher_spec import DOWNLOADED
 
 _HERE = Path(__file__).parent
 
@@ -59,15 +61,23 @@ def study_of(file: Path, network: str, weights: str | None, data: str, image_siz
     """
     return _OWN.format(
         file=file,
-        name=file.stem,
-        data=_scalar(data),
+        name=_scalar(re.sub(r"[^A-Za-z0-9._-]", "-", file.stem)),
+        data=_scalar(_from(file.parent, data)),
         size="" if image_size is None else f"  image_size: {image_size}\n",
         network=_scalar(network),
-        weights="" if weights is None else f"    weights: {_scalar(weights)}\n",
+        weights=""
+        if weights is None
+        else f"    weights: {_scalar(weights if weights == DOWNLOADED else _from(file.parent, weights))}\n",
     )
+
+
+def _from(folder: Path, path: str) -> str:
+    """A path of the current folder's, as a study file in `folder` names it."""
+    named = Path(path).expanduser()
+    return path if named.is_absolute() or folder == Path() else os.path.relpath(named, folder)
 
 
 def _scalar(text: str) -> str:
     """A text as YAML reads it back: in quotes, unless it is plainly a path or a name."""
     plain = re.fullmatch(r"[A-Za-z/.][\w/.:-]*", text, re.ASCII) and yaml.safe_load(text) == text
-    return text if plain else json.dumps(text)
+    return text if plain else json.dumps(text, ensure_ascii=False)

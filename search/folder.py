@@ -284,8 +284,8 @@ class StudyFolder:
         if self.teacher_identity(spec) != identity:
             raise BadInput(
                 f"the teacher of {self.name!r} must be the one that its trials learned from, but the weights or the "
-                f"code of {', '.join(str(member.network) for member in spec.teacher.each)} are others; put them back, "
-                "or begin anew under another name"
+                f"arguments of {', '.join(one.network or one.family for one in spec.teacher.each)} are others; put "
+                "them back, or begin anew under another name"
             )
         what = ""
         with suppress(FileNotFoundError, Damaged):

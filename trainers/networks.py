@@ -1,7 +1,9 @@
 """Networks trained outside Dux: builds them from the name in a study file, and reads their weights."""
 
+import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -9,8 +11,8 @@ from typing import Any, NamedTuple
 import safetensors.torch
 import torch
 import torchvision.models
-from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from spaces import BadInput
 from spaces.errors import known, shown
@@ -20,6 +22,8 @@ from trainers.seeding import seeded
 
 NESTED = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
 """Keys under which training scripts store a state dict in what they save."""
+_DEEPEST = 4
+"""How far down a state dict is looked for."""
 _SHOWN = 3
 
 
@@ -83,7 +87,7 @@ def own_network_of(
 
 def _made(function: Any, arguments: Mapping[str, Any], called: str) -> nn.Module:
     try:
-        network = function(**arguments)
+        network = function(**copy.deepcopy(dict(arguments)))  # a constructor may change what it is given
     except (BadInput, KeyboardInterrupt):
         raise
     except OSError as error:
@@ -159,19 +163,20 @@ def read_weights(path: Path) -> Weights:
             f"{called} must contain only weights, but reading it would run code, which Dux does not do; save "
             "`network.state_dict()` with torch.save or safetensors"
         ) from None
-    except (SafetensorError, RuntimeError, ValueError, KeyError, EOFError, OSError) as error:
+    except Exception as error:  # torch.load raises anything for a damaged file
         raise BadInput(f"{called} must be a safetensors or torch.save file, but {_brief(error)}") from None
     return _state_dict(content, called)
 
 
-def _state_dict(content: object, called: str) -> Weights:
+def _state_dict(content: object, called: str, depth: int = 0) -> Weights:
     if isinstance(content, Mapping):
         if content and all(isinstance(value, Tensor) for value in content.values()):
             return Weights({str(name): tensor for name, tensor in content.items()}, "")
-        for key in NESTED:
+        for key in NESTED if depth < _DEEPEST else ():
             if isinstance(content.get(key), Mapping):
-                nested = _state_dict(content[key], called)
-                return Weights(nested.tensors, f"its weights were found under `{key}`")
+                with suppress(BadInput):
+                    nested = _state_dict(content[key], called, depth + 1)
+                    return Weights(nested.tensors, f"its weights were found under `{key}`")
         holds = f"contains {shown(sorted(map(str, content)))}"
     else:
         holds = f"contains {type(content).__name__}"
@@ -190,6 +195,10 @@ def load_weights(network: nn.Module, weights: Weights, called: str) -> list[str]
         BadInput: they belong to another network; the message names the differences.
     """
     own = network.state_dict()
+    odd = [name for name, t in weights.tensors.items() if t.layout is not torch.strided or t.is_quantized or t.is_meta]
+    if odd or any(is_lazy(tensor) for tensor in own.values()):
+        what = f"`{odd[0]}` is not" if odd else f"{type(network).__name__} has some that are made when it first runs"
+        raise BadInput(f"{called} must be ordinary tensors of a network that has all of its own, but {what}")
     tensors, notes = weights.tensors, [weights.note] if weights.note else []
     for longer, shorter, said in ((tensors, own, "removed from"), (own, tensors, "added to")):
         prefix = _prefix(longer, shorter)
@@ -205,7 +214,8 @@ def load_weights(network: nn.Module, weights: Weights, called: str) -> list[str]
         *_listed("it lacks", sorted(own.keys() - tensors.keys() - counters)),
         *_listed("the network lacks", sorted(tensors.keys() - own.keys())),
         *_listed("shapes differ:", list(_unlike(own, tensors))),
-        *_listed("not finite", [name for name, t in tensors.items() if t.is_floating_point() and not _finite(t)]),
+        *_listed("of another kind:", [name for name, t in tensors.items() if name in own and not _alike(t, own[name])]),
+        *_listed("not finite", [name for name, _ in network.named_parameters() if not _finite(tensors.get(name))]),
     ]
     if problems:
         raise BadInput(
@@ -241,8 +251,13 @@ def _listed(what: str, names: list[str]) -> Iterator[str]:
         yield f"{what} {', '.join(itertools.islice(names, _SHOWN))}{more}"
 
 
-def _finite(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(tensor).all())
+def _alike(tensor: Tensor, own: Tensor) -> bool:
+    """Whether both hold real numbers, whole numbers or truth values."""
+    return tensor.is_floating_point() == own.is_floating_point() and tensor.is_complex() == own.is_complex()
+
+
+def _finite(tensor: Tensor | None) -> bool:
+    return tensor is None or bool(torch.isfinite(tensor).all())
 
 
 def _brief(error: BaseException) -> str:

@@ -1,6 +1,6 @@
 """Networks as files, written and read back without pickle; what is read is checked first."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -30,16 +30,29 @@ Model = TypeVar("Model", bound=nn.Module)
 
 def weights_bytes(network: nn.Module) -> bytes:
     """The network's tensors as a safetensors file; one that the network uses in several places is there once."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(network).items()}
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors_of(network).items()
+    }
     content: bytes = safetensors.torch.save(tensors)
     return content
 
 
-def _tensors(network: nn.Module) -> dict[str, Tensor]:
+def tensors_of(network: nn.Module) -> dict[str, Tensor]:
     """What `network.state_dict()` holds, each tensor under the first of its names only."""
     first: dict[int, str] = {}
     tensors: dict[str, Tensor] = network.state_dict(keep_vars=True)
     return {name: tensor for name, tensor in tensors.items() if first.setdefault(id(tensor), name) == name}
+
+
+def _untie(network: nn.Module, names: Iterable[str]) -> None:
+    """Part tensors that the network uses in several places, where a file has one for each: spectral layers do."""
+    for name in (network.state_dict().keys() - tensors_of(network).keys()) & {*names}:
+        owner, _, key = name.rpartition(".")
+        module = network.get_submodule(owner)
+        tied = getattr(module, key)
+        own = tied.detach().clone()
+        setattr(module, key, nn.Parameter(own) if isinstance(tied, nn.Parameter) else own)
 
 
 _USUAL = TeacherSpec()
@@ -189,7 +202,8 @@ def _network(d: _Description, weights: bytes, name: str) -> Network:
             raise  # what makes it is not there, or does not make what it did
         raise Damaged(f"description of a student must be of a network that can be, but {_line(error)}") from None
     open_attention(network, tensors)
-    _check_tensors(_tensors(network), tensors, name)
+    _untie(network, tensors)
+    _check_tensors(tensors_of(network), tensors, name)
     try:
         on = next(network.parameters()).device  # `meta`, but for a network of the user's
         shapes = filled(network, {key: tensor.to(on) for key, tensor in tensors.items()}, d.shape).eval()
@@ -212,7 +226,8 @@ def _check_tensors(described: Mapping[str, Tensor], tensors: Mapping[str, Tensor
         sizes = list(zip(tensor.shape, whole.shape, strict=False))
         if tensor.dim() != whole.dim() or any(not 1 <= size <= most for size, most in sizes):
             raise Damaged(f"{name}: `{key}` must be {tuple(whole.shape)} or a cut of it, but is {tuple(tensor.shape)}")
-        if not bool(torch.isfinite(tensor).all()):
+        # a buffer of somebody's may be a mask of infinities; one of batch norm's may not
+        if (isinstance(whole, nn.Parameter) or "running_" in key) and not bool(torch.isfinite(tensor).all()):
             raise Damaged(f"{name}: `{key}` must be finite, but is not")
 
 
@@ -246,7 +261,8 @@ def filled(network: Model, tensors: Mapping[str, Tensor], image_shape: tuple[int
         BadInput: heads cannot be counted without `image_shape`.
     """
     open_attention(network, tensors)
-    own = _tensors(network)
+    _untie(network, tensors)
+    own = tensors_of(network)
     _check_names(own, tensors)
     changed = [name for name, tensor in tensors.items() if own[name].shape != tensor.shape]
     counts: Sequence[Count] = ()

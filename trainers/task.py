@@ -13,7 +13,7 @@ from trainers.computing import computing
 from trainers.data.dataset import Dataset, Split, shared_tensor
 from trainers.families import Network
 from trainers.files import Damaged, digest
-from trainers.store import filled
+from trainers.store import filled, tensors_of
 from trainers.task_spec import TaskSpec
 from trainers.teacher import Teacher, together, untrained
 
@@ -91,7 +91,7 @@ class Task:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The task's numbers, for Ray's object store: workers read them without a copy. The test split stays behind."""
-        weights = {f"teacher/{name}": tensor.cpu().numpy() for name, tensor in self.teacher.state_dict().items()}
+        weights = {f"teacher/{name}": tensor.cpu().numpy() for name, tensor in tensors_of(self.teacher).items()}
         seen = replace(self.data, test=Split(self.data.test.images[:0], self.data.test.labels[:0]))
         data = {f"data/{name}": array for name, array in seen.arrays().items()}
         return {**data, **weights}

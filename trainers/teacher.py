@@ -16,7 +16,7 @@ from torch import Tensor
 from spaces import BadInput, Student
 from spaces.errors import shown
 from trainers.computing import computing
-from trainers.data.dataset import Dataset
+from trainers.data.dataset import Dataset, pixels
 from trainers.families import DeepEnsemble, Network, OwnNetwork, build
 from trainers.files import Damaged, digest, read_hashed, sha256, write_hashed
 from trainers.loop import Batch, Schedule, fit
@@ -53,6 +53,7 @@ class Teacher:
         for index, member in enumerate(spec.teacher.each):
             if member.network is not None:
                 self._own[index] = self._loaded(member)
+                self._check_rebuilt(index)
 
     def identity(self) -> dict[str, Any]:
         """Everything that defines it, as JSON."""
@@ -144,6 +145,18 @@ class Teacher:
             network.set_order(_order(Path(self.spec.classes), self.data.class_names))
         return network.eval()
 
+    def _check_rebuilt(self, index: int) -> None:
+        """Raise BadInput where another process would build another network: all that counts must be in its tensors."""
+        own, images = self._own[index], pixels(self.data.validation.images[:2])
+        again = untrained(self.spec, index, self.data.image_shape, self.data.classes)
+        again = filled(again, safetensors.torch.load(weights_bytes(own)), self.data.image_shape).eval()
+        with torch.no_grad():
+            if not torch.equal(again(images), own(images)):
+                raise BadInput(
+                    f"`task.teacher.network: {self.spec.teacher.each[index].network}` must be the same network each time "
+                    "it is built, but is not; register what is random, or read from elsewhere, as a buffer"
+                )
+
     def _trained(self, index: int, on_epoch: OnEpoch) -> Network:
         """One member; the first of a family is initialised from the teacher's seed itself."""
         member = self.spec.teacher.each[index]
@@ -227,7 +240,7 @@ def _seed(spec: TeacherSpec, index: int) -> int:
 def _order(file: Path, class_names: Sequence[str]) -> list[int]:
     """For each class of the data, the index of its line in the file."""
     try:
-        names = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"`task.classes` must be a text file, but {file}: {error}") from None
     if sorted(names) != sorted(class_names):

@@ -99,10 +99,12 @@ class TeacherSpec(Part):
         if self.network is None and (own := changed & _OF_A_NETWORK):
             raise ValueError(f"must have a `network` if it has {_names(own)}")
         if isinstance(members, list):
-            if each := changed & (_OF_A_FAMILY | _OF_A_NETWORK | {"network"}):
+            if each := changed - {"members", "threads"}:
                 raise ValueError(f"must give {_names(each)} for each of its members")
-            if any(member.count > 1 for member in members):
+            if any(isinstance(member.members, list) or member.count > 1 for member in members):
                 raise ValueError("must have members that are single networks")
+        elif self.network is not None and members > 1 and not self.training_epochs:
+            raise ValueError("must have members that differ: list them, or have them fine-tuned by `epochs`")
         return self
 
     @property
@@ -192,4 +194,14 @@ def _names(names: set[str]) -> str:
 
 
 def beside(folder: Path, path: str) -> str:
-    return str((folder / Path(path).expanduser()).resolve())
+    """A path of the user's, absolute; relative ones start in `folder`.
+
+    Raises:
+        BadInput: no file can have such a path.
+    """
+    try:
+        absolute = (folder / Path(path).expanduser()).resolve()
+        absolute.is_file()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise BadInput(f"a path must be one that this machine can have, but {shown(path)} is not: {error}") from None
+    return str(absolute)

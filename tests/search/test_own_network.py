@@ -123,9 +123,33 @@ def test_init_asks_for_what_is_missing_or_says_what_to_add(tmp_path: Path, dux: 
     assert not (tmp_path / "a.yaml").exists()
 
 
+def test_init_names_files_as_its_study_file_finds_them(
+    tmp_path: Path, dux: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path)
+    given = ("--network", "timm:resnet18", "--weights", "w.pth", "--data", "bilder")
+    assert dux("init", Path("sub") / "2024 studie.yaml", *given)[0] == 0
+    raw = yaml.safe_load((tmp_path / "sub" / "2024 studie.yaml").read_text())
+    assert (raw["name"], raw["task"]["root"]) == ("2024-studie", "../bilder")
+    assert raw["task"]["teacher"]["weights"] == "../w.pth"
+
+
+@pytest.mark.parametrize("path", ["~nobody-has-this-name/x", "x" * 300])
+def test_a_path_that_cannot_be_is_one_line(path: str, tmp_path: Path, dux: Callable[..., Said]) -> None:
+    (tmp_path / "a.yaml").write_text(
+        yaml.safe_dump({"name": "a", "task": {"teacher": {"network": "a:b", "weights": path}}})
+    )
+    code, out, err = dux("check", tmp_path / "a.yaml")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+
+
 @pytest.mark.parametrize("data", ["a folder: with #", "-x", "übung", "'quoted'", "true"])
-def test_init_writes_any_name_so_that_it_is_read_back(data: str, tmp_path: Path, dux: Callable[..., Said]) -> None:
-    code, _, _ = dux("init", tmp_path / "mine.yaml", "--network", "my.nets:Net", "--data", data, "--weights", data)
+def test_init_writes_any_name_so_that_it_is_read_back(
+    data: str, tmp_path: Path, dux: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, _ = dux("init", "mine.yaml", "--network", "my.nets:Net", "--data", data, "--weights", data)
     assert code == 0
     raw = yaml.safe_load((tmp_path / "mine.yaml").read_text())
     assert (raw["task"]["root"], raw["task"]["teacher"]) == (data, {"network": "my.nets:Net", "weights": data})

@@ -19,6 +19,7 @@ from trainers.store import load_student, save_student, weights_bytes
 from trainers.trial import TrialResult
 
 OWN = '''
+import numpy as np
 import torch
 from torch import nn
 
@@ -42,6 +43,51 @@ class Branches(nn.Module):
         x = torch.relu(x + self.norm(self.point(torch.relu(self.depthwise(x)))))
         x = self.last(torch.cat([self.branch(x), self.other(x)], 1)).relu()
         return self.classifier(x.mean((2, 3)))
+
+
+class Tied(Branches):
+    """Uses one weight in two places."""
+
+    def __init__(self, num_classes=10):
+        super().__init__(num_classes)
+        self.again = nn.Conv2d(8, 8, 1)
+        self.again.weight = self.point.weight
+        self.register_buffer("mask", torch.full((4,), -torch.inf))
+
+    def forward(self, x):
+        return super().forward(x + 0 * self.again(x.expand(-1, 8, -1, -1)).mean())
+
+
+class Random(Branches):
+    """Has a constant that no file knows."""
+
+    def __init__(self, num_classes=10):
+        super().__init__(num_classes)
+        self.shift = float(np.random.default_rng().normal())
+
+    def forward(self, x):
+        return super().forward(x + self.shift)
+
+
+class Lazy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.LazyLinear(10)
+
+    def forward(self, x):
+        return self.layer(x.flatten(1))
+
+
+class Extra(Branches):
+    def get_extra_state(self):
+        return {"a": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def popper(sizes):
+    return Branches(sizes.pop())
 
 
 def pictures():
@@ -203,6 +249,79 @@ def test_what_are_no_weights_of_the_network_is_refused_in_a_line(
     assert not Path("/tmp/dux-test-was-run").exists()
 
 
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (
+            lambda own: {**own, "classifier.weight": torch.zeros(10, 11, dtype=torch.int8)},
+            r"of another kind: classifier",
+        ),
+        (lambda own: {**own, "classifier.weight": torch.zeros(10, 11, device="meta")}, r"must be ordinary tensors"),
+        (lambda own: {"model": {"model": {"model": {"model": {"model": {"model": own}}}}}}, r"contain a state dict"),
+    ],
+)
+def test_tensors_that_would_be_something_else_are_refused(
+    state: Callable[[dict[str, Tensor]], Any], message: str, trained: nn.Module, tmp_path: Path
+) -> None:
+    torch.save(state(dict(trained.state_dict())), tmp_path / "w.pth")
+    with pytest.raises(BadInput, match=message):
+        Task.load(spec(tmp_path / "w.pth"), tmp_path / "home")
+
+
+def test_the_first_key_with_a_state_dict_is_taken(trained: nn.Module, task: Task, tmp_path: Path) -> None:
+    torch.save({"model": {"arch": "x"}, "net": trained.state_dict()}, tmp_path / "w.pth")
+    assert Task.load(spec(tmp_path / "w.pth"), tmp_path / "home").notes == ("its weights were found under `net`",)
+
+
+@pytest.mark.parametrize("cut", range(0, 2000, 97))
+def test_damaged_weights_are_refused_in_a_line(cut: int, weights: Path, tmp_path: Path) -> None:
+    content = bytearray(weights.read_bytes())
+    content[cut : cut + 8] = b"\xff" * 8
+    (tmp_path / "w.pth").write_bytes(content)
+    try:
+        Task.load(spec(tmp_path / "w.pth"), tmp_path / "home")
+    except BadInput as error:
+        assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_a_network_that_is_made_when_it_first_runs_cannot_be_filled(weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="Lazy has some that are made when it first runs"):
+        Task.load(spec(weights, {"network": "branches_of_mine:Lazy"}), tmp_path)
+
+
+def test_a_constructor_may_change_what_it_is_given(own: object, tmp_path: Path) -> None:
+    given = spec(teacher={"network": "branches_of_mine:popper", "arguments": {"sizes": [3, 10]}})
+    keys = [Task.load(given, tmp_path).key for _ in range(2)]
+    assert keys[0] == keys[1]
+    assert given.teacher.arguments == {"sizes": [3, 10]}
+
+
+def test_tied_weights_are_sent_to_workers_and_saved(own: object, tmp_path: Path) -> None:
+    task = Task.load(spec(teacher={"network": "branches_of_mine:Tied"}), tmp_path)
+    there = Task.from_arrays(
+        task.spec, task.teacher_measurements, task.curve, task.key, task.data.class_names, task.arrays()
+    )
+    images = task.data.validation
+    assert torch.equal(predictions(there.teacher, images), predictions(task.teacher, images))
+    result = trial(task, student__width=0.5)
+    save_student(tmp_path / "trial", result.files(task))
+    student = load_student(tmp_path / "trial")
+    assert torch.equal(predictions(student, images), predictions(result.network, images))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ({"members": [{"members": [{"network": "a:b"}]}]}, "must have members that are single networks"),
+        ({"members": [{"network": "a:b"}, {"network": "a:c"}], "epochs": 7}, "must give `epochs` for each"),
+        ({"network": "a:b", "members": 3}, "must have members that differ: list them, or have them fine-tuned"),
+    ],
+)
+def test_what_members_would_not_hear_of_is_refused(teacher: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TeacherSpec.model_validate(teacher)
+
+
 def test_a_file_cut_short_is_refused_in_a_line(weights: Path, tmp_path: Path) -> None:
     for name in ("w.pth", "w.safetensors"):
         (tmp_path / name).write_bytes(weights.read_bytes()[:1000])
@@ -223,6 +342,11 @@ def test_a_file_cut_short_is_refused_in_a_line(weights: Path, tmp_path: Path) ->
         ({"network": "torchvision:resnet18"}, r"must take images \(B, 1, 8, 8\), but RuntimeError: .*3 channels"),
         ({"taps": ["stem", "nowhere"]}, r"a tap must be the name of one of its modules, but got 'nowhere'"),
         ({"input": {"size": 32}}, r"`task.teacher.input.size` must match the images, but is 32 and they are 8 x 8"),
+        (
+            {"network": "branches_of_mine:Random"},
+            r"must be the same network whenever it is built, but is not; register",
+        ),
+        ({"network": "branches_of_mine:Extra"}, r"must have a state of tensors alone, but `_extra_state` is not one"),
         ({"input": {"mean": [0, 0, 0], "std": [1, 1, 1]}}, r"must have a mean and a std for each of 1 channels"),
     ],
 )

@@ -48,6 +48,8 @@ class OwnNetwork(Network):
             raise BadInput(f"{called} must be a torch.nn.Module, but is {shown(network)}")
         if next(network.parameters(), None) is None:
             raise BadInput(f"{called} must have weights, but {type(network).__name__} has none")
+        if extra := [name for name, value in network.state_dict().items() if not isinstance(value, Tensor)]:
+            raise BadInput(f"{called} must have a state of tensors alone, but `{extra[0]}` is not one")
         names = None if taps is None else tuple(taps)
         modules = dict(network.named_modules())
         for name in names or ():
