@@ -152,9 +152,10 @@ class Teacher:
         again = filled(again, safetensors.torch.load(weights_bytes(own)), self.data.image_shape).eval()
         with torch.no_grad():
             if not torch.equal(again(images), own(images)):
+                reference = self.spec.teacher.each[index].network
                 raise BadInput(
-                    f"`task.teacher.network: {self.spec.teacher.each[index].network}` must be the same network each time "
-                    "it is built, but is not; register what is random, or read from elsewhere, as a buffer"
+                    f"`task.teacher.network: {reference}` must be the same network each time it is built, but is not; "
+                    "register what is random, or read from elsewhere, as a buffer"
                 )
 
     def _trained(self, index: int, on_epoch: OnEpoch) -> Network:

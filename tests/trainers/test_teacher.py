@@ -344,7 +344,7 @@ def test_a_file_cut_short_is_refused_in_a_line(weights: Path, tmp_path: Path) ->
         ({"input": {"size": 32}}, r"`task.teacher.input.size` must match the images, but is 32 and they are 8 x 8"),
         (
             {"network": "branches_of_mine:Random"},
-            r"must be the same network whenever it is built, but is not; register",
+            r"must be the same network each time it is built, but is not; register",
         ),
         ({"network": "branches_of_mine:Extra"}, r"must have a state of tensors alone, but `_extra_state` is not one"),
         ({"input": {"mean": [0, 0, 0], "std": [1, 1, 1]}}, r"must have a mean and a std for each of 1 channels"),
