@@ -10,6 +10,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+KINDS = ("<number>", "<networks>")
+"""Tags of a field that takes one of several types: they say which was meant, and are no part of its name."""
+
 
 class BadInput(ValueError):
     """User input breaks a rule; the message gives the rule, the value and the way out in one line.
@@ -129,7 +132,7 @@ def one_line(error: ValidationError, model: type[BaseModel], prefix: str = "") -
     """
     findings = error.errors(include_url=False)
     first = findings[0]
-    place = tuple(part for part in first["loc"] if not str(part).startswith("<"))  # which of several types was meant
+    place = tuple(part for part in first["loc"] if part not in KINDS)
     where = ".".join(str(part)[:80] for part in (*((prefix,) if prefix else ()), *place))
     more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
     owner, field = _field(model, place)

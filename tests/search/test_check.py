@@ -264,7 +264,7 @@ def test_everything_that_is_wrong_is_told_in_one_run(pictures: Path, dux: Callab
     for expected in (
         r"all images of .*pictures must be readable, but 1 of .* are not: train/ape/3.png",
         r"bee",
-        r"`task.teacher.weights: .*other.pth` must be of Whole .* it lacks classifier.bias, classifier.weight, ",
+        r"`task.teacher.weights: .*other.pth` must belong to Whole .* it lacks classifier.bias, classifier.weight, ",
         r"whose layers can be cut, but none of its 2 can|same with units cut .*units of (network.)?conv",
         r"space: with a student that is .*`fsp`",
         r"memory must hold \d+ trials? at a time, about .* GiB, but .* are free",

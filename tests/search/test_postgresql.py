@@ -153,7 +153,7 @@ def test_a_study_whose_database_goes_away_ends_in_one_line_and_goes_on_when_it_i
         database.start()
     assert (command.process.returncode, command.out) == (1, "")
     assert re.fullmatch(
-        r"dux: the ledger's database does not work any more \([^\n]+\); "
+        r"dux: the ledger's database has stopped working \([^\n]+\); "
         r"`dux resume lost --home [^\n]+` continues once it works\n",
         command.err,
     ), command.err

@@ -359,7 +359,7 @@ def test_a_study_that_finds_no_room_ends_in_one_line_and_goes_on_when_there_is_s
     wait_for(lambda: not command.running, "the end of the session", 60)
     assert (command.process.returncode, command.out) == (1, "")
     assert re.fullmatch(
-        r"dux: the ledger's database does not work any more \([^\n]+\); "
+        r"dux: the ledger's database has stopped working \([^\n]+\); "
         r"`dux resume full --home [^\n]+` continues once it works\n",
         command.err,
     ), command.err

@@ -295,7 +295,7 @@ def test_a_study_whose_data_were_changed_does_not_go_on_and_trains_no_second_tea
     study = Study(StudyFile.read(tmp_path / "study.yaml"), tmp_path / "home")
     study.folder.mkdir(parents=True)
     (study.folder / "study.json").write_text(study.file.to_json())
-    key = key_of(study.file.task, study.file.task.load_data())
+    key = key_of(study.file.task, study.file.task.load_data(), study.file.task.teacher.identity())
     record = {"key": key, "classes": 2, "teacher": {"accuracy": 0.5, "parameters": 1000.0}, "data": []}
     (study.folder / "task.json").write_bytes(sealed(record))
     (study.folder / "data.json").write_bytes(sealed(listing(images)))
