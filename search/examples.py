@@ -10,9 +10,9 @@ from pathlib import Path
 import yaml
 
 from spaces.errors import BadInput, known
-from trainers.teacher_spec import DOWNLOADED
 
 _HERE = Path(__file__).parent
+_DOWNLOADED = "DEFAULT"  # as `trainers.teacher_spec` has it, which imports numpy
 
 
 def content_of(name: str) -> str:
@@ -67,7 +67,7 @@ def study_of(file: Path, network: str, weights: str | None, data: str, image_siz
         network=_scalar(network),
         weights=""
         if weights is None
-        else f"    weights: {_scalar(weights if weights == DOWNLOADED else _from(file.parent, weights))}\n",
+        else f"    weights: {_scalar(weights if weights == _DOWNLOADED else _from(file.parent, weights))}\n",
     )
 
 
