@@ -13,7 +13,7 @@ from search.commands.look import print_front
 from search.commands.shared import Address, Home, Name, Verbose, completed_names, fail, home_folder, out, say
 from search.formats import DEFAULT, FORMATS
 from search.signals import BEGIN_ANEW, INTERRUPTED, say_if_interrupted, signals_wait
-from spaces.errors import BadInput, Problems
+from spaces.errors import BadInput
 
 if TYPE_CHECKING:  # each command imports what it needs, so that none waits for what others need
     from search.fronts.front import Front
@@ -166,13 +166,12 @@ def export(
 def check(study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml")], home: Home = None) -> None:
     from search.study_file import StudyFile
 
-    problems = Problems()
-    file = StudyFile.read(study_file, problems)
+    file = StudyFile.read(study_file)
     from search.check import check as dry_run  # only now: torch takes seconds, which a mistake need not wait for
     from search.errors import ExportRefused
 
     try:
-        checked = dry_run(file, home=home_folder(home), problems=problems)
+        checked = dry_run(file, home=home_folder(home))
     except ExportRefused as error:
         fail(1, str(error))
     for what, seconds in checked.steps:
