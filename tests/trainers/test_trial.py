@@ -20,6 +20,7 @@ from trainers.files import curve_folder
 from trainers.loop import Diverged
 from trainers.measure import measure
 from trainers.spectral import dependencies, plan, spectralize, trace, units_that_stay
+from trainers.spectral.flow import Flow
 from trainers.store import weights_bytes
 from trainers.transfer import StageFailed
 
@@ -85,17 +86,17 @@ def test_another_process_gets_the_same_weights_and_numbers(
 def test_a_network_is_traced_once_however_many_points_its_curve_has(
     task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    traced: list[nn.Module] = []
-    graph = dependencies._graph
+    followed: list[tuple[int, ...]] = []
+    flow = dependencies.Flow
 
-    def counted(network: nn.Module, image_shape: tuple[int, ...]) -> dependencies._Graph:
-        traced.append(network)
-        return graph(network, image_shape)
+    def counted(network: nn.Module, image_shape: tuple[int, ...]) -> Flow:
+        followed.append(image_shape)
+        return flow(network, image_shape)
 
-    monkeypatch.setattr(dependencies, "_graph", counted)
+    monkeypatch.setattr(dependencies, "Flow", counted)
     recipe = Recipe.from_flat({**SMALL, "pruning.fraction": 0.6, "pruning.rounds": 2, "pruning.fine_tune_epochs": 2})
     run_trial(recipe, task, Knowledge(task), curve=(0.2, 0.4))
-    assert len(traced) == recipe.pruning.rounds
+    assert len(followed) == recipe.pruning.rounds
 
 
 def test_another_seed_gives_another_student(task: Task) -> None:
