@@ -125,7 +125,7 @@ def test_ray_must_have_room_for_its_sockets_and_a_place_for_its_token(
                 with pytest.raises(BadInput, match=r"`TMPDIR` must be short enough .* to a shorter one, such as /tmp"):
                     check_ray_folders()
     monkeypatch.setenv("TMPDIR", __file__)
-    with pytest.raises(BadInput, match="must be a folder that can be written|must be short enough"):
+    with pytest.raises(BadInput, match=r"must be a folder that can be written|must be short enough"):
         check_ray_folders()
     monkeypatch.delenv("TMPDIR")
     monkeypatch.setenv("HOME", __file__)
