@@ -84,10 +84,13 @@ def _ece(logits: Tensor, labels: Tensor) -> float:
 
     Naeini, Cooper, Hauskrecht: Obtaining well calibrated probabilities using Bayesian binning, AAAI 2015.
     """
-    from torchmetrics.functional.classification import multiclass_calibration_error
+    import torch
 
-    p = logits.double().softmax(1)
-    return float(multiclass_calibration_error(p, labels, p.shape[1], n_bins=15, norm="l1"))
+    confidences, predicted = logits.double().softmax(1).max(1)
+    bins = torch.bucketize(confidences, torch.linspace(0, 1, 16, dtype=torch.float64), right=True) - 1
+    counts = bins.bincount()
+    gaps = (bins.bincount((predicted == labels).double()) - bins.bincount(confidences)) / counts
+    return float((gaps.nan_to_num().abs() * counts / len(labels)).sum())
 
 
 def _entropy(logits: Tensor) -> float:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
-import torchvision.models
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -102,11 +101,13 @@ def _made(function: Any, arguments: Mapping[str, Any], called: str) -> nn.Module
 
 
 def _torchvision(name: str, arguments: Mapping[str, Any], called: str, downloaded: bool) -> nn.Module:
-    names = torchvision.models.list_models(module=torchvision.models)
+    from torchvision import models  # here, since it takes seconds to import
+
+    names = models.list_models(module=models)
     if name not in names:
         raise BadInput(f"{called} must be a torchvision classifier; {known(names, name)}")
     weights = {"weights": "DEFAULT" if downloaded else None}
-    return _made(lambda **own: torchvision.models.get_model(name, **weights, **own), arguments, called)
+    return _made(lambda **own: models.get_model(name, **weights, **own), arguments, called)
 
 
 def _timm(name: str, arguments: Mapping[str, Any], called: str, downloaded: bool) -> nn.Module:
@@ -126,7 +127,9 @@ def usual_normalization(reference: str, network: nn.Module) -> Normalization | N
     """The normalisation with which a library's own weights were trained; None for a user's own network."""
     library, _, name = reference.partition(":")
     if library == "torchvision":
-        transforms = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+        from torchvision import models
+
+        transforms = models.get_model_weights(name).DEFAULT.transforms()
         return Normalization(tuple(transforms.mean), tuple(transforms.std))
     if library == "timm":
         configuration: Mapping[str, Any] = getattr(network, "pretrained_cfg", {})

@@ -7,7 +7,9 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,13 @@ def search_here(text: str, folder: Path) -> Study:
     study = Study(StudyFile.read(folder / "study.yaml"), folder / "home")
     study.search(backend="local")
     return study
+
+
+def resume_here(study: Study) -> str:
+    """Carry the study out to its end, in this process; what was said on standard error."""
+    with redirect_stderr(StringIO()) as said:
+        study.resume(backend="local")
+    return said.getvalue()
 
 
 def result(study: Study, trial: int) -> dict[str, Any]:

@@ -7,13 +7,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from processes import run
-from running import HERE
+from running import Said
 
 from search.study import Study
 
@@ -86,15 +85,14 @@ def test_a_study_runs_on_a_running_cluster_and_leaves_it_running(cluster: str, t
 
 
 def test_a_study_whose_clusters_head_is_gone_ends_in_one_line_and_goes_on_elsewhere(
-    cluster: str, tmp_path: Path
+    cluster: str, tmp_path: Path, dux_here: Callable[..., Said]
 ) -> None:
     # after the other tests of the cluster: there is none any more
     file, home = tmp_path / "there.yaml", tmp_path / "home"
     file.write_text(STUDY.replace("training.epochs: 1", "training.epochs: 30"))
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}
-    dux = [sys.executable, "-m", "dux"]
     study = subprocess.Popen(
-        [*dux, "search", str(file), "--home", str(home), "--address", cluster],
+        [sys.executable, "-m", "dux", "search", str(file), "--home", str(home), "--address", cluster],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -117,10 +115,9 @@ def test_a_study_whose_clusters_head_is_gone_ends_in_one_line_and_goes_on_elsewh
         "dux: stopped, because the head of the Ray cluster does not answer any more; "
         f"`dux resume there --home {home}` continues"
     )
-    done = run("resume", "there", "--home", str(home), folder=tmp_path, program=HERE)
-    assert done.returncode == 0, done.stderr
-    status = subprocess.run([*dux, "status", "there", "--home", str(home)], capture_output=True, text=True, check=True)
-    assert status.stdout.startswith("there: finished; 3/3 trials done")
+    code, _, err = dux_here("resume", "there", "--home", home)
+    assert code == 0, err
+    assert dux_here("status", "there", "--home", home)[1].startswith("there: finished; 3/3 trials done")
 
 
 def processes(name: str, argument: str) -> list[int]:

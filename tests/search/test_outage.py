@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 import pytest
 from mlflow import MlflowClient
 from processes import TASK, Command
-from running import Finished, Said, Stand, but_waiting, wait_for
+from running import HERE, Finished, Said, Stand, but_waiting, wait_for
 from test_tracking import contents, keep, models, run_trial, start, steps, tracking
 
 from search.progress import Terminal
@@ -443,9 +443,8 @@ def test_a_study_goes_on_while_its_server_is_slow_killed_in_mid_write_and_back_w
     home = tmp_path / "home"
     with before(stand) as proxy:
         proxy.delay_s = 0.05
-        command = Command(
-            tmp_path, "search", "study.yaml", "--home", str(home), settings={"MLFLOW_TRACKING_URI": proxy.url}
-        )
+        here: dict[str, Any] = {"program": HERE, "settings": {"MLFLOW_TRACKING_URI": proxy.url}}
+        command = Command(tmp_path, "search", "study.yaml", "--home", str(home), **here)
         try:
 
             def finished() -> list[Any]:

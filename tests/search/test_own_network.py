@@ -3,8 +3,6 @@
 import json
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +13,7 @@ import torch
 import torchvision
 import yaml
 from PIL import Image
-from processes import environment
-from running import HERE, Said
+from running import Said
 
 from search.study_file import StudyFile
 from spaces import BadInput
@@ -65,22 +62,15 @@ def commands() -> list[list[str]]:
     return [shlex.split(line)[1:] for block in blocks for line in block.splitlines() if line.startswith("dux ")]
 
 
-def test_the_page_leads_from_a_trained_network_to_a_student_in_onnx(folder: Path) -> None:
+def test_the_page_leads_from_a_trained_network_to_a_student_in_onnx(
+    folder: Path, dux_here: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
     where = ("--home", str(folder / "home"))
     for words in commands():
         smaller = [str(SIDE) if word == "96" else word for word in words]
-        more = () if words[0] == "init" else where
-        done = subprocess.run(
-            [sys.executable, *HERE, *smaller, *more],
-            cwd=folder,
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=500,
-            check=False,
-        )
-        assert done.returncode == 0, (words, done.stdout, done.stderr)
+        code, out, err = dux_here(*smaller, *(() if words[0] == "init" else where))
+        assert code == 0, (words, out, err)
         if words[0] == "init":
             file = folder / words[1]
             (shown,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
@@ -97,9 +87,9 @@ def test_the_page_leads_from_a_trained_network_to_a_student_in_onnx(folder: Path
             text = text.replace("training.epochs: 1\n", "training.epochs: 1\n  pruning.fine_tune_epochs: 0\n")
             file.write_text(text)
         if words[0] == "check":
-            assert "teacher: the prefix `module.` was removed from the names of its weights" in done.stdout
-            assert "teacher: taps relu, layer1, layer2" in done.stdout or "teacher: taps" in done.stdout
-            assert re.search(r"teacher: [\d,]+ units in \d+ groups can be cut", done.stdout)
+            assert "teacher: the prefix `module.` was removed from the names of its weights" in out
+            assert "teacher: taps relu, layer1, layer2" in out or "teacher: taps" in out
+            assert re.search(r"teacher: [\d,]+ units in \d+ groups can be cut", out)
     (onnx,) = (folder / "student").glob("mine-*.onnx")
     card = json.loads((folder / "student" / "card.json").read_text())
     assert card["class_names"] == ["dots", "lines", "plain"]
