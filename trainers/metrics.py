@@ -86,11 +86,15 @@ def _ece(logits: Tensor, labels: Tensor) -> float:
     """
     import torch
 
-    confidences, predicted = logits.double().softmax(1).max(1)
-    bins = torch.bucketize(confidences, torch.linspace(0, 1, 16, dtype=torch.float64), right=True) - 1
-    counts = bins.bincount()
-    gaps = (bins.bincount((predicted == labels).double()) - bins.bincount(confidences)) / counts
-    return float((gaps.nan_to_num().abs() * counts / len(labels)).sum())
+    p, predicted = logits.double().softmax(1).max(1)
+    confidence, right = p.float(), (predicted == labels).float()
+    bins = torch.bucketize(confidence, torch.linspace(0, 1, 16, device=p.device), right=True) - 1
+    count, confidences, hits = (
+        torch.zeros(16, device=p.device).scatter_add_(0, bins, each)
+        for each in (torch.ones_like(right), confidence, right)
+    )
+    gaps = (hits / count).nan_to_num() - (confidences / count).nan_to_num()
+    return float((gaps.abs() * (count / count.sum())).sum())
 
 
 def _entropy(logits: Tensor) -> float:
