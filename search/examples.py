@@ -12,7 +12,7 @@ import yaml
 from spaces.errors import BadInput, known
 
 _HERE = Path(__file__).parent
-_DOWNLOADED = "DEFAULT"  # as `trainers.teacher_spec` has it, which imports numpy
+_DOWNLOADED, _EXPORTED = "DEFAULT", ".pt2"  # as `trainers.teacher_spec` has it, which imports numpy
 
 
 def content_of(name: str) -> str:
@@ -64,7 +64,7 @@ def study_of(file: Path, network: str, weights: str | None, data: str, image_siz
         name=_scalar(re.sub(r"[^A-Za-z0-9._-]", "-", file.stem)),
         data=_scalar(_from(file.parent, data)),
         size="" if image_size is None else f"  image_size: {image_size}\n",
-        network=_scalar(network),
+        network=_scalar(_from(file.parent, network) if network.endswith(_EXPORTED) else network),
         weights=""
         if weights is None
         else f"    weights: {_scalar(weights if weights == _DOWNLOADED else _from(file.parent, weights))}\n",

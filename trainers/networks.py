@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,12 +18,17 @@ from spaces.errors import known, shown
 from spaces.own import own_object
 from trainers.families import OwnNetwork
 from trainers.seeding import seeded
+from trainers.teacher_spec import is_exported, is_registered
 
 NESTED = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
 """Keys under which training scripts store a state dict in what they save."""
 _DEEPEST = 4
 """How far down a state dict is looked for."""
 _SHOWN = 3
+_PICKLES = (b"PK", b"\x80")
+"""How files of `torch.save` begin: those of today, and those from before PyTorch 1.6."""
+_AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
+"""torchvision's networks with outputs that only training uses, and the modules that make these: they are left out."""
 
 
 class Normalization(NamedTuple):
@@ -37,7 +42,7 @@ def named_network(reference: str, arguments: Mapping[str, Any], classes: int, *,
     """The network that a study file names.
 
     Args:
-        reference: `torchvision:NAME`, `timm:NAME`, or `package.module:function` (or a class).
+        reference: `torchvision:NAME`, `timm:NAME`, `package.module:function` (or a class), or a `.pt2` file.
         arguments: its arguments; for the two libraries `num_classes` is added if it is missing.
         classes: of the data.
         downloaded: whether to download the library's own trained weights into it.
@@ -45,8 +50,14 @@ def named_network(reference: str, arguments: Mapping[str, Any], classes: int, *,
     Raises:
         BadInput: there is no such network, or it cannot be built with these arguments.
     """
+    if is_exported(reference):
+        from trainers.exported import read_exported  # torch.export takes a second, which others need not wait for
+
+        return read_exported(Path(reference))
     library, _, name = reference.partition(":")
     called = f"`task.teacher.network: {reference}`"
+    if is_registered(reference):
+        raise BadInput(f"{called} must be fetched from MLflow first, which `dux` does; name the file")
     if library not in _LIBRARIES:
         function = own_object(reference, "task.teacher.network")
         if not callable(function):
@@ -106,8 +117,19 @@ def _torchvision(name: str, arguments: Mapping[str, Any], called: str, downloade
     names = models.list_models(module=models)
     if name not in names:
         raise BadInput(f"{called} must be a torchvision classifier; {known(names, name)}")
-    weights = {"weights": "DEFAULT" if downloaded else None}
-    return _made(lambda **own: models.get_model(name, **weights, **own), arguments, called)
+    given: dict[str, Any] = {"weights": "DEFAULT" if downloaded else None}
+    if name in _AUXILIARY:
+        given |= {} if downloaded else {"aux_logits": False, "init_weights": True}
+        if downloaded and not arguments.get("transform_input"):
+            raise BadInput(
+                f"{called} must have `arguments: {{transform_input: true}}` for torchvision's own weights, which were "
+                "trained with it; add it"
+            )
+    network = _made(lambda **own: models.get_model(name, **{**given, **own}), arguments, called)
+    if name in _AUXILIARY and "aux_logits" not in arguments:
+        for part, value in (("aux_logits", False), *((part, None) for part in _AUXILIARY[name])):
+            setattr(network, part, value)
+    return network
 
 
 def _timm(name: str, arguments: Mapping[str, Any], called: str, downloaded: bool) -> nn.Module:
@@ -158,10 +180,15 @@ def read_weights(path: Path) -> Weights:
     if not path.is_file():
         raise BadInput(f"`task.teacher.weights` must be a file, but {path} is not")
     try:
-        if path.suffix == ".safetensors":
-            return Weights(safetensors.torch.load_file(path), "")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            start = file.read(9)
+            file.seek(0)
+            if start[8:] == b"{":  # safetensors, whatever its name: the size of a header, and the header
+                return Weights(safetensors.torch.load_file(path), "")
+            content = torch.load(file, map_location="cpu", weights_only=True)  # which would go by a path's name
     except UnpicklingError:
+        if not start.startswith(_PICKLES):
+            raise BadInput(f"{called} must be a safetensors or torch.save file, but is neither") from None
         raise BadInput(
             f"{called} must contain only weights, but reading it would run code, which Dux does not do; save "
             "`network.state_dict()` with torch.save or safetensors"
@@ -173,17 +200,23 @@ def read_weights(path: Path) -> Weights:
 
 def _state_dict(content: object, called: str, depth: int = 0) -> Weights:
     if isinstance(content, Mapping):
-        if content and all(isinstance(value, Tensor) for value in content.values()):
+        if _is_state(content):
             return Weights({str(name): tensor for name, tensor in content.items()}, "")
         for key in NESTED if depth < _DEEPEST else ():
             if isinstance(content.get(key), Mapping):
                 with suppress(BadInput):
                     nested = _state_dict(content[key], called, depth + 1)
-                    return Weights(nested.tensors, f"its weights were found under `{key}`")
+                    others = [shown(name) for name, value in content.items() if name != key and _is_state(value)]
+                    unread = f", and {', '.join(others[:_SHOWN])} was not read" if others else ""
+                    return Weights(nested.tensors, f"its weights were found under `{key}`{unread}")
         holds = f"contains {shown(sorted(map(str, content)))}"
     else:
         holds = f"contains {type(content).__name__}"
     raise BadInput(f"{called} must contain a state dict (names and tensors), but {holds}; save `network.state_dict()`")
+
+
+def _is_state(value: object) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(t, Tensor) for t in value.values())
 
 
 def load_weights(network: nn.Module, weights: Weights, called: str) -> list[str]:
@@ -202,7 +235,9 @@ def load_weights(network: nn.Module, weights: Weights, called: str) -> list[str]
     if odd or any(is_lazy(tensor) for tensor in own.values()):
         what = f"`{odd[0]}` is not" if odd else f"{type(network).__name__} has some that are made when it first runs"
         raise BadInput(f"{called} must be ordinary tensors of a network that has all of its own, but {what}")
-    tensors, notes = weights.tensors, [weights.note] if weights.note else []
+    tensors, notes = dict(weights.tensors), [weights.note] if weights.note else []
+    if "n_averaged" not in own and tensors.pop("n_averaged", None) is not None:
+        notes.append("`n_averaged`, how often a torch.optim.swa_utils.AveragedModel averaged, was left out")
     for longer, shorter, said in ((tensors, own, "removed from"), (own, tensors, "added to")):
         prefix = _prefix(longer, shorter)
         if prefix:
@@ -212,6 +247,10 @@ def load_weights(network: nn.Module, weights: Weights, called: str) -> list[str]
             else:
                 tensors = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
             break
+    auxiliary = _auxiliary(network, tensors)
+    if auxiliary:
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in auxiliary}
+        notes.append("the weights of its auxiliary outputs, which only training uses, were left out")
     counters = {name for name in own if name.endswith("num_batches_tracked")}  # missing in old files
     problems = [
         *_listed("it lacks", sorted(own.keys() - tensors.keys() - counters)),
@@ -227,6 +266,12 @@ def load_weights(network: nn.Module, weights: Weights, called: str) -> list[str]
         )
     network.load_state_dict({**{name: own[name] for name in counters}, **tensors})
     return notes
+
+
+def _auxiliary(network: nn.Module, names: Iterable[str]) -> set[str]:
+    """Those of the names that belong to auxiliary outputs, of a network of torchvision's that was built without."""
+    parts = [part for several in _AUXILIARY.values() for part in several if getattr(network, part, network) is None]
+    return {name for name in names if name.partition(".")[0] in parts}
 
 
 def _prefix(longer: Mapping[str, Tensor], shorter: Mapping[str, Tensor]) -> str:

@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from spaces import BadInput, Student
-from spaces.errors import shown
+from spaces.errors import Problems, shown
 from trainers.computing import computing
 from trainers.data.dataset import Dataset, pixels
 from trainers.families import DeepEnsemble, Network, OwnNetwork, build
@@ -50,10 +50,13 @@ class Teacher:
         self.doubt = ""
         """Why it may not be what its owner believes, known once it is read; empty if there is no doubt."""
         self._own: dict[int, OwnNetwork] = {}
+        problems = Problems()
         for index, member in enumerate(spec.teacher.each):
             if member.network is not None:
-                self._own[index] = self._loaded(member)
-                self._check_rebuilt(index)
+                with problems.noted():
+                    self._own[index] = self._loaded(member)
+                    self._check_rebuilt(index)
+        problems.check()
 
     def identity(self) -> dict[str, Any]:
         """Everything that defines it, as JSON."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeGuard
 
 from pydantic import Discriminator, Field, JsonValue, PlainSerializer, PlainValidator, Tag, model_validator
 
 from spaces import BadInput, Student
-from spaces.errors import shown
+from spaces.errors import Problems, shown
 from spaces.recipe import Part
 from trainers.data.pictures import Size
 from trainers.depths import check_student
@@ -18,6 +20,10 @@ LARGEST_SIDE = 4096
 MOST_MEMBERS = 64
 LIBRARIES = ("torchvision", "timm")
 """Libraries whose networks are named `LIBRARY:NAME`."""
+EXPORTED = ".pt2"
+"""How the file of a network ends that `torch.export.save` wrote."""
+_REGISTERED = ("models:/", "runs:/")
+"""How the names of what MLflow stores begin."""
 DOWNLOADED = "DEFAULT"
 """Instead of a weights file: the library's own weights, downloaded if necessary."""
 
@@ -60,7 +66,8 @@ class TeacherSpec(Part):
     depth: int = Field(default=20, ge=2, le=10_000)
     width: float = Field(default=1.0, gt=0.0, le=64.0)
     network: str | None = None
-    """Instead of a family: `torchvision:NAME`, `timm:NAME`, or `package.module:function` (or a class)."""
+    """Instead of a family: `torchvision:NAME`, `timm:NAME`, `package.module:function` (or a class), a `.pt2` file, or
+    what MLflow stores, as `models:/NAME/VERSION`."""
     weights: str | None = None
     """Its weights: a safetensors or `torch.save` file, or `DEFAULT`; by default, those that it is built with."""
     arguments: dict[str, JsonValue] = Field(default_factory=dict)
@@ -128,7 +135,23 @@ class TeacherSpec(Part):
     def own_code(self) -> list[str]:
         """The user's own code that is imported to build it, as `package.module:name`."""
         named = [member.family if member.network is None else member.network for member in self.each]
+        named = [name for name in named if not is_exported(name) and not is_registered(name)]
         return [name for name in named if ":" in name and name.partition(":")[0] not in LIBRARIES]
+
+    @property
+    def registered(self) -> list[str]:
+        """What MLflow stores of it, by its names there."""
+        return [uri for member in self.each for uri in (member.network, member.weights) if is_registered(uri)]
+
+    def fetched(self, fetch: Callable[[str, str], str]) -> TeacherSpec:
+        """The same with files in place of what MLflow stores; `fetch` has the key and the name, and returns a path."""
+        changed: dict[str, Any] = {}
+        for key, uri in (("network", self.network), ("weights", self.weights)):
+            if uri is not None and is_registered(uri):
+                changed[key] = fetch(key, uri)
+        if isinstance(self.members, list):
+            changed["members"] = [member.fetched(fetch) for member in self.members]
+        return self.model_copy(update=changed)
 
     @property
     def training_epochs(self) -> int:
@@ -155,31 +178,66 @@ class TeacherSpec(Part):
         }
         if self.network is None:
             return {"family": self.family, "depth": self.depth, "width": self.width, **trained}
-        return {"network": self.network, "arguments": self.arguments, "taps": self.taps, **trained}
+        # where a file lies does not matter; its content does
+        network = _content(Path(self.network)) if is_exported(self.network) else self.network
+        return {"network": network, "arguments": self.arguments, "taps": self.taps, **trained}
 
     def check(self) -> None:
-        """Raise BadInput if its family or that family's depth does not exist, or its code is missing."""
+        """Raise BadInput, with all that is wrong, if a family or its depth does not exist, or a file is missing."""
+        problems = Problems()
         for member in self.each:
-            if member.network is None:
-                check_student(member.student)
-            elif ":" not in member.network:
-                raise BadInput(
-                    f"`task.teacher.network` must be torchvision:NAME, timm:NAME or package.module:function, but got "
-                    f"{shown(member.network)}"
-                )
-            elif member.weights == DOWNLOADED and member.own_code:
-                raise BadInput(
-                    f"`task.teacher.weights: {DOWNLOADED}` must be for a network of {' or '.join(LIBRARIES)}, but "
-                    f"`network` is {member.network}; name a file, or leave it out if the function loads them"
-                )
-            elif member.weights not in (None, DOWNLOADED) and not Path(str(member.weights)).is_file():
-                raise BadInput(f"`task.teacher.weights` must be a file, but {Path(str(member.weights))} is not")
+            with problems.noted():
+                member._check_one()
+        problems.check()
+
+    def _check_one(self) -> None:
+        """`check` of a single network."""
+        if self.network is None:
+            check_student(self.student)
+        elif self.weights is not None and is_exported(self.weights):
+            raise BadInput(
+                f"`task.teacher.weights` must be a file of weights, but {self.weights} is a whole network; name it in "
+                "`network`, and leave `weights` out"
+            )
+        elif is_exported(self.network) or is_registered(self.network):
+            self._check_whole()
+        elif ":" not in self.network:
+            raise BadInput(
+                "`task.teacher.network` must be torchvision:NAME, timm:NAME, package.module:function, a file that ends "
+                f"in {EXPORTED}, or models:/NAME/VERSION, but got {shown(self.network)}"
+            )
+        elif self.weights == DOWNLOADED and self.own_code:
+            raise BadInput(
+                f"`task.teacher.weights: {DOWNLOADED}` must be for a network of {' or '.join(LIBRARIES)}, but "
+                f"`network` is {self.network}; name a file, or leave it out if the function loads them"
+            )
+        elif self._weights_file is not None and not self._weights_file.is_file():
+            raise BadInput(f"`task.teacher.weights` must be a file, but {self._weights_file} is not")
+
+    def _check_whole(self) -> None:
+        """`check` of a network that is in a file with its weights."""
+        if self.weights is not None or self.arguments:
+            raise BadInput(
+                f"`task.teacher.network: {self.network}` must have no "
+                f"{'`weights`' if self.weights is not None else '`arguments`'}, since the file has the whole network; "
+                "leave them out"
+            )
+        if is_exported(str(self.network)) and not Path(str(self.network)).is_file():
+            raise BadInput(f"`task.teacher.network` must be a file, but {self.network} is not")
+
+    @property
+    def _weights_file(self) -> Path | None:
+        """The file of its weights, where that is on this machine."""
+        named = self.weights
+        return None if named in (None, DOWNLOADED) or is_registered(named) else Path(str(named))
 
     def beside(self, folder: Path) -> TeacherSpec:
         """The same, with relative paths of files starting in `folder`."""
         changed: dict[str, Any] = {}
-        if self.weights not in (None, DOWNLOADED):
+        if self._weights_file is not None:
             changed["weights"] = beside(folder, str(self.weights))
+        if self.network is not None and is_exported(self.network):
+            changed["network"] = beside(folder, self.network)
         if isinstance(self.members, list):
             changed["members"] = [member.beside(folder) for member in self.members]
         return self.model_copy(update=changed)
@@ -187,6 +245,22 @@ class TeacherSpec(Part):
 
 _OF_A_FAMILY = frozenset({"family", "depth", "width"})
 _OF_A_NETWORK = frozenset({"weights", "arguments", "input", "taps"})
+
+
+def is_exported(name: str) -> bool:
+    """Whether it names a file that `torch.export.save` wrote."""
+    return name.endswith(EXPORTED) and not is_registered(name)
+
+
+def is_registered(name: str | None) -> TypeGuard[str]:
+    """Whether it names what MLflow stores."""
+    return name is not None and name.startswith(_REGISTERED)
+
+
+def _content(file: Path) -> str:
+    """What stands for a file's content."""
+    with file.open("rb") as content:
+        return f"{EXPORTED} {hashlib.file_digest(content, 'sha256').hexdigest()}"
 
 
 def _names(names: set[str]) -> str:

@@ -14,6 +14,8 @@ from trainers.families import Network, OwnNetwork, build, capture, outline
 from trainers.measure import measure
 
 MODULE = '''
+import warnings
+
 import torch
 from torch import nn
 
@@ -75,6 +77,13 @@ def colour(width, num_classes, in_channels):
 
 def empty(width, num_classes, in_channels):
     return nn.Flatten()
+
+def normed(width, num_classes, in_channels):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net = Net(4, num_classes, in_channels)
+        nn.utils.weight_norm(net.side)
+    return net
 
 def leaves(width, num_classes, in_channels):
     raise SystemExit("bye")
@@ -163,6 +172,7 @@ def test_it_is_made_whole_even_where_networks_are_made_of_shapes_alone() -> None
         ("number", "what `my_nets.small:number` returns must be a torch.nn.Module, but is 3"),
         ("empty", "returns must have weights, but Flatten has none"),
         ("ten", r"returns must put out logits \(B, 7\), but puts out \(2, 10\) for two images"),
+        ("normed", r"returns must have layers that can be copied, but `side` has torch.nn.utils.weight_norm or"),
         ("colour", r"returns must take images \(B, 1, 8, 8\), but RuntimeError: .*; try it in Python"),
     ],
 )

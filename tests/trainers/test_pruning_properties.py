@@ -376,6 +376,18 @@ def test_what_a_cut_would_change_stays_whole_and_the_trace_says_why(
     assert (smaller.one.out_features, smaller.two.out_features) == (6, 3)
 
 
+def test_a_layer_whose_weight_is_computed_stays_whole_and_the_trace_says_what_to_do() -> None:
+    network = Odd(F.relu)
+    torch.nn.utils.parametrizations.weight_norm(network.two)
+    traced = trace(spectralize(network, keep=["fc"]), (3, 4, 4))
+    assert traced.whole["two"].startswith("come from a weight that is computed; torch.nn.utils.parametrize.remove_")
+    assert cut(traced.network, plan(traced, 0.5, floor=0.0)).two.out_features == 6
+    torch.nn.utils.parametrize.remove_parametrizations(network.two, "weight")
+    traced = trace(spectralize(network, keep=["fc"]), (3, 4, 4))
+    assert traced.whole.keys() == {"fc"}
+    assert cut(traced.network, plan(traced, 0.5, floor=0.0)).two.out_features == 3
+
+
 @pytest.mark.parametrize(
     ("between", "message"),
     [

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from spaces import BadInput, Recipe
@@ -15,6 +16,7 @@ from trainers import Knowledge, Task, TaskSpec, TeacherSpec, run_trial
 from trainers.data import pixels
 from trainers.files import sha256
 from trainers.measure import measure, predictions
+from trainers.networks import Weights, load_weights, named_network
 from trainers.store import load_student, save_student, weights_bytes
 from trainers.trial import TrialResult
 
@@ -189,6 +191,14 @@ def test_another_process_builds_the_same_teacher_from_its_arrays(task: Task) -> 
             lambda own: {"model": {f"net.net.{name}": t for name, t in own.items()}},
             ["its weights were found under `model`", "the prefix `net.net.` was removed from the names"],
         ),
+        (
+            lambda own: {"model": own, "model_ema": own, "epoch": 3},
+            ["its weights were found under `model`, and 'model_ema' was not read"],
+        ),
+        (
+            lambda own: {"n_averaged": torch.tensor(3), **{f"module.{name}": t for name, t in own.items()}},
+            ["`n_averaged`, how often a torch.optim.swa_utils.AveragedModel averaged, was", "the prefix `module.` was"],
+        ),
         (lambda own: {name: t for name, t in own.items() if "num_batches_tracked" not in name}, []),
         (lambda own: {name: t.double() if t.is_floating_point() else t for name, t in own.items()}, []),
     ],
@@ -204,10 +214,37 @@ def test_weights_are_read_however_they_were_saved(
     assert all(said.startswith(note) for said, note in zip(other.notes, notes, strict=True))
 
 
-def test_weights_may_be_safetensors(trained: nn.Module, task: Task, tmp_path: Path) -> None:
+def test_weights_are_told_by_what_is_in_their_file(trained: nn.Module, task: Task, tmp_path: Path) -> None:
     safetensors.torch.save_file(trained.state_dict(), tmp_path / "w.safetensors")
-    other = Task.load(spec(tmp_path / "w.safetensors"), tmp_path)
-    assert other.key == task.key  # of what is in the file, not of the file
+    safetensors.torch.save_file(trained.state_dict(), tmp_path / "pytorch_model.bin")
+    torch.save(trained.state_dict(), tmp_path / "x.safetensors")
+    for name in ("w.safetensors", "pytorch_model.bin", "x.safetensors"):
+        other = Task.load(spec(tmp_path / name), tmp_path)
+        assert other.key == task.key  # of what is in the file, not of the file
+    (tmp_path / "w.pth").write_bytes(b"GIF89a, a picture")
+    with pytest.raises(BadInput, match=r"w.pth` must be a safetensors or torch.save file, but is neither$"):
+        Task.load(spec(tmp_path / "w.pth"), tmp_path)
+
+
+def test_all_that_is_wrong_with_an_ensembles_members_is_told(own: object, tmp_path: Path) -> None:
+    members = [{"network": REFERENCE, "arguments": {"depth": n}} for n in (3, 4)]
+    with pytest.raises(BadInput, match=r"2 problems: .*'depth': 3.*'depth': 4"):
+        Task.load(TaskSpec(teacher=TeacherSpec.model_validate({"members": members}), train_limit=200), tmp_path)
+
+
+def test_outputs_that_only_training_uses_are_left_out_of_torchvisions_networks() -> None:
+    network = named_network("torchvision:googlenet", {}, 4)
+    with_them = torchvision.models.googlenet(weights=None, num_classes=4, aux_logits=True, init_weights=False)
+    notes = load_weights(network, Weights(with_them.state_dict(), ""), "the weights")
+    assert notes == ["the weights of its auxiliary outputs, which only training uses, were left out"]
+    assert not any(name.startswith("aux") for name in network.state_dict())
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(network.eval()(images), with_them.eval()(images))
+    assert network.train()(images).shape == (2, 4)
+    kept = named_network("torchvision:googlenet", {"aux_logits": True, "init_weights": False}, 4)
+    assert kept.state_dict().keys() == with_them.state_dict().keys()
+    with pytest.raises(BadInput, match=r"must have `arguments: \{transform_input: true\}` for torchvision's own"):
+        named_network("torchvision:googlenet", {}, 4, downloaded=True)
 
 
 class _Code:

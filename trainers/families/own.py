@@ -11,6 +11,9 @@ from trainers.depths import own_function
 from trainers.families.family import Network, Normalize
 from trainers.families.taps import find_places
 
+_OLD_NORMS = ("WeightNorm", "SpectralNorm")
+"""PyTorch's hooks that compute a weight before each call."""
+
 
 class OwnNetwork(Network):
     """A user's network, with normalisation in front of it and taps in it; otherwise as its author wrote it.
@@ -52,6 +55,12 @@ class OwnNetwork(Network):
             raise BadInput(f"{called} must have a state of tensors alone, but `{extra[0]}` is not one")
         names = None if taps is None else tuple(taps)
         modules = dict(network.named_modules())
+        for name, module in modules.items():
+            if any(type(hook).__name__ in _OLD_NORMS for hook in module._forward_pre_hooks.values()):
+                raise BadInput(
+                    f"{called} must have layers that can be copied, but `{name}` has torch.nn.utils.weight_norm or "
+                    "spectral_norm; use those of torch.nn.utils.parametrizations, or remove_weight_norm before you save"
+                )
         for name in names or ():
             if not name or name not in modules:
                 raise BadInput(f"{called}: a tap must be the name of one of its modules, but got {shown(name)}")

@@ -100,10 +100,13 @@ def _counts(done: Flow) -> list[Count]:
 def _whole(done: Flow, layers: Iterable[str]) -> dict[str, str]:
     found = {}
     for name in layers:
-        if name not in done.uses:
+        if f"{name}.weight" not in done.tensors:
+            found[name] = (
+                "come from a weight that is computed; torch.nn.utils.parametrize.remove_parametrizations makes it an "
+                "ordinary one"
+            )
+        elif name not in done.uses:
             found[name] = "are not used"
-        elif f"{name}.weight" not in done.tensors:
-            found[name] = "come from a weight that is computed"
         else:
             (axis,) = done.tensors[f"{name}.weight"][0]
             reasons = [done.coupling.reason(key) for key in axis.keys or ()]
