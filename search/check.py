@@ -15,10 +15,13 @@ from pathlib import Path
 from search.errors import ExportRefused
 from search.estimates import Needs, needs_of
 from search.export import metadata_of, verify
+from search.folder import StudyFolder
 from search.formats import DEFAULT, Format
 from search.home import default_home
+from search.nodes import check_visible, files_of
 from search.study_file import StudyFile
 from search.tiny import GENTLER, Middle, gentler, tiny_recipe, tiny_task, tiny_trial
+from search.tracking.mlflow_models import fetched
 from spaces import BadInput, Recipe
 from spaces.errors import Problems
 from trainers.computing import computing
@@ -64,7 +67,11 @@ class Checked:
 
 
 def check(
-    file: StudyFile, format: Format = DEFAULT, home: Path | None = None, problems: Problems | None = None
+    file: StudyFile,
+    format: Format = DEFAULT,
+    home: Path | None = None,
+    problems: Problems | None = None,
+    address: str | None = None,
 ) -> Checked:
     """Try all that the study will do, in small; nothing is left behind but images larger than `task.memory`, in files.
 
@@ -73,16 +80,24 @@ def check(
         format: in which a student is exported.
         home: where the study would be kept; None is the default.
         problems: what was wrong with the file already.
+        address: of a running Ray cluster, whose machines must see what workers open.
 
     Raises:
         ExportRefused: a step did not give back what it was given.
     """
-    run = _DryRun(file, format, home or default_home(), problems or Problems())
-    data = run.data()
-    if data is not None:
-        run.structure(data)
-        if not run.problems.lines:
-            run.training(data)
+    home = home or default_home()
+    with scratch_folder() as scratch:
+        run = _DryRun(file, format, home, problems or Problems())
+        with run.problems.noted():
+            task = fetched(file.task, scratch / "networks", StudyFolder(file.name, home).tracking_uri)
+            run.file = file.model_copy(update={"task": task})
+        data = run.data()
+        if address is not None:
+            run.machines(address, data)
+        if data is not None and not run.file.task.teacher.registered:
+            run.structure(data)
+            if not run.problems.lines:
+                run.training(data)
     return Checked(
         tuple(run.steps),
         tuple(run.notes),
@@ -126,6 +141,17 @@ class _DryRun:
         if stand_in is not None:
             self.did("data: not as they must be; what follows was tried with black images of their size")
         return stand_in
+
+    def machines(self, address: str, data: Dataset | None) -> None:
+        """Whether the machines of a cluster see what workers open."""
+        from search.backends.cluster import cluster
+
+        files = files_of(self.file)
+        if data is not None:
+            files += [part.file for part in data.splits().values() if part.file is not None]
+        with self.problems.noted(), cluster(address, cpus=0, gpus=0.0, store_bytes=0, verbose=False):
+            check_visible(files)
+        self.did(f"cluster: asked for {len(files)} files that workers open")
 
     def structure(self, data: Dataset) -> None:
         """What needs no training: the teacher's weights, taps and groups, and whether each method fits each student."""

@@ -92,6 +92,9 @@ def remove(name: str, home: Path, *, with_runs: bool = False) -> list[str]:
             shutil.rmtree(unused, ignore_errors=True)
             unused.with_name(f".{unused.name}.lock").unlink(missing_ok=True)
             done.append(f"removed {unused}, which no other study uses")
+        for unused in _unused_networks(home, name):
+            unused.unlink(missing_ok=True)
+            done.append(f"removed {unused}, which no other study uses")
         if in_ledger(ledger_url(home), name):
             forget(ledger_url(home), name)
             done.append(f"removed its trials from the ledger {without_secrets(ledger_url(home))}")
@@ -130,6 +133,16 @@ def _unused_images(home: Path, name: str) -> Iterator[Path]:
         return
     used = {key for other in others for key in _images(other)}
     yield from (folder for key in _images(own) if key not in used and (folder := home / "images" / key).is_dir())
+
+
+def _unused_networks(home: Path, name: str) -> list[Path]:
+    """The files that were fetched from MLflow for the study, if no other study names them."""
+    studies = {path.parent.name: path for path in (home / "studies").glob("*/study.json")}
+    texts = {study: json.dumps(_content(path)) for study, path in studies.items()}
+    if "{}" in texts.values():  # what a damaged study needs is not known
+        return []
+    own, others = texts.pop(name, ""), "".join(texts.values())
+    return sorted(p for p in (home / "networks").glob("*") if p.name in own and p.name not in others)
 
 
 def _images(study: Path) -> list[str]:

@@ -18,6 +18,7 @@ from search.ledger.lines import Repeat, grouped
 from search.ledger.locks import notified_of_locks
 from search.ledger.storage import delete, in_ledger, lost_database, why_lost
 from search.machine import check_machine
+from search.nodes import check_visible, files_of
 from search.remarks import remarks
 from search.reporting import Reporter
 from search.secrets import redacted
@@ -53,6 +54,7 @@ def carry_out(
 
             joined = cluster(address, cpus=0, gpus=0.0, store_bytes=0, verbose=verbose, on_death=_ends_at_once(study))
             stack.enter_context(joined)
+            check_visible(files_of(study.file))
         files.check_name_is_free()  # before anything is written, and again under the lock
         make_writable(files.path, files.home)
         try:
@@ -192,6 +194,8 @@ class Session:
 
         file, search = self._study.file, self._study.file.search
         task, knowledge = prepare(file, self._files, bool(self._standing.lines), self.gauge.now, self._display.say)
+        if address is not None:
+            check_visible(part.file for part in task.data.splits().values() if part.file is not None)
         self._standing.measure_by(self._study.axes())
         if file.remark:
             self._display.say(file.remark)

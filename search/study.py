@@ -20,6 +20,7 @@ from search.remarks import remarks
 from search.standing import Standing
 from search.status import State, Status
 from search.study_file import StudyFile
+from search.tracking.mlflow_models import fetched
 from search.tracking.mlflow_runs import ANSWER_S, find_runs
 from search.tracking.spool import Refused
 from spaces import BadInput
@@ -96,14 +97,16 @@ class Study:
                 f"a new study must have a new name, but {self.name!r} exists in {self.home}; "
                 f"{self.files.command('resume')} continues it, another `name:` starts a new study"
             )
-        if self.file.search.start_from is not None:
-            self.earlier(self.file.search.start_from)
+        task = fetched(self.file.task, self.home / "networks", self.files.tracking_uri)
+        here = replace(self, file=self.file.model_copy(update={"task": task}))
+        if here.file.search.start_from is not None:
+            here.earlier(here.file.search.start_from)
         display = display or Silent()
-        data = self.file.task.load_data(self.home, display_of_reading(display.say))
-        self.file.check_pairs(data)  # report problems before anything is written
+        data = here.file.task.load_data(self.home, display_of_reading(display.say))
+        here.file.check_pairs(data)  # report problems before anything is written
         for note in data.notes:
             display.say(f"data: {note}")
-        return self._run(address, backend, display, verbose)
+        return here._run(address, backend, display, verbose)
 
     def earlier(self, name: str) -> Self:
         """The study that this one starts from.

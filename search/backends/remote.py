@@ -1,7 +1,7 @@
 """Other machines of a Ray cluster: a worker's access to the driver's disk, the driver's access to a worker's log."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from trainers import save_student
 from trainers.files import write_whole
 
 _ANSWER_S = 10.0
+_START_S = 120.0
+"""How long a machine may take to start a worker, with Dux's code in it, and to answer."""
 
 
 def this_node() -> str:
@@ -79,6 +81,22 @@ def last_words_of(error: str) -> str:
         )
         words = ray.get(_there(node, _logged, int(pid[1])), timeout=_ANSWER_S)
     return words
+
+
+def unseen(paths: Sequence[Path]) -> list[tuple[str, Path]]:
+    """Which paths do not exist on which machines of the cluster, by the machines' addresses."""
+    if not paths:
+        return []
+    asked = [
+        (str(node["NodeManagerAddress"]), _there(node["NodeID"], _missing, list(paths)))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    return [(address, path) for address, answer in asked for path in ray.get(answer, timeout=_START_S)]
+
+
+def _missing(paths: Sequence[Path]) -> list[Path]:
+    return [path for path in paths if not path.exists()]
 
 
 def _logged(pid: int) -> str:

@@ -163,7 +163,9 @@ def export(
         out.print(f"wrote {path}")
 
 
-def check(study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml")], home: Home = None) -> None:
+def check(
+    study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml")], home: Home = None, address: Address = None
+) -> None:
     from search.study_file import StudyFile
 
     file = StudyFile.read(study_file)
@@ -171,7 +173,7 @@ def check(study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml")], hom
     from search.errors import ExportRefused
 
     try:
-        checked = dry_run(file, home=home_folder(home))
+        checked = dry_run(file, home=home_folder(home), address=address)
     except ExportRefused as error:
         fail(1, str(error))
     for what, seconds in checked.steps:

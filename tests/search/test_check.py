@@ -305,3 +305,11 @@ def test_a_disk_without_room_is_named(pictures: Path, dux: Callable[..., Said]) 
     assert any(
         re.search(r"the disk of .* must have room for the study, about .* GiB, but .* are free", line) for line in found
     )
+
+
+def test_a_cluster_that_does_not_answer_is_a_problem_like_others(tmp_path: Path, dux: Callable[..., Said]) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    code, out, err = dux("check", tmp_path / "tiny.yaml", "--home", tmp_path / "home", "--address", "127.0.0.1:9")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "`--address` must be that of a running Ray cluster, but 127.0.0.1:9 does not answer" in err
+    assert "teacher and students: built" in out

@@ -14,7 +14,10 @@ import pytest
 import yaml
 from running import Said
 
+from search.nodes import files_of
 from search.study import Study
+from search.study_file import StudyFile
+from spaces.errors import Problems
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,6 +85,47 @@ def test_a_study_runs_on_a_running_cluster_and_leaves_it_running(cluster: str, t
     host, _, port = cluster.partition(":")
     with socket.create_connection((host, int(port)), timeout=5):
         pass  # the cluster is still there: it is not ours to end
+
+
+def test_a_file_that_a_machine_of_the_cluster_lacks_is_named(cluster: str, tmp_path: Path) -> None:
+    here = tmp_path / "here.pt2"
+    here.touch()
+    program = f"""
+from pathlib import Path
+from search.backends.cluster import cluster
+from search.nodes import check_visible
+from spaces import BadInput
+
+with cluster({cluster!r}, cpus=0, gpus=0.0, store_bytes=0, verbose=False):
+    check_visible([Path({str(here)!r})])
+    try:
+        check_visible([Path("/nowhere/a.pt2"), Path({str(here)!r}), Path("/nowhere/b.py")])
+    except BadInput as error:
+        print(*error.problems, sep="\\n")
+"""
+    environment = {**os.environ, "RAY_AUTH_MODE": "token"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    for line, name in zip(lines, ("a.pt2", "b.py"), strict=True):
+        assert line.startswith(f"workers must find /nowhere/{name} on every machine of the cluster, but it is not on ")
+
+
+def test_what_workers_open_is_the_users_own(tmp_path: Path) -> None:
+    (tmp_path / "net.pt2").touch()
+    (tmp_path / "branches_of_nobody.py").write_text("def make(width, num_classes, in_channels): ...\n")
+    study = {
+        "name": "there",
+        "task": {"teacher": {"members": [{"network": "net.pt2"}, {"network": "torchvision:resnet18"}]}},
+        "space": {"student.family": ["resnet", "branches_of_nobody:make"]},
+    }
+    problems = Problems()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path])
+        file = StudyFile.from_mapping(study, tmp_path, problems)
+        assert files_of(file) == [tmp_path / "branches_of_nobody.py", tmp_path / "net.pt2"]
 
 
 def test_a_study_whose_clusters_head_is_gone_ends_in_one_line_and_goes_on_elsewhere(
