@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from search.errors import ExportRefused
+
 if TYPE_CHECKING:
     import torch
+    import torch.export
     from torch import nn
 
 
@@ -40,6 +43,28 @@ class Format:
     """Packages whose versions matter besides torch's."""
 
 
+def _program(network: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
+    """The operations of a network, for batches of any size.
+
+    Raises:
+        ExportRefused: its code needs the size of a batch.
+    """
+    import torch
+    from torch.export import Dim, export
+
+    try:
+        return export(network, (example,), dynamic_shapes=({0: Dim("batch")},))
+    except torch._dynamo.exc.UserError:
+        # `len(images)` is a plain number, unless Dynamo reads the code, which takes longer
+        try:
+            return export(network, (example,), dynamic_shapes=({0: Dim("batch")},), strict=True)
+        except Exception as error:
+            raise ExportRefused(
+                "a network must be exported for batches of any size, but its code needs their size: "
+                f"{' '.join(str(error).split())[:200]}; use `images.shape[0]`"
+            ) from None
+
+
 def _write_onnx(network: nn.Module, example: torch.Tensor, metadata: Mapping[str, str]) -> bytes:
     import torch
 
@@ -51,7 +76,7 @@ def _write_onnx(network: nn.Module, example: torch.Tensor, metadata: Mapping[str
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter warns about its own dependencies
             program = torch.onnx.export(
-                network,
+                _program(network, example),
                 (example,),
                 dynamo=True,
                 external_data=False,
@@ -94,9 +119,8 @@ def _without_telemetry() -> None:
 def _write_pt2(network: nn.Module, example: torch.Tensor, metadata: Mapping[str, str]) -> bytes:
     import torch
 
-    program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     archive = io.BytesIO()
-    torch.export.save(program, archive, extra_files=dict(metadata))
+    torch.export.save(_program(network, example), archive, extra_files=dict(metadata))
     return archive.getvalue()
 
 

@@ -108,8 +108,7 @@ def _depthwise(channels: int, stride: int) -> tuple[nn.Module, ...]:
 
 def _shuffled(x: Tensor) -> Tensor:
     """The channels (B, 2 C, H, W) of both halves, alternating."""
-    halves = x.reshape(len(x), 2, -1, x.shape[2], x.shape[3])
-    return halves.transpose(1, 2).flatten(1, 2)
+    return torch.unflatten(x, 1, (2, -1)).transpose(1, 2).flatten(1, 2)
 
 
 class _Family(Family):
