@@ -232,9 +232,12 @@ class StudyFile(Part):
             data: the task's; the features' sizes depend on its images.
         """
         # here: they need torch, and a mistake in the file is told before that is there
-        from trainers.planning import TeacherShape, check_pair, check_size
+        from trainers.planning import TeacherShape, check_layers, check_pair, check_size
 
         teacher, problems = TeacherShape.planned(self.task, data), Problems()
+        if "teacher" in self.space.extremes_of("student.start"):
+            with problems.noted():
+                check_layers(self.task, data)
         for student in (*self.students(min), *self.students(max)):
             if student.start != "teacher":
                 with problems.noted():

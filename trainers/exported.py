@@ -5,8 +5,8 @@ those of the mode that it was exported in), and has no layers whose units could 
 their own become the layers that they came from: what `read_exported` returns has a mode, features and units like any
 network. The other operations stay as they are.
 
-`torch.export.load` unpickles, and calls what the file names; therefore the file is searched first, and only tensors,
-JSON, and PyTorch's own operations are let through.
+`torch.export.load` unpickles, and has sizes evaluated as Python; therefore the file is searched first, and only
+tensors, JSON, and PyTorch's own operations are let through.
 """
 
 import io
@@ -183,7 +183,7 @@ def _in_layers(module: GraphModule) -> GraphModule:
     for target, lift in _LIFTS.items():
         _replace(module, target, lift)
     graph.eliminate_dead_code()
-    return GraphModule(module, graph, "Exported")
+    return GraphModule(module, graph)
 
 
 def _replace(module: GraphModule, target: object, lift: "Lift") -> None:
@@ -337,6 +337,13 @@ def _batch_norm(given: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -
     return _filled(layer, tensors)
 
 
+def _layer_norm(given: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> nn.Module | None:
+    if (given["bias"] is None) != ("bias" not in tensors):
+        return None
+    shape = [*given["normalized_shape"]]
+    return _filled(nn.LayerNorm(shape, given["eps"], bias=given["bias"] is not None, device="meta"), tensors)
+
+
 def _relu(given: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> nn.Module | None:
     return nn.ReLU()
 
@@ -362,6 +369,7 @@ _LIFTS: Mapping[object, Lift] = {
     _aten.conv2d.padding: _convolution,
     _aten.linear.default: _linear,
     _aten.batch_norm.default: _batch_norm,
+    _aten.layer_norm.default: _layer_norm,
     _aten.relu.default: _relu,
     _aten.relu_.default: _relu_in_place,
     _aten.dropout.default: _dropout,

@@ -5,6 +5,7 @@ from functools import cache
 from typing import NamedTuple, Self
 
 import torch
+from torch import nn
 
 from spaces import BadInput, Pruning, Recipe, Student
 from trainers.data.dataset import Dataset
@@ -14,6 +15,7 @@ from trainers.measure import cost
 from trainers.spectral import Traced, cut, plan, rounded_up, units_that_stay
 from trainers.task_spec import TaskSpec
 from trainers.teacher import untrained
+from trainers.teacher_spec import is_exported
 from trainers.transfer import Shapes, method_of
 
 MOST_PARAMETERS = 500_000_000
@@ -61,6 +63,18 @@ def check_pair(recipe: Recipe, teacher: TeacherShape, data: Dataset) -> None:
     else:
         maps, members = _planned(student, data.image_shape, data.classes)[0], student.members
     method_type.check(options, Shapes(maps, teacher.maps, data.train.labels, members, teacher.members))
+
+
+def check_layers(spec: TaskSpec, data: Dataset) -> None:
+    """Raise BadInput where students cannot start as the teacher, since a file has it without layers."""
+    for place, member in enumerate(spec.teacher.each):
+        if member.network is not None and is_exported(member.network):
+            network = untrained(spec, place, data.image_shape, data.classes)
+            if not any(isinstance(module, nn.Conv2d | nn.Linear) for module in network.modules()):
+                raise BadInput(
+                    f"`student.start: teacher` must be of a network with layers, but {member.network} has other "
+                    "operations alone; export it without `run_decompositions`, or have students start from scratch"
+                )
 
 
 def check_size(shape: Student, data: Dataset) -> None:

@@ -1,5 +1,7 @@
 """Files of networks of every kind compute what the cut network does, for batches of any size."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from search.errors import ExportRefused
 from search.formats import DEFAULT, FORMATS
 from spaces import Student
 from trainers.data import pixels
+from trainers.exported import read_exported
 from trainers.families import FAMILIES, Network, OwnNetwork, build
 from trainers.spectral import cut, plan, spectralize, trace
 
@@ -73,3 +76,11 @@ def test_a_network_that_needs_the_size_of_a_batch_is_refused_in_a_line(name: str
     ) as e:
         FORMATS[name].write(Picky().eval(), torch.rand(2, *SHAPE), {})
     assert "\n" not in str(e.value)
+
+
+def test_a_student_that_dux_exported_can_be_a_teacher(tmp_path: Path) -> None:
+    (tmp_path / "student.pt2").write_bytes(
+        FORMATS["pt2"].write(network("own").eval(), torch.rand(2, *SHAPE), {"a": "b"})
+    )
+    images = torch.rand(3, *SHAPE)
+    torch.testing.assert_close(read_exported(tmp_path / "student.pt2")(images), network("own").eval()(images))

@@ -123,6 +123,10 @@ def test_init_names_files_as_its_study_file_finds_them(
     raw = yaml.safe_load((tmp_path / "sub" / "2024 studie.yaml").read_text())
     assert (raw["name"], raw["task"]["root"]) == ("2024-studie", "../bilder")
     assert raw["task"]["teacher"]["weights"] == "../w.pth"
+    given = ("--network", "net.pt2", "--data", "bilder")
+    assert dux("init", Path("sub") / "file.yaml", *given)[0] == 0
+    raw = yaml.safe_load((tmp_path / "sub" / "file.yaml").read_text())
+    assert raw["task"]["teacher"] == {"network": "../net.pt2"}
 
 
 @pytest.mark.parametrize("path", ["~nobody-has-this-name/x", "x" * 300])

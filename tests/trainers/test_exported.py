@@ -18,6 +18,7 @@ from trainers import Knowledge, Task, TaskSpec, TeacherSpec, load_student, run_t
 from trainers.exported import read_exported
 from trainers.families.taps import find_places
 from trainers.measure import measure, predictions
+from trainers.planning import check_layers
 from trainers.spectral import cut, mask, plan, spectralize, trace
 
 GREY = (1, 8, 8)
@@ -37,6 +38,7 @@ class Net(nn.Module):
         self.hidden = nn.Linear(18, 10)
         self.flat_norm = nn.BatchNorm1d(10)
         self.scale = nn.Parameter(torch.full((10,), 1.5))
+        self.layer_norm = nn.LayerNorm(10)
         self.dropout = nn.Dropout(0.3)
         self.fc = nn.Linear(10, 10)
 
@@ -46,7 +48,7 @@ class Net(nn.Module):
         y += x
         x = self.grouped(y.relu_()) * self.constant
         x = torch.cat([x, self.point(x).relu()], 1).mean((2, 3))
-        x = self.flat_norm(self.hidden(x)) * self.scale
+        x = self.layer_norm(self.flat_norm(self.hidden(x)) * self.scale)
         logits: Tensor = self.fc(self.dropout(torch.relu(self.fc(torch.relu(x)))))
         return logits
 
@@ -94,7 +96,7 @@ def kinds(network: nn.Module) -> dict[str, int]:
     return counts
 
 
-LAYERS = {"Conv2d": 4, "BatchNorm2d": 2, "BatchNorm1d": 1, "Linear": 2, "ReLU": 5, "Dropout": 1}
+LAYERS = {"Conv2d": 4, "BatchNorm2d": 2, "BatchNorm1d": 1, "LayerNorm": 1, "Linear": 2, "ReLU": 5, "Dropout": 1}
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -209,6 +211,15 @@ def test_what_is_no_network_for_batches_of_images_is_refused_in_a_line(tmp_path:
         assert refused(path).startswith("must be a file that torch.export.save of this PyTorch")
     torch.save(made().state_dict(), path)
     assert refused(path).startswith("must be a file that torch.export.save of this PyTorch")
+
+
+def test_students_cannot_start_as_a_file_without_layers(tmp_path: Path) -> None:
+    program = torch.export.export(made().eval(), (images(2),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    torch.export.save(program.run_decompositions(), tmp_path / "net.pt2")
+    assert torch.allclose(read_exported(tmp_path / "net.pt2")(images()), made().eval()(images()), atol=1e-5)
+    spec = TaskSpec(teacher=TeacherSpec(network=str(tmp_path / "net.pt2")), train_limit=200, augment="none")
+    with pytest.raises(BadInput, match=r"`student.start: teacher` must be of a network with layers, but .*net.pt2 has"):
+        check_layers(spec, spec.load_data())
 
 
 def changed(file: Path, to: Path, change: Callable[[str, bytes], bytes]) -> Path:

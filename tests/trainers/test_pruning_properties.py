@@ -1,14 +1,19 @@
 """What holds of any network, ours or not: folding, cutting and reading back leave its function as it is."""
 
+import atexit
 import random
 import re
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
+import timm
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -16,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spaces import BadInput, Student
+from trainers.exported import read_exported
 from trainers.families import OwnNetwork, build
 from trainers.families.taps import find_places
 from trainers.spectral import cut, fold, importances, mask, plan, rescale, spectralize, trace
@@ -116,6 +122,45 @@ class Gated(nn.Module):
         return logits
 
 
+class Branches(nn.Module):
+    """Residual, depthwise and concatenated parts."""
+
+    def __init__(self, draw: random.Random) -> None:
+        super().__init__()
+        c, d, e = (draw.randint(2, 8) for _ in range(3))
+        self.stem = nn.Sequential(nn.Conv2d(3, c, 3, padding=1, bias=False), nn.BatchNorm2d(c), nn.ReLU())
+        self.depthwise = nn.Conv2d(c, c, 3, padding=1, groups=c)
+        self.point = nn.Sequential(nn.Conv2d(c, c, 1), nn.BatchNorm2d(c))
+        self.branch, self.other = nn.Conv2d(c, d, 3, 2, 1), nn.Conv2d(c, e, 1, 2)
+        self.last = nn.BatchNorm2d(d + e)
+        self.fc = nn.Linear(d + e, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = F.relu(x + self.point(F.relu(self.depthwise(x))))
+        x = F.relu(self.last(torch.cat([self.branch(x), self.other(x)], 1)))
+        logits: Tensor = self.fc(x.mean((2, 3)))
+        return logits
+
+
+def from_file(_: random.Random) -> nn.Module:
+    """A network that was exported: the same file for every seed."""
+    return read_exported(_exported())
+
+
+@cache
+def _exported() -> Path:
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    network = Branches(random.Random(0)).eval()
+    program = torch.export.export(network, (torch.rand(2, 3, 8, 8),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    torch.export.save(program, folder / "net.pt2")
+    return folder / "net.pt2"
+
+
+VIT = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 3}
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of network: how one is made anew, its images, and how often it is drawn."""
@@ -152,8 +197,15 @@ KINDS = {
     "concatenating": Kind(Concatenating),
     "tied": Kind(Tied),
     "gated": Kind(Gated),
+    "branches": Kind(Branches),
+    "file": Kind(from_file, draws=1),
     "resnet18": Kind(lambda _: torchvision.models.resnet18(weights=None, num_classes=4), (3, 32, 32), 2),
     "mobilenet_v2": Kind(lambda _: torchvision.models.mobilenet_v2(weights=None, num_classes=4), (3, 32, 32), 2),
+    "mobilenet_v3": Kind(
+        lambda _: torchvision.models.mobilenet_v3_small(num_classes=4, width_mult=0.25), (3, 32, 32), 1
+    ),
+    "timm": Kind(lambda _: timm.create_model("mobilenetv3_small_050", num_classes=4), (3, 32, 32), 1),
+    "vit": Kind(lambda _: timm.create_model("vit_tiny_patch16_224", num_classes=4, **VIT), (3, 32, 32), 1),
 }
 CASES = [(name, seed) for name, kind in KINDS.items() for seed in range(kind.draws)]
 each_case = pytest.mark.parametrize(("name", "seed"), CASES)
@@ -207,7 +259,7 @@ def test_folding_cutting_and_reading_back_leave_the_function_as_it_is(name: str,
     assert not list(spectral_layers(smaller))
     numbers = [sum(p.numel() for p in n.parameters()) for n in (smaller, fold(network))]
     assert numbers[0] < numbers[1] or not planned.removed
-    again = filled(fresh(name, seed), safetensors.torch.load(weights_bytes(smaller))).eval()
+    again = filled(fresh(name, seed), safetensors.torch.load(weights_bytes(smaller)), shape).eval()
     assert torch.equal(logits(again, name), logits(smaller, name))
     assert str(again) == str(smaller)
     assert weights_bytes(again) == weights_bytes(smaller)
@@ -229,7 +281,9 @@ def test_rescaling_leaves_the_function_as_it_is(name: str, seed: int) -> None:
         assert float(weight.norm()) == pytest.approx((2 * len(weight)) ** 0.5, rel=1e-4)
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     # in a wide residual network the first of two convolutions of a block has a batch norm behind it
+    # and one that is behind two layers, concatenated, is none's alone
     few = {"mlp": 0, "concatenating": 1, "tied": 0, "gated": 0, "wrn": len(norms) // 2, "own": 1}
+    few |= {"branches": 2, "file": 2}
     assert len(changed) >= few.get(name, len(norms)), changed.keys()
 
 
@@ -273,6 +327,7 @@ def test_units_are_what_can_be_cut_alone() -> None:
 
 def test_the_layers_that_make_the_outputs_are_found() -> None:
     expected = {"resnet": "classifier", "mlp": "classifier", "tied": "one other", "mobilenet_v2": "classifier.1"}
+    expected |= {"mobilenet_v3": "classifier.3", "timm": "classifier", "vit": "head"}
     expected |= dict.fromkeys(("wrn", "vgg", "mobilenetv2", "shufflenetv2"), "classifier") | {"own": "network.fc"}
     for name, kind in KINDS.items():
         network = fresh(name, 0)
