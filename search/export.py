@@ -27,9 +27,9 @@ from trainers.computing import computing
 from trainers.data import pixels
 from trainers.data.dataset import Dataset, Split
 from trainers.files import json_text, write_together
-from trainers.measure import batch_size, measure, predictions, quality
-from trainers.metrics import METRICS, Quality
-from trainers.predictions import fitted_temperature
+from trainers.measure import all_quality, batch_size, measure, outputs, predictions, quality
+from trainers.metrics import wilson
+from trainers.predictions import Predictions, fitted_temperature
 from trainers.store import load_student
 from trainers.task import key_of
 
@@ -103,7 +103,7 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = (D
         measured = measure(network, data.validation)
         expected = predictions(network, data.validation)
         temperature = fitted_temperature(expected, data.validation.labels)
-        test = measure(network, data.test, temperature=temperature)
+        test = Predictions(outputs(network, data.test), data.test.labels, temperature=temperature)
     _check_measured(entry, measured)
     contents: dict[str, bytes] = {}
     made: dict[str, dict[str, Any]] = {}
@@ -119,7 +119,14 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = (D
             "largest_logit_difference": difference,
             "largest_logit": float(expected.abs().max()),
         }
-    contents["card.json"] = json_text(_card(study, entry, data, temperature, test, made), indent=1).encode()
+    logits = {"validation": expected, "test": test.logits}
+    card = {
+        **_card(study, entry, data, made),
+        "temperature": temperature,
+        "test": all_quality(test),
+        "accuracy": {split: _accuracy(of, data.splits()[split]) for split, of in logits.items()},
+    }
+    contents["card.json"] = json_text(card, indent=1).encode()
     try:
         with signals_wait():
             write_together(folder, contents)
@@ -142,15 +149,14 @@ def _check_measured(entry: Entry, measured: Mapping[str, float]) -> None:
             )
 
 
-def _card(
-    study: Study,
-    entry: Entry,
-    data: Dataset,
-    temperature: float,
-    test: Mapping[str, float],
-    files: Mapping[str, Mapping[str, Any]],
-) -> dict[str, Any]:
-    """What users of the student need to know."""
+def _accuracy(logits: torch.Tensor, split: Split) -> dict[str, Any]:
+    """The accuracy of logits (N, classes) on a split, with its 95 % interval."""
+    accuracy = quality(logits, split.labels)["accuracy"]
+    return {"images": len(split), "accuracy": accuracy, "interval": wilson(accuracy, len(split))}
+
+
+def _card(study: Study, entry: Entry, data: Dataset, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What users of the student need to know, but for what was just measured."""
     packages = ("dux-search", "torch", *(package for row in FORMATS.values() for package in row.packages))
     return {
         "study": study.name,
@@ -163,8 +169,7 @@ def _card(
         "class_names": list(data.class_names),
         "images": {"colour": data.colour, "preparation": data.preparation},
         "validation": dict(entry.measurements),
-        "temperature": temperature,
-        "test": {name: value for name, value in test.items() if isinstance(METRICS[name], Quality)},
+        "chosen_from": {"students": len(study.front().entries), "validation_images": len(data.validation)},
         "teacher_validation": study.files.task()["teacher"],
         "files": files,
         "student": {name: entry.files[name] for name in ("student.json", "student.safetensors")},

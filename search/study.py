@@ -158,7 +158,7 @@ class Study:
             BadInput: the study has no teacher yet.
         """
         standing = self.standing()
-        standing.measure_by(self.axes())
+        standing.measure_by(self.axes(), self.files.validation_images())
         return standing.front_of_runs(run_ids or {})
 
     def standing(self) -> Standing:
@@ -166,7 +166,7 @@ class Study:
         file, lines = self.file, self.lines()
         standing = Standing(file.objectives, file.constraints, file.trials, file.search.seeds, self.files.trials, lines)
         if self.files.has_task or any(line.ended for line in lines):
-            standing.measure_by(self.axes())
+            standing.measure_by(self.axes(), self.files.validation_images())
         return standing
 
     def status(self) -> Status:

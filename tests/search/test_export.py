@@ -20,6 +20,7 @@ import pytest
 import safetensors.torch
 import torch
 from running import Finished, Said
+from scipy.stats import binomtest
 from torch import nn
 
 from search.errors import ExportRefused
@@ -215,6 +216,19 @@ def test_the_cards_test_metrics_are_of_the_test_split(finished: Finished, export
     )
     best = float(nn.functional.cross_entropy(torch.from_numpy(ours).double() / tau, validation.labels))
     assert exported.card["validation"]["calibrated_nll"] == pytest.approx(best, rel=1e-4)
+
+
+def test_the_card_says_how_sure_its_accuracies_are_and_of_how_many_students_it_was_chosen(
+    finished: Finished, exported: Exported
+) -> None:
+    data, card = finished.study.file.task.load_data(), exported.card
+    for split in ("validation", "test"):
+        said, images = card["accuracy"][split], len(data.splits()[split])
+        assert (said["images"], said["accuracy"]) == (images, card[split]["accuracy"])
+        right = round(images * said["accuracy"])
+        assert said["interval"] == pytest.approx([*binomtest(right, images).proportion_ci(method="wilson")])
+    students = len(finished.study.front().entries)
+    assert card["chosen_from"] == {"students": students, "validation_images": len(data.validation)}
 
 
 def test_bounds_choose_the_best_student_within(finished: Finished, exported: Exported) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch import Tensor, nn
 
@@ -28,7 +29,7 @@ from trainers.measure import (
     quality,
     timings,
 )
-from trainers.metrics import Direction, deep_ensemble_equivalent
+from trainers.metrics import Direction, deep_ensemble_equivalent, wilson
 from trainers.predictions import Predictions, fitted_temperature
 from trainers.spectral import spectralize
 from trainers.store import weights_bytes
@@ -215,6 +216,13 @@ def test_guesses_reach_the_worst_end_of_means_over_classes() -> None:
         assert value == pytest.approx(worst, abs=0.01)
         assert constant[name] <= worst + 1e-12
         assert best == 1.0
+
+
+@pytest.mark.parametrize(("right", "images"), [(0, 1), (1, 1), (0, 40), (40, 40), (31, 40), (9876, 10_000)])
+def test_the_interval_of_a_share_is_scipys(right: int, images: int) -> None:
+    low, high = wilson(right / images, images)
+    assert 0.0 <= low < high <= 1.0
+    assert (low, high) == pytest.approx([*binomtest(right, images).proportion_ci(method="wilson")], abs=1e-12)
 
 
 def test_guessing_has_the_worst_likelihood_and_brier_score() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import numpy as np
 
 from spaces.errors import BadInput
 from trainers.data.dataset import Dataset, Split
+from trainers.metrics import wilson
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -175,14 +175,6 @@ def split_notes(dataset: Dataset) -> tuple[str, ...]:
             f"by up to ±{(high - low) / 2:.2f} (95 %)"
         )
     return tuple(notes)
-
-
-def wilson(share: float, images: int) -> tuple[float, float]:
-    """The 95 % confidence interval of a share of so many images (E. B. Wilson, JASA 1927)."""
-    z = 1.959964  # of the normal distribution
-    middle = share + z**2 / (2 * images)
-    half = z * math.sqrt(share * (1 - share) / images + (z / (2 * images)) ** 2)
-    return (middle - half) / (1 + z**2 / images), (middle + half) / (1 + z**2 / images)
 
 
 def shortlist(names: Sequence[str], most: int = SHOWN) -> str:
