@@ -28,7 +28,7 @@ from trainers.data import pixels
 from trainers.data.dataset import Dataset, Split
 from trainers.files import json_text, write_together
 from trainers.measure import all_quality, batch_size, measure, outputs, predictions, quality
-from trainers.metrics import wilson
+from trainers.metrics import class_counts, wilson
 from trainers.predictions import Predictions, fitted_temperature
 from trainers.store import load_student
 from trainers.task import key_of
@@ -124,7 +124,7 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = (D
         **_card(study, entry, data, made),
         "temperature": temperature,
         "test": all_quality(test),
-        "accuracy": {split: _accuracy(of, data.splits()[split]) for split, of in logits.items()},
+        "accuracy": {split: _accuracy(of, data.splits()[split], data.class_names) for split, of in logits.items()},
     }
     contents["card.json"] = json_text(card, indent=1).encode()
     try:
@@ -149,10 +149,20 @@ def _check_measured(entry: Entry, measured: Mapping[str, float]) -> None:
             )
 
 
-def _accuracy(logits: torch.Tensor, split: Split) -> dict[str, Any]:
-    """The accuracy of logits (N, classes) on a split, with its 95 % interval."""
-    accuracy = quality(logits, split.labels)["accuracy"]
-    return {"images": len(split), "accuracy": accuracy, "interval": wilson(accuracy, len(split))}
+def _accuracy(logits: torch.Tensor, split: Split, class_names: Sequence[str]) -> dict[str, Any]:
+    """The accuracy of logits (N, classes) on a split, and on each class's images; None where there are none."""
+
+    def share(right: float, images: float) -> dict[str, Any]:
+        accuracy = right / images if images else None
+        interval = None if accuracy is None else wilson(accuracy, int(images))
+        return {"images": int(images), "accuracy": accuracy, "interval": interval}
+
+    right, labelled, _ = (counts.tolist() for counts in class_counts(logits, split.labels))
+    classes = zip(class_names, right, labelled, strict=True)
+    return {
+        **share(sum(right), len(split)),
+        "classes": [{"name": name, **share(hits, images)} for name, hits, images in classes],
+    }
 
 
 def _card(study: Study, entry: Entry, data: Dataset, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

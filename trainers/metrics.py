@@ -99,19 +99,19 @@ def _ece(logits: Tensor, labels: Tensor) -> float:
 
 def _balanced_accuracy(logits: Tensor, labels: Tensor) -> float:
     """Mean over the classes that occur of the share of their images that are predicted right (recall)."""
-    right, labelled, _ = _counts(logits, labels)
+    right, labelled, _ = class_counts(logits, labels)
     occurs = labelled > 0
     return float((right[occurs] / labelled[occurs]).mean())
 
 
 def _macro_f1(logits: Tensor, labels: Tensor) -> float:
     """Mean of F1 = 2 right / (labelled + predicted) over the classes that occur or are predicted."""
-    right, labelled, predicted = _counts(logits, labels)
+    right, labelled, predicted = class_counts(logits, labels)
     occurs = labelled + predicted > 0
     return float((2 * right[occurs] / (labelled + predicted)[occurs]).mean())
 
 
-def _counts(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def class_counts(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of each class, how many images are predicted right, labelled so, and predicted so; each (classes,) float64."""
     taken, classes = logits.argmax(1), logits.shape[1]
     right, labelled, predicted = (of.bincount(minlength=classes) for of in (labels[taken == labels], labels, taken))
