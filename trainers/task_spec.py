@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -42,6 +42,8 @@ class TaskSpec(Part):
     MEMORY_SHARE of the machine's."""
     augment: str | None = None
     """`none`, `crop` or `crop_flip`; left out, the data set's own."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """How much images count in the labels' loss: all the same, or each class as a whole the same."""
     classes: str | None = None
     """A file with the names of the classes, one a line, in the order of the teacher's outputs; left out, the data's."""
     teacher: TeacherSpec = TeacherSpec()

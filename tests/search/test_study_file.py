@@ -148,6 +148,10 @@ BAD: dict[str, tuple[str, str]] = {
         "name: a\nspace: {}\ntask: {augment: flip}",
         "`task.augment` must be a known policy, but got 'flip'; did you mean `crop_flip`",
     ),
+    "class weights": (
+        "name: a\nspace: {}\ntask: {class_weights: balance}",
+        "`task.class_weights` should be 'none' or 'balanced', but got 'balance'; leave it out for 'none'",
+    ),
     # teacher
     "teacher key": (
         "name: a\nspace: {}\ntask: {teacher: {famly: mlp}}",
