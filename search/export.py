@@ -26,9 +26,10 @@ from spaces.errors import known
 from trainers.computing import computing
 from trainers.data import pixels
 from trainers.data.dataset import Dataset, Split
+from trainers.data.splits import wilson
 from trainers.files import json_text, write_together
 from trainers.measure import all_quality, batch_size, measure, outputs, predictions, quality
-from trainers.metrics import class_counts, wilson
+from trainers.metrics import class_counts
 from trainers.predictions import Predictions, fitted_temperature
 from trainers.store import load_student
 from trainers.task import key_of
@@ -119,12 +120,12 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = (D
             "largest_logit_difference": difference,
             "largest_logit": float(expected.abs().max()),
         }
-    logits = {"validation": expected, "test": test.logits}
+    predicted = {"validation": expected, "test": test.logits}
     card = {
         **_card(study, entry, data, made),
         "temperature": temperature,
         "test": all_quality(test),
-        "accuracy": {split: _accuracy(of, data.splits()[split], data.class_names) for split, of in logits.items()},
+        "accuracy": {split: _accuracy(of, data.splits()[split], data.class_names) for split, of in predicted.items()},
     }
     contents["card.json"] = json_text(card, indent=1).encode()
     try:

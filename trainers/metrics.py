@@ -138,19 +138,6 @@ def _diversity(members: Tensor) -> float:
     return max(0.0, float(((same - crossed) / (count * (count - 1))).mean()))
 
 
-def wilson(share: float, images: int) -> tuple[float, float]:
-    """The 95 % confidence interval of a share of so many images, such as an accuracy.
-
-    E. B. Wilson: Probable inference, the law of succession, and statistical inference, JASA 1927. It holds for one
-    network; that of the best of many is too high.
-    """
-    z = 1.959963984540054  # the normal distribution's 97.5th percentile
-    middle = share + z**2 / (2 * images)
-    half = z * math.sqrt(share * (1 - share) / images + (z / (2 * images)) ** 2)
-    low, high = ((end / (1 + z**2 / images)) for end in (middle - half, middle + half))
-    return max(0.0, low), min(1.0, high)  # they are never outside but for rounding
-
-
 def deep_ensemble_equivalent(calibrated_nll: float, ensemble_nlls: Sequence[float]) -> float:
     """How many of the teacher's members are as good: 0 to M, interpolated linearly; 0 if worse than one member.
 

@@ -17,7 +17,8 @@ from search.fronts.pareto import Axis, hypervolume, non_dominated
 from search.fronts.quantities import show
 from search.seeds import Spread, is_within_noise, spread
 from spaces.errors import BadInput
-from trainers.metrics import Direction, Scale, wilson
+from trainers.data.splits import wilson
+from trainers.metrics import Direction, Scale
 
 
 @dataclass(frozen=True)

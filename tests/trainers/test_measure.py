@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from spaces import Student
 from trainers import METRICS, Task
 from trainers.data.dataset import Split
+from trainers.data.splits import wilson
 from trainers.families import DeepEnsemble, build
 from trainers.loop import Diverged
 from trainers.measure import (
@@ -29,7 +30,7 @@ from trainers.measure import (
     quality,
     timings,
 )
-from trainers.metrics import Direction, deep_ensemble_equivalent, wilson
+from trainers.metrics import Direction, deep_ensemble_equivalent
 from trainers.predictions import Predictions, fitted_temperature
 from trainers.spectral import spectralize
 from trainers.store import weights_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -10,7 +11,6 @@ import numpy as np
 
 from spaces.errors import BadInput
 from trainers.data.dataset import Dataset, Split
-from trainers.metrics import wilson
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -175,6 +175,19 @@ def split_notes(dataset: Dataset) -> tuple[str, ...]:
             f"by up to ±{(high - low) / 2:.2f} (95 %)"
         )
     return tuple(notes)
+
+
+def wilson(share: float, images: int) -> tuple[float, float]:
+    """The 95 % confidence interval of a share of so many images, such as an accuracy.
+
+    E. B. Wilson: Probable inference, the law of succession, and statistical inference, JASA 1927. It holds for one
+    network; that of the best of many is too high.
+    """
+    z = 1.959963984540054  # the normal distribution's 97.5th percentile
+    middle = share + z**2 / (2 * images)
+    half = z * math.sqrt(share * (1 - share) / images + (z / (2 * images)) ** 2)
+    low, high = ((end / (1 + z**2 / images)) for end in (middle - half, middle + half))
+    return max(0.0, low), min(1.0, high)  # they are never outside but for rounding
 
 
 def shortlist(names: Sequence[str], most: int = SHOWN) -> str:
