@@ -120,14 +120,8 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = (D
             "largest_logit_difference": difference,
             "largest_logit": float(expected.abs().max()),
         }
-    predicted = {"validation": expected, "test": test.logits}
-    card = {
-        **_card(study, entry, data, made),
-        "temperature": temperature,
-        "test": all_quality(test),
-        "accuracy": {split: _accuracy(of, data.splits()[split], data.class_names) for split, of in predicted.items()},
-    }
-    contents["card.json"] = json_text(card, indent=1).encode()
+    said = _card(study, entry, data, made) | {"temperature": temperature, **_qualities(data, expected, test)}
+    contents["card.json"] = json_text(said, indent=1).encode()
     try:
         with signals_wait():
             write_together(folder, contents)
@@ -148,6 +142,15 @@ def _check_measured(entry: Entry, measured: Mapping[str, float]) -> None:
                 f"the files of {entry.called} must have the measured {name} {recorded}, "
                 f"but have {measured[name]}; were they changed?"
             )
+
+
+def _qualities(data: Dataset, validation: torch.Tensor, test: Predictions) -> dict[str, Any]:
+    """The card's numbers that need predictions: of logits (N, classes) for the validation images, and for the test."""
+    logits = {"validation": validation, "test": test.logits}
+    return {
+        "test": all_quality(test),
+        "accuracy": {split: _accuracy(of, data.splits()[split], data.class_names) for split, of in logits.items()},
+    }
 
 
 def _accuracy(logits: torch.Tensor, split: Split, class_names: Sequence[str]) -> dict[str, Any]:

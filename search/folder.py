@@ -261,16 +261,6 @@ class StudyFolder:
                 f"or delete it, and {self.command('resume')} writes it again"
             ) from None
 
-    def validation_images(self) -> int | None:
-        """How many images students are measured on; None if an earlier Dux did not record it.
-
-        Raises:
-            BadInput: as in `task`.
-        """
-        splits = {split["context"]: split["profile"] for split in self.task().get("data", [])}
-        images: int | None = splits.get("validation", {}).get("num_rows")
-        return images
-
     def teacher_identity(self, spec: TaskSpec) -> dict[str, Any]:
         """What made the teacher that the study's trials learned from; `spec` says all of one that Dux trained."""
         recorded: dict[str, Any] = (self.task() if self.has_task else {}).get("teacher_identity", {})

@@ -182,7 +182,7 @@ class Session:
     def _read_ledger(self) -> None:
         """Bring the standing up to date with the ledger."""
         if self._files.has_task:
-            self._standing.measure_by(self._study.axes(), self._files.validation_images())
+            self._standing.measure_by(self._study.axes(), self._study.validation_images())
         for line in self._ledger.lines():
             self._standing.add(line)
 
@@ -192,7 +192,7 @@ class Session:
 
         file, search = self._study.file, self._study.file.search
         task, knowledge = prepare(file, self._files, bool(self._standing.lines), self.gauge.now, self._display.say)
-        self._standing.measure_by(self._study.axes(), self._files.validation_images())
+        self._standing.measure_by(self._study.axes(), self._study.validation_images())
         if file.remark:
             self._display.say(file.remark)
         self.gauge.now("starting the workers")

@@ -15,8 +15,10 @@ from spaces.errors import BadInput
 from trainers.data import AUGMENTATIONS
 
 AREA = (0.08, 1.0)
-"""Share of an image that `resized_crop` keeps; and how much wider than the image it may be. As torchvision has them."""
+"""Share of an image's area that `resized_crop` keeps, as in torchvision."""
 RATIO = (3 / 4, 4 / 3)
+"""Its width over its height, relative to the image's. torchvision's is absolute, which is the same for square images;
+others would all be stretched, as no image is that is measured."""
 ATTEMPTS = 10
 """Boxes that are drawn for an image, of which the first that lies within it is taken."""
 COLOR = 0.4
@@ -32,7 +34,7 @@ def augment(images: Tensor, policy: str, generator: torch.Generator) -> Tensor:
 
     - `crop` pads with zeros by an eighth of the side, rounded down (4 at 32, 3 at 28, 1 at 8), and cuts the old size
       out at a random place; or `resized_crop` scales a random part of the image to its whole size (Szegedy et al.,
-      CVPR 2015, as in torchvision's RandomResizedCrop: an even share AREA of its area, RATIO as wide for its height).
+      CVPR 2015): as large as AREA and RATIO say, drawn as by torchvision's RandomResizedCrop.
     - `flip` mirrors every other image, by chance, left to right.
     - `color` multiplies brightness, contrast and saturation, in this order, by factors between 1 - COLOR and 1 + COLOR;
       grey images have no saturation. Hues stay: by them many classes are told apart.
