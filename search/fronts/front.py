@@ -256,7 +256,7 @@ class Front:
                     "recipe": dict(entry.recipe),
                     "objectives": finite(entry, [*self.objectives]),
                     "measurements": finite(entry, [n for n in entry.measurements if n not in self.objectives]),
-                    "accuracy_interval": self.interval(entry),
+                    "accuracy_interval": None if (ends := self.interval(entry)) is None else list(ends),
                     "mlflow_run_id": entry.run_id,
                     "curve_of": entry.curve_of,
                     **({"seeds": self._seeds_json(entry)} if self.is_repeated else {}),
