@@ -63,21 +63,18 @@ class Checked:
     """
 
 
-def check(
-    file: StudyFile, format: Format = DEFAULT, home: Path | None = None, problems: Problems | None = None
-) -> Checked:
+def check(file: StudyFile, format: Format = DEFAULT, home: Path | None = None) -> Checked:
     """Try all that the study will do, in small; nothing is left behind but images larger than `task.memory`, in files.
 
     Args:
         file: the study.
         format: in which a student is exported.
         home: where the study would be kept; None is the default.
-        problems: what was wrong with the file already.
 
     Raises:
         ExportRefused: a step did not give back what it was given.
     """
-    run = _DryRun(file, format, home or default_home(), problems or Problems())
+    run = _DryRun(file, format, home or default_home())
     data = run.data()
     if data is not None:
         run.structure(data)
@@ -96,8 +93,8 @@ def check(
 class _DryRun:
     """What is tried, step after step, and what came of it."""
 
-    def __init__(self, file: StudyFile, format: Format, home: Path, problems: Problems) -> None:
-        self.file, self.format, self.home, self.problems = file, format, home, problems
+    def __init__(self, file: StudyFile, format: Format, home: Path) -> None:
+        self.file, self.format, self.home, self.problems = file, format, home, Problems()
         self.steps: list[tuple[str, float]] = []
         self.notes: list[str] = []
         self.diverged: list[str] = []
