@@ -66,20 +66,13 @@ class Checked:
     """
 
 
-def check(
-    file: StudyFile,
-    format: Format = DEFAULT,
-    home: Path | None = None,
-    problems: Problems | None = None,
-    address: str | None = None,
-) -> Checked:
+def check(file: StudyFile, format: Format = DEFAULT, home: Path | None = None, address: str | None = None) -> Checked:
     """Try all that the study will do, in small; nothing is left behind but images larger than `task.memory`, in files.
 
     Args:
         file: the study.
         format: in which a student is exported.
         home: where the study would be kept; None is the default.
-        problems: what was wrong with the file already.
         address: of a running Ray cluster, whose machines must see what workers open.
 
     Raises:
@@ -87,7 +80,7 @@ def check(
     """
     home = home or default_home()
     with scratch_folder() as scratch:
-        run = _DryRun(file, format, home, problems or Problems())
+        run = _DryRun(file, format, home)
         with run.problems.noted():
             task = fetched(file.task, scratch / "networks", StudyFolder(file.name, home).tracking_uri)
             run.file = file.model_copy(update={"task": task})
@@ -111,8 +104,8 @@ def check(
 class _DryRun:
     """What is tried, step after step, and what came of it."""
 
-    def __init__(self, file: StudyFile, format: Format, home: Path, problems: Problems) -> None:
-        self.file, self.format, self.home, self.problems = file, format, home, problems
+    def __init__(self, file: StudyFile, format: Format, home: Path) -> None:
+        self.file, self.format, self.home, self.problems = file, format, home, Problems()
         self.steps: list[tuple[str, float]] = []
         self.notes: list[str] = []
         self.diverged: list[str] = []

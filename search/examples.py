@@ -34,7 +34,7 @@ name: {name}
 task:
   dataset: imagefolder
   root: {data}                          # train/CLASS/IMAGE, and perhaps val/ and test/
-{size}  augment: none                         # or crop, crop_flip: the teacher then runs on every batch
+{size}  augment: none                         # or [resized_crop, flip, color]: the teacher then runs on every batch
   teacher:
     network: {network}
 {weights}    # input: {{mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}  # its images', if others

@@ -26,10 +26,11 @@ from spaces.errors import known
 from trainers.computing import computing
 from trainers.data import pixels
 from trainers.data.dataset import Dataset, Split
+from trainers.data.splits import wilson
 from trainers.files import json_text, write_together
-from trainers.measure import batch_size, measure, predictions, quality
-from trainers.metrics import METRICS, Quality
-from trainers.predictions import fitted_temperature
+from trainers.measure import all_quality, batch_size, measure, outputs, predictions, quality
+from trainers.metrics import class_counts
+from trainers.predictions import Predictions, fitted_temperature
 from trainers.store import load_student
 from trainers.task import key_of
 
@@ -103,7 +104,7 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = (D
         measured = measure(network, data.validation)
         expected = predictions(network, data.validation)
         temperature = fitted_temperature(expected, data.validation.labels)
-        test = measure(network, data.test, temperature=temperature)
+        test = Predictions(outputs(network, data.test), data.test.labels, temperature=temperature)
     _check_measured(entry, measured)
     contents: dict[str, bytes] = {}
     made: dict[str, dict[str, Any]] = {}
@@ -119,7 +120,8 @@ def export(study: Study, entry: Entry, folder: Path, formats: Sequence[str] = (D
             "largest_logit_difference": difference,
             "largest_logit": float(expected.abs().max()),
         }
-    contents["card.json"] = json_text(_card(study, entry, data, temperature, test, made), indent=1).encode()
+    said = _card(study, entry, data, made) | {"temperature": temperature, **_qualities(data, expected, test)}
+    contents["card.json"] = json_text(said, indent=1).encode()
     try:
         with signals_wait():
             write_together(folder, contents)
@@ -142,15 +144,33 @@ def _check_measured(entry: Entry, measured: Mapping[str, float]) -> None:
             )
 
 
-def _card(
-    study: Study,
-    entry: Entry,
-    data: Dataset,
-    temperature: float,
-    test: Mapping[str, float],
-    files: Mapping[str, Mapping[str, Any]],
-) -> dict[str, Any]:
-    """What users of the student need to know."""
+def _qualities(data: Dataset, validation: torch.Tensor, test: Predictions) -> dict[str, Any]:
+    """The card's numbers that need predictions: of logits (N, classes) for the validation images, and for the test."""
+    logits = {"validation": validation, "test": test.logits}
+    return {
+        "test": all_quality(test),
+        "accuracy": {split: _accuracy(of, data.splits()[split], data.class_names) for split, of in logits.items()},
+    }
+
+
+def _accuracy(logits: torch.Tensor, split: Split, class_names: Sequence[str]) -> dict[str, Any]:
+    """The accuracy of logits (N, classes) on a split, and on each class's images; None where there are none."""
+
+    def share(right: float, images: float) -> dict[str, Any]:
+        accuracy = right / images if images else None
+        interval = None if accuracy is None else wilson(accuracy, int(images))
+        return {"images": int(images), "accuracy": accuracy, "interval": interval}
+
+    right, labelled, _ = (counts.tolist() for counts in class_counts(logits, split.labels))
+    classes = zip(class_names, right, labelled, strict=True)
+    return {
+        **share(sum(right), len(split)),
+        "classes": [{"name": name, **share(hits, images)} for name, hits, images in classes],
+    }
+
+
+def _card(study: Study, entry: Entry, data: Dataset, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What users of the student need to know, but for what was just measured."""
     packages = ("dux-search", "torch", *(package for row in FORMATS.values() for package in row.packages))
     return {
         "study": study.name,
@@ -163,8 +183,7 @@ def _card(
         "class_names": list(data.class_names),
         "images": {"colour": data.colour, "preparation": data.preparation},
         "validation": dict(entry.measurements),
-        "temperature": temperature,
-        "test": {name: value for name, value in test.items() if isinstance(METRICS[name], Quality)},
+        "chosen_from": {"students": len(study.front().entries), "validation_images": len(data.validation)},
         "teacher_validation": study.files.task()["teacher"],
         "files": files,
         "student": {name: entry.files[name] for name in ("student.json", "student.safetensors")},

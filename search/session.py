@@ -184,7 +184,7 @@ class Session:
     def _read_ledger(self) -> None:
         """Bring the standing up to date with the ledger."""
         if self._files.has_task:
-            self._standing.measure_by(self._study.axes())
+            self._standing.measure_by(self._study.axes(), self._study.validation_images())
         for line in self._ledger.lines():
             self._standing.add(line)
 
@@ -196,7 +196,7 @@ class Session:
         task, knowledge = prepare(file, self._files, bool(self._standing.lines), self.gauge.now, self._display.say)
         if address is not None:
             check_visible(part.file for part in task.data.splits().values() if part.file is not None)
-        self._standing.measure_by(self._study.axes())
+        self._standing.measure_by(self._study.axes(), self._study.validation_images())
         if file.remark:
             self._display.say(file.remark)
         self.gauge.now("starting the workers")

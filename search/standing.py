@@ -39,6 +39,7 @@ class Standing:
         self._objectives, self._constraints, self._seeds = dict(objectives), constraints, seeds
         self._trials_folder = trials_folder
         self._axes: tuple[Axis, ...] | None = None
+        self._validation_images: int | None = None
         self._lines: dict[int, Line] = {}
         self._count: Counter[tuple[type, Outcome]] = Counter()
         self._running: dict[int, Line] = {}
@@ -86,9 +87,12 @@ class Standing:
         elif line.outcome == "complete":
             self._measured_again.setdefault((repeat.of, place), {})[line.trial] = line.measurements
 
-    def measure_by(self, axes: Sequence[Axis]) -> None:
-        """Set the axes of the objectives, one each: before that there is no front."""
-        self._axes, self._front = tuple(axes), None
+    def measure_by(self, axes: Sequence[Axis], validation_images: int | None = None) -> None:
+        """Set the axes of the objectives, one each: before that there is no front.
+
+        `validation_images`: how many images students are measured on, if known.
+        """
+        self._axes, self._validation_images, self._front = tuple(axes), validation_images, None
 
     @property
     def lines(self) -> list[Line]:
@@ -133,7 +137,7 @@ class Standing:
         """The front, with each student's run in MLflow; `run_ids`: trial -> run."""
         assert self._axes is not None
         entries = [self._entry(line, run_ids.get(line.trial)) for line in self._students]
-        return Front.of(entries, self._objectives, self._axes, self._broken)
+        return Front.of(entries, self._objectives, self._axes, self._broken, self._validation_images)
 
     @property
     def repeats(self) -> list[Repeat]:

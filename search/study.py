@@ -161,7 +161,7 @@ class Study:
             BadInput: the study has no teacher yet.
         """
         standing = self.standing()
-        standing.measure_by(self.axes())
+        standing.measure_by(self.axes(), self.validation_images())
         return standing.front_of_runs(run_ids or {})
 
     def standing(self) -> Standing:
@@ -169,7 +169,7 @@ class Study:
         file, lines = self.file, self.lines()
         standing = Standing(file.objectives, file.constraints, file.trials, file.search.seeds, self.files.trials, lines)
         if self.files.has_task or any(line.ended for line in lines):
-            standing.measure_by(self.axes())
+            standing.measure_by(self.axes(), self.validation_images())
         return standing
 
     def status(self) -> Status:
@@ -191,6 +191,16 @@ class Study:
             Axis.of_metric(name, direction, record["teacher"], record["classes"])
             for name, direction in self.file.objectives.items()
         ]
+
+    def validation_images(self) -> int | None:
+        """How many images students are measured on; None if an earlier Dux did not record it.
+
+        Raises:
+            BadInput: the study has no teacher yet.
+        """
+        splits = {split["context"]: split["profile"] for split in self.files.task().get("data", [])}
+        images: int | None = splits.get("validation", {}).get("num_rows")
+        return images
 
     def run_ids(self, timeout_s: float = ANSWER_S, say: Callable[[str], object] = lambda line: None) -> dict[int, str]:
         """Trial -> MLflow run, as far as MLflow has them.

@@ -128,12 +128,11 @@ class StudyFile(Part):
         return not TIMED.isdisjoint({*self.objectives, *self.constraints})
 
     @classmethod
-    def read(cls, path: Path, problems: Problems | None = None) -> Self:
+    def read(cls, path: Path) -> Self:
         """The study that a YAML file describes; relative paths of `task` are taken from the file's folder.
 
         Args:
             path: of the file.
-            problems: as `from_mapping` takes it.
 
         Raises:
             BadInput: the file cannot be read, is not YAML, or breaks a rule.
@@ -141,18 +140,16 @@ class StudyFile(Part):
         raw = read_yaml(path)
         if raw is None:
             raise BadInput(f"{path} must describe a study, but is empty; `dux init` writes an example")
-        return cls.from_mapping(raw, path.parent, problems)
+        return cls.from_mapping(raw, path.parent)
 
     @classmethod
-    def from_mapping(cls, raw: object, folder: Path | None = None, problems: Problems | None = None) -> Self:
+    def from_mapping(cls, raw: object, folder: Path | None = None) -> Self:
         """The study that a mapping of the study file's form describes.
 
         Args:
             raw: what the YAML file holds.
             folder: where relative paths of `task` start, and where the modules of a `space: module:function`, of a
                 method `module:Class` and of a family `module:function` may lie.
-            problems: where to note what is wrong with the data, the teacher or the space, for who looks for more; None
-                raises it.
         """
         if not isinstance(raw, Mapping):
             raise BadInput(f"a study file must be a mapping with `name`, `task` and `space`, but got {shown(raw)}")
@@ -166,21 +163,20 @@ class StudyFile(Part):
             raw["space"] = _space_from_function(raw["space"])
         study = cls._made(raw)
         study = study.model_copy(update={"task": study.task.beside(folder or Path())})
-        noted = Problems() if problems is None else problems
-        with noted.noted():
+        problems = Problems()
+        with problems.noted():
             study.task.check()
-        with noted.noted():
+        with problems.noted():
             check_space(study.space)
-        with noted.noted():
+        with problems.noted():
             make_sampler(study.search.sampler, study.search.seed)
         for place, recipe in enumerate(study.search.first):
-            with noted.noted():
+            with problems.noted():
                 try:
                     study.space.partial(recipe)
                 except BadInput as error:
                     raise BadInput(f"`search.first.{place}`: {error}") from None
-        if problems is None:
-            noted.check()
+        problems.check()
         return study
 
     @classmethod

@@ -97,6 +97,27 @@ def _ece(logits: Tensor, labels: Tensor) -> float:
     return float((gaps.abs() * (count / count.sum())).sum())
 
 
+def _balanced_accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Mean over the classes that occur of the share of their images that are predicted right (recall)."""
+    right, labelled, _ = class_counts(logits, labels)
+    occurs = labelled > 0
+    return float((right[occurs] / labelled[occurs]).mean())
+
+
+def _macro_f1(logits: Tensor, labels: Tensor) -> float:
+    """Mean of F1 = 2 right / (labelled + predicted) over the classes that occur or are predicted."""
+    right, labelled, predicted = class_counts(logits, labels)
+    occurs = labelled + predicted > 0
+    return float((2 * right[occurs] / (labelled + predicted)[occurs]).mean())
+
+
+def class_counts(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each class, how many images are predicted right, labelled so, and predicted so; each (classes,) float64."""
+    taken, classes = logits.argmax(1), logits.shape[1]
+    right, labelled, predicted = (of.bincount(minlength=classes) for of in (labels[taken == labels], labels, taken))
+    return right.double(), labelled.double(), predicted.double()
+
+
 def _entropy(logits: Tensor) -> float:
     log_p = logits.double().log_softmax(1)
     return float(-(log_p.exp() * log_p).sum(1).mean())
@@ -172,6 +193,15 @@ def _from_the_teachers(best: float) -> Ends:
     return lambda direction, teacher, classes: (teacher, best)
 
 
+def _from_chance(direction: Direction, teacher: float, classes: int) -> tuple[float, float]:
+    """For a mean over classes: no guess that does not look at the image has more than 1 / classes, on average.
+
+    Guessing class c with probability q_c where its share of images is p_c has recall q_c and precision p_c: the mean
+    recall is 1 / classes, and the mean F1 = 2 p_c q_c / (p_c + q_c) is at most that (with q = p).
+    """
+    return 1.0 / classes, 1.0
+
+
 def _from_guessing(direction: Direction, teacher: float, classes: int) -> tuple[float, float]:
     """For a negative log-likelihood."""
     return math.log(classes), 0.0
@@ -201,6 +231,26 @@ _ROWS = (
         lambda p: int((p.logits.argmax(1) == p.labels).sum()) / len(p.labels),
         most=1.0,
         label="accuracy on validation data (fraction correct)",
+    ),
+    Quality(
+        "balanced_accuracy",
+        "max",
+        "linear",
+        "mean over classes of the share of their images",
+        _from_chance,
+        lambda p: _balanced_accuracy(p.logits, p.labels),
+        most=1.0,
+        label="balanced accuracy on validation data (mean recall)",
+    ),
+    Quality(
+        "macro_f1",
+        "max",
+        "linear",
+        "mean over classes of F1",
+        _from_chance,
+        lambda p: _macro_f1(p.logits, p.labels),
+        most=1.0,
+        label="macro F1 on validation data",
     ),
     Quality(
         "nll",

@@ -33,7 +33,7 @@ class Task:
     curve: tuple[float, ...]
     """Of the teacher on validation data: calibrated negative log-likelihood of 1, 2, ... of its members."""
     key: str
-    """Names the data, their augmentation and the teacher: what knowledge depends on."""
+    """Names the data, their augmentation, class weights and the teacher: what knowledge and trials depend on."""
     identity: Mapping[str, Any] = field(default_factory=dict)
     """Of the teacher, in the key: JSON. Workers need none."""
     notes: tuple[str, ...] = ()
@@ -122,4 +122,5 @@ class Task:
 def key_of(spec: TaskSpec, data: Dataset, teacher: Mapping[str, Any]) -> str:
     """`Task.key` of these data, which `spec` named, and of the teacher by its identity."""
     content, shapes = data.content()
-    return digest(FORMAT, content, shapes, list(data.class_names), spec.policy, teacher)
+    weights = [] if spec.class_weights == "none" else [spec.class_weights]  # keys from before there were any still hold
+    return digest(FORMAT, content, shapes, list(data.class_names), spec.policy, teacher, *weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -12,7 +12,7 @@ from spaces import BadInput
 from spaces.errors import Problems, known, shown
 from spaces.quantities import as_quantity
 from spaces.recipe import Part
-from trainers.data import AUGMENTATIONS, Room, check_dataset, load_dataset, source_of, stand_in
+from trainers.data import AUGMENTATIONS, STEPS, Room, check_dataset, load_dataset, source_of, stand_in
 from trainers.data.pictures import Size
 from trainers.machine import usable_memory
 from trainers.teacher_spec import Sides, TeacherSpec, beside
@@ -23,6 +23,16 @@ if TYPE_CHECKING:
 
 MEMORY_SHARE = 0.25
 """Of the machine's memory, for images. Where Ray carries trials out it has them a second time, for all workers."""
+
+
+def _as_policy(raw: object) -> object:
+    """[flip, crop] as crop_flip; anything but a list as it is."""
+    if not isinstance(raw, list):
+        return raw
+    policy = "_".join(step for step in STEPS if step in raw)
+    if len(raw) != len(AUGMENTATIONS.get(policy, ())) or not raw:
+        raise ValueError("must be `none`, or a list of some of `crop` or `resized_crop`, `flip`, `color`")
+    return policy
 
 
 class TaskSpec(Part):
@@ -40,8 +50,10 @@ class TaskSpec(Part):
     memory: Annotated[Annotated[float, Field(gt=0.0)] | None, BeforeValidator(as_quantity)] = None
     """Bytes of pixels, of all splits together, that may be held in memory; what is larger goes into files. Left out:
     MEMORY_SHARE of the machine's."""
-    augment: str | None = None
-    """`none`, `crop` or `crop_flip`; left out, the data set's own."""
+    augment: Annotated[str | None, BeforeValidator(_as_policy)] = None
+    """One of AUGMENTATIONS, or a list of its steps; left out, the data set's own."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """How much images count in the labels' loss: all the same, or each class as a whole the same."""
     classes: str | None = None
     """A file with the names of the classes, one a line, in the order of the teacher's outputs; left out, the data's."""
     teacher: TeacherSpec = TeacherSpec()

@@ -9,12 +9,12 @@ from typing import Any
 
 import safetensors.torch
 import torch
-import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from spaces import BadInput, Student
 from spaces.errors import Problems, shown
+from trainers.class_weights import class_weights, label_loss
 from trainers.computing import computing
 from trainers.data.dataset import Dataset, pixels
 from trainers.families import DeepEnsemble, Network, OwnNetwork, build
@@ -174,8 +174,10 @@ class Teacher:
             return network
         network.to(memory_format=torch.channels_last)
 
+        weights = class_weights(self.spec, self.data)
+
         def loss(batch: Batch) -> Tensor:
-            return F.cross_entropy(network(batch.images), batch.labels)
+            return label_loss(network(batch.images), batch.labels, weights)
 
         schedule = Schedule(member.training_epochs, member.batch_size, member.training_rate, 0.9, member.weight_decay)
         fit(network, loss, self.data.train, schedule, policy=self.spec.policy, generator=generator, on_epoch=on_epoch)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from spaces import Recipe
 from trainers.checkpoint import Checkpoint, Kept
+from trainers.class_weights import class_weights
 from trainers.families import Features, Network, build, capture
 from trainers.knowledge import Knowledge
 from trainers.loop import Batch, Schedule, State, batches, fit
@@ -205,6 +206,7 @@ class Trainer:
             self._task.data.train.labels,
             network.members,
             teacher.members,
+            class_weights(self._task.spec, self._task.data),
         )
         return self._method_type.make(self._options, shapes, generator=self.generator).to(self._device)
 

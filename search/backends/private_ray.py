@@ -23,6 +23,7 @@ _SETTINGS: Mapping[str, str] = MappingProxyType(
     {
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_AUTH_MODE": "token",
+        "RAY_prestart_worker_first_driver": "0",  # Tune's trials get workers of their own: these would stay idle
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` Ray would build a new environment for its workers
         "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -176,6 +176,8 @@ def print_front(students: "Front") -> None:
     out.print(Text(plot(students, width=min(WIDTH, out.width))))
     out.print()
     out.print(front_table(students))
+    if line := students.chosen_from():
+        out.print(Text(line))
 
 
 def methods(as_json: AsJson = False) -> None:

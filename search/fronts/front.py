@@ -17,6 +17,7 @@ from search.fronts.pareto import Axis, hypervolume, non_dominated
 from search.fronts.quantities import show
 from search.seeds import Spread, is_within_noise, spread
 from spaces.errors import BadInput
+from trainers.data.splits import wilson
 from trainers.metrics import Direction, Scale
 
 
@@ -70,10 +71,17 @@ class Front:
     hypervolume: float
     broken: int = 0
     """Number of finished students that break a constraint of the study; they are not among the entries."""
+    validation_images: int | None = None
+    """How many images the students were measured on; None if an earlier Dux did not record it."""
 
     @classmethod
     def of(
-        cls, students: Sequence[Entry], objectives: Mapping[str, Direction], axes: Sequence[Axis], broken: int = 0
+        cls,
+        students: Sequence[Entry],
+        objectives: Mapping[str, Direction],
+        axes: Sequence[Axis],
+        broken: int = 0,
+        validation_images: int | None = None,
     ) -> "Front":
         """The front of the students, in whatever order they come.
 
@@ -82,6 +90,7 @@ class Front:
             objectives: measurement -> "max" or "min", the most important first.
             axes: one per objective.
             broken: how many others do not meet the constraints.
+            validation_images: how many images the students were measured on, if known.
 
         Raises:
             BadInput: the axes do not match the objectives in order and direction.
@@ -98,7 +107,8 @@ class Front:
             (entries[i] for i in non_dominated(values, list(objectives.values()))),
             key=lambda entry: (entry.value(names[-1]), entry.value(names[0]), entry.trial),
         )
-        return cls(dict(objectives), tuple(axes), entries, tuple(members), hypervolume(values, axes), broken)
+        volume = hypervolume(values, axes)
+        return cls(dict(objectives), tuple(axes), entries, tuple(members), volume, broken, validation_images)
 
     @property
     def is_repeated(self) -> bool:
@@ -206,6 +216,22 @@ class Front:
         share = f"{len(self.non_dominated)} of {len(self.entries)} students on the front"
         return f"{share}, hypervolume {self.hypervolume:.4f}{others}"
 
+    def interval(self, entry: Entry) -> tuple[float, float] | None:
+        """The 95 % confidence interval of the student's accuracy; None without one, or if the images are not known."""
+        accuracy = entry.value("accuracy")
+        if not self.validation_images or not math.isfinite(accuracy):
+            return None
+        return wilson(accuracy, self.validation_images)
+
+    def chosen_from(self) -> str:
+        """From how many students the front was chosen, on how many images, in a line; empty if that is not known."""
+        if not self.validation_images or not self.entries:
+            return ""
+        return (
+            f"chosen from {len(self.entries):,} students on {self.validation_images:,} validation images, which "
+            "flatters the best; 95 % intervals are Wilson's"
+        )
+
     def to_json(self, study: str) -> dict[str, object]:
         """The front as a value for `json.dumps`; counts are integers, values that are not finite are None."""
         counts = {name for name in self.known() if self._counts(name)}
@@ -223,12 +249,14 @@ class Front:
             "hypervolume": self.hypervolume,
             "trials": len(self.entries),
             "broke_constraints": self.broken,
+            "validation_images": self.validation_images,
             "members": [
                 {
                     "trial": entry.trial,
                     "recipe": dict(entry.recipe),
                     "objectives": finite(entry, [*self.objectives]),
                     "measurements": finite(entry, [n for n in entry.measurements if n not in self.objectives]),
+                    "accuracy_interval": None if (ends := self.interval(entry)) is None else list(ends),
                     "mlflow_run_id": entry.run_id,
                     "curve_of": entry.curve_of,
                     **({"seeds": self._seeds_json(entry)} if self.is_repeated else {}),

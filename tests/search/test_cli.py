@@ -211,7 +211,12 @@ def test_front_is_a_picture_and_a_table(finished: Finished, dux: Callable[..., S
     front = finished.study.front()
     assert front.summary() in out
     for entry in front.non_dominated:
-        assert re.search(rf"^\s+{entry.trial}\s+{entry.measurements['accuracy']:.4f}\b", out, re.MULTILINE)
+        ends = front.interval(entry)
+        assert ends is not None
+        cells = rf"{entry.trial}\s+{entry.measurements['accuracy']:.4f}\s+{ends[0]:.3f}–{ends[1]:.3f}\b"
+        assert re.search(rf"^\s+{cells}", out, re.MULTILINE)
+    images = len(finished.study.file.task.load_data().validation)
+    assert f"chosen from {len(front.entries)} students on {images} validation images, " in out
 
 
 def test_front_json_is_the_front_and_nothing_else(finished: Finished, dux: Callable[..., Said]) -> None:
@@ -221,7 +226,8 @@ def test_front_json_is_the_front_and_nothing_else(finished: Finished, dux: Calla
     assert content == json.loads((finished.study.folder / "front.json").read_text())
     assert [member["trial"] for member in content["members"]] == [e.trial for e in finished.study.front().non_dominated]
     for member in content["members"]:
-        assert set(member) == {"trial", "recipe", "objectives", "measurements", "mlflow_run_id", "curve_of"}
+        known = {"trial", "recipe", "objectives", "measurements", "accuracy_interval", "mlflow_run_id", "curve_of"}
+        assert set(member) == known
         assert member["mlflow_run_id"] == finished.study.run_ids()[member["trial"]]
 
 

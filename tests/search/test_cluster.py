@@ -17,7 +17,6 @@ from running import Said
 from search.nodes import files_of
 from search.study import Study
 from search.study_file import StudyFile
-from spaces.errors import Problems
 
 ROOT = Path(__file__).parents[2]
 
@@ -121,10 +120,9 @@ def test_what_workers_open_is_the_users_own(tmp_path: Path) -> None:
         "task": {"teacher": {"members": [{"network": "net.pt2"}, {"network": "torchvision:resnet18"}]}},
         "space": {"student.family": ["resnet", "branches_of_nobody:make"]},
     }
-    problems = Problems()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [*sys.path])
-        file = StudyFile.from_mapping(study, tmp_path, problems)
+        file = StudyFile.from_mapping(study, tmp_path)
         assert files_of(file) == [tmp_path / "branches_of_nobody.py", tmp_path / "net.pt2"]
 
 

@@ -20,6 +20,8 @@ import pytest
 import safetensors.torch
 import torch
 from running import Finished, Said
+from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix
 from torch import nn
 
 from search.errors import ExportRefused
@@ -215,6 +217,39 @@ def test_the_cards_test_metrics_are_of_the_test_split(finished: Finished, export
     )
     best = float(nn.functional.cross_entropy(torch.from_numpy(ours).double() / tau, validation.labels))
     assert exported.card["validation"]["calibrated_nll"] == pytest.approx(best, rel=1e-4)
+
+
+def test_the_card_says_how_sure_its_accuracies_are_and_of_how_many_students_it_was_chosen(
+    finished: Finished, exported: Exported
+) -> None:
+    data, card = finished.study.file.task.load_data(), exported.card
+    for split in ("validation", "test"):
+        said, images = card["accuracy"][split], len(data.splits()[split])
+        assert (said["images"], said["accuracy"]) == (images, card[split]["accuracy"])
+        right = round(images * said["accuracy"])
+        assert said["interval"] == pytest.approx([*binomtest(right, images).proportion_ci(method="wilson")])
+    students = len(finished.study.front().entries)
+    assert card["chosen_from"] == {"students": students, "validation_images": len(data.validation)}
+
+
+def test_the_card_has_the_accuracy_of_each_class(finished: Finished, exported: Exported) -> None:
+    data = finished.study.file.task.load_data()
+    network = load_student(finished.study.files.trial(exported.entry.trial))
+    for split in ("validation", "test"):
+        said = exported.card["accuracy"][split]
+        labels = data.splits()[split].labels.numpy()
+        with torch.no_grad():
+            taken = network(pixels(data.splits()[split].images)).argmax(1).numpy()
+        expected = confusion_matrix(labels, taken, labels=range(10))
+        assert [each["name"] for each in said["classes"]] == list(data.class_names)
+        assert [each["images"] for each in said["classes"]] == expected.sum(1).tolist()
+        assert [each["accuracy"] for each in said["classes"]] == (expected.diagonal() / expected.sum(1)).tolist()
+        assert len({each["accuracy"] for each in said["classes"]}) > 1
+        first = said["classes"][0]
+        interval = binomtest(int(expected[0, 0]), first["images"]).proportion_ci(method="wilson")
+        assert first["interval"] == pytest.approx([*interval])
+        recalls = [each["accuracy"] for each in said["classes"]]
+        assert sum(recalls) / 10 == pytest.approx(exported.card[split]["balanced_accuracy"])
 
 
 def test_bounds_choose_the_best_student_within(finished: Finished, exported: Exported) -> None:

@@ -4,9 +4,11 @@ import io
 import itertools
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -229,12 +231,14 @@ def test_json_says_everything_about_the_members_and_is_json() -> None:
         "hypervolume": pytest.approx(0.8 * 0.5 + 0.05 * PARAMETERS.normalise(2000)),
         "trials": 2,
         "broke_constraints": 0,
+        "validation_images": None,
         "members": [
             {
                 "trial": 3,
                 "recipe": {"student.width": 0.375, "transfer": "kd", "kd.temperature": 4.0},
                 "objectives": {"accuracy": 0.8, "parameters": 100.0},
                 "measurements": {"nll": None, "macs": 7.0},
+                "accuracy_interval": None,
                 "mlflow_run_id": "run3",
                 "curve_of": None,
             },
@@ -243,6 +247,7 @@ def test_json_says_everything_about_the_members_and_is_json() -> None:
                 "recipe": {"student.width": 0.0, "transfer": "kd", "kd.temperature": 4.0},
                 "objectives": {"accuracy": 0.85, "parameters": 2000.0},
                 "measurements": {},
+                "accuracy_interval": None,
                 "mlflow_run_id": "run0",
                 "curve_of": None,
             },
@@ -278,6 +283,37 @@ def test_the_table_has_a_row_a_member_and_takes_no_value_for_markup() -> None:
     assert lines[2:4] == ["size", "student accuracy parameters bytes recipe"]
     assert "9 1.0000 12,345 52k transfer=[red]kd[/red]" in lines
     assert "3 0.8000 100 – width=0.375 transfer=kd temperature=4" in lines
+
+
+def test_accuracies_on_a_known_number_of_images_have_intervals() -> None:
+    """Wilson's, as SciPy computes it: 80 and 95 of 100 images."""
+    made = Front.of([SMALL, LARGE, DIVERGED], OBJECTIVES, [ACCURACY, PARAMETERS], validation_images=100)
+    ends = {}
+    for student in (SMALL, LARGE):
+        right = round(100 * student.value("accuracy"))
+        expected = scipy.stats.binomtest(right, 100).proportion_ci(method="wilson")
+        ends[student.trial] = (pytest.approx(expected.low), pytest.approx(expected.high))
+        assert made.interval(student) == ends[student.trial]
+    assert made.interval(DIVERGED) is None
+    said: Any = json.loads(json.dumps(made.to_json("digits"), allow_nan=False))
+    assert said["validation_images"] == 100
+    assert {member["trial"]: tuple(member["accuracy_interval"]) for member in said["members"]} == ends
+    assert made.chosen_from().startswith("chosen from 3 students on 100 validation images, ")
+    printed = io.StringIO()
+    Console(width=100, file=printed).print(front_table(made))
+    lines = [" ".join(line.split()) for line in printed.getvalue().splitlines()]
+    assert "student accuracy interval parameters recipe" in lines
+    assert "3 0.8000 0.711–0.867 100 width=0.375" in lines
+    assert FIVE.chosen_from() == ""
+
+
+def test_an_interval_is_left_out_where_the_recipe_needs_its_space() -> None:
+    names = [f"{'x' * 20}{number}" for number in range(2)]
+    objectives: dict[str, Direction] = {**OBJECTIVES, **dict.fromkeys(names, "max")}
+    axes = [ACCURACY, PARAMETERS, *(Axis(name, "max", "linear", 0.0, 1.0) for name in names)]
+    student = entry(1, 0.9, 1000, **dict.fromkeys(names, 0.5))
+    table = front_table(Front.of([student], objectives, axes, validation_images=100))
+    assert [column.header for column in table.columns] == ["student", *objectives, "recipe"]
 
 
 def test_a_student_of_a_curve_is_said_to_be_one() -> None:

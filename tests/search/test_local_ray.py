@@ -94,12 +94,6 @@ def test_a_local_ray_is_nobody_elses_and_whatever_is_killed_all_of_it_ends_with_
             os.kill(pid, signal.SIGKILL)
     story.ended(command, processes)
 
-    command, processes = story.session()
-    for pid, called in processes.items():
-        if "ray" in called:
-            os.kill(pid, signal.SIGKILL)
-    story.ended(command, processes)
-
     # while it starts: its server, then all that is there when its daemon is
     for until in ("/gcs_server ", "/raylet/raylet "):
         command, processes = story.session(until)

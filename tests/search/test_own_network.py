@@ -79,7 +79,7 @@ def test_the_page_leads_from_a_trained_network_to_a_student_in_onnx(
             assert yaml.safe_load(file.read_text()) == expected  # what the page shows is what `dux init` writes
             tiny = {
                 "trials: 16": "trials: 2, curve: false",
-                "space:\n": "space:\n  training.epochs: 1\n  pruning.rounds: 1\n",
+                "space:\n": "space:\n  training.epochs: 1\n  pruning.rounds: 1\n  pruning.reconstruct: false\n",
             }
             text = file.read_text()
             for old, new in tiny.items():

@@ -239,7 +239,7 @@ name: halved
 space:
   student.width: [0.125, 0.25]
   transfer: none
-  training.epochs: 12
+  training.epochs: 9
   training.batch_size: 16
   training.learning_rate: [0.1, 0.05, 1.0e-6, 2.0e-6, 3.0e-6]  # the last three learn nothing: others beat them
   seed: {{low: 0, high: 1000}}

@@ -145,8 +145,20 @@ BAD: dict[str, tuple[str, str]] = {
     "train_limit 9": ("name: a\nspace: {}\ntask: {train_limit: 9}", "10 <= task.train_limit <= 1067 .* but got 9"),
     "train_limit 5000": ("name: a\nspace: {}\ntask: {train_limit: 5000}", "<= 1067 .*but got 5000; leave it out"),
     "augment": (
-        "name: a\nspace: {}\ntask: {augment: flip}",
-        "`task.augment` must be a known policy, but got 'flip'; did you mean `crop_flip`",
+        "name: a\nspace: {}\ntask: {augment: mirror}",
+        "`task.augment` must be a known policy, but got 'mirror'; known: color, crop, crop_color, ",
+    ),
+    **{
+        f"augment {steps}": (
+            f"name: a\nspace: {{}}\ntask: {{augment: {steps}}}",
+            "`task.augment` must be `none`, or a list of some of `crop` or `resized_crop`, `flip`, `color`, but got "
+            ".*; leave it out for None$",
+        )
+        for steps in ("[]", "[none]", "[crop, flop]", "[crop, crop]", "[crop, resized_crop]", "[[crop]]", "[1]")
+    },
+    "class weights": (
+        "name: a\nspace: {}\ntask: {class_weights: balance}",
+        "`task.class_weights` should be 'none' or 'balanced', but got 'balance'; leave it out for 'none'",
     ),
     # teacher
     "teacher key": (

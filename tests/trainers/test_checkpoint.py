@@ -23,7 +23,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "fsp": {"fsp.pretraining_epochs": 2},
     "crd": {"crd.negatives": 64},
 }
-AT_EVERY_EPOCH = ("none", "kd", "factor", "crd", "ab", "ofd")
+AT_EVERY_EPOCH = ("none", "factor", "crd", "ab")
 
 
 class Killed(Exception):
@@ -116,7 +116,8 @@ def test_a_trial_goes_on_as_if_nothing_had_been(name: str, knowledge: Knowledge,
 
 
 def test_a_trial_that_is_interrupted_after_every_epoch_comes_to_the_same_end(task: Task) -> None:
-    asked, place, knowledge = recipe("crd"), Place(), Knowledge(task)  # images are augmented
+    task = replace(task, spec=task.spec.model_copy(update={"augment": "resized_crop_flip_color"}))
+    asked, place, knowledge = recipe("crd"), Place(), Knowledge(task)
     whole, reports = run(asked, knowledge)
     for step in range(2, TRAINED + 2):
         with pytest.raises(Killed):
@@ -194,11 +195,18 @@ def test_another_recipes_task_or_thread_counts_checkpoint_is_ignored(knowledge: 
     run(recipe("kd"), knowledge, checkpoint=place.checkpoint())
 
     def resumed_at(asked: Recipe, known: Knowledge, threads: int = 1) -> int:
-        return run(asked, known, checkpoint=Checkpoint(lambda: place.content, lambda _: None), threads=threads)[
-            0
-        ].resumed_at
+        epochs: list[int] = []
 
-    assert resumed_at(recipe("kd"), knowledge) == TRAINED
+        def stopped_at_once(content: bytes) -> None:
+            epochs.append(described(content)["epoch"])
+            raise Killed
+
+        with pytest.raises(Killed):
+            run(asked, known, checkpoint=Checkpoint(lambda: place.content, stopped_at_once, 0.0), threads=threads)
+        return epochs[0] - 1
+
+    place.content = place.saved[1]
+    assert resumed_at(recipe("kd"), knowledge) == 2
     assert resumed_at(recipe("kd", seed=1), knowledge) == 0
     assert resumed_at(recipe("kd"), Knowledge(task)) == 0
     assert resumed_at(recipe("kd"), knowledge, threads=2) == 0

@@ -2,16 +2,20 @@
 
 import math
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
+from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch import Tensor, nn
 
 from spaces import Student
 from trainers import METRICS, Task
 from trainers.data.dataset import Split
+from trainers.data.splits import wilson
 from trainers.families import DeepEnsemble, build
 from trainers.loop import Diverged
 from trainers.measure import (
@@ -176,6 +180,50 @@ def test_the_worst_and_the_best_are_on_the_right_sides(name: str, direction: Dir
     low, high = METRICS[name].ends(wanted, teacher.get(name, math.nan), 10)
     assert (low < high) if wanted == "max" else (low > high)
     assert METRICS[name].scale == "linear" or high > 0
+
+
+@pytest.mark.parametrize("lacking", [(), (1,), (0, 3)], ids=str)
+def test_means_over_classes_are_scikit_learns(lacking: tuple[int, ...]) -> None:
+    """Also where classes do not occur, but are predicted."""
+    generator = torch.Generator().manual_seed(7)
+    labels = torch.multinomial(torch.tensor([0.6, 0.2, 0.15, 0.05]), 200, replacement=True, generator=generator)
+    labels = labels[~torch.isin(labels, torch.tensor(lacking))] if lacking else labels
+    logits = torch.randn(len(labels), 4, generator=generator) + 1.5 * torch.nn.functional.one_hot(labels, 4)
+    taken, actual = logits.argmax(1), quality(logits, labels, ("accuracy", "balanced_accuracy", "macro_f1"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="y_pred contains classes not in y_true")
+        assert actual["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, taken))
+    assert actual["macro_f1"] == pytest.approx(f1_score(labels, taken, average="macro", zero_division=0.0))
+    assert len({round(value, 3) for value in actual.values()}) == 3
+
+
+def test_a_class_that_neither_occurs_nor_is_predicted_counts_for_nothing() -> None:
+    logits = torch.tensor([[3.0, 0.0, 0.0], [3.0, 0.0, 0.0], [0.0, 3.0, 0.0]])
+    assert quality(logits, torch.tensor([0, 0, 1]), ("balanced_accuracy", "macro_f1")) == {
+        "balanced_accuracy": 1.0,
+        "macro_f1": 1.0,
+    }
+
+
+def test_guesses_reach_the_worst_end_of_means_over_classes() -> None:
+    """In proportion to the classes' shares of images; always the same class reaches it for the mean recall, too."""
+    counts = torch.tensor([60, 30, 10])
+    labels = torch.arange(3).repeat_interleave(counts).repeat(100)
+    taken = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
+    guessed = quality(torch.nn.functional.one_hot(taken, 3).float(), labels, ("balanced_accuracy", "macro_f1"))
+    constant = quality(torch.tensor([[1.0, 0.0, 0.0]]).expand(len(labels), 3), labels, tuple(guessed))
+    for name, value in guessed.items():
+        worst, best = METRICS[name].ends("max", math.nan, 3)
+        assert value == pytest.approx(worst, abs=0.01)
+        assert constant[name] <= worst + 1e-12
+        assert best == 1.0
+
+
+@pytest.mark.parametrize(("right", "images"), [(0, 1), (1, 1), (0, 40), (40, 40), (31, 40), (9876, 10_000)])
+def test_the_interval_of_a_share_is_scipys(right: int, images: int) -> None:
+    low, high = wilson(right / images, images)
+    assert 0.0 <= low < high <= 1.0
+    assert (low, high) == pytest.approx([*binomtest(right, images).proportion_ci(method="wilson")], abs=1e-12)
 
 
 def test_guessing_has_the_worst_likelihood_and_brier_score() -> None:

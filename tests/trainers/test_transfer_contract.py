@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,29 @@ def test_what_the_teacher_says_reaches_the_students_gradient(method_type: type[M
         gradients.append(torch.autograd.grad(loss, list(ours.parameters()), retain_graph=True))
     same = all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
     assert same == (needs == Needs())
+
+
+LABELS_SHARE = {"kd": 0.1, "ensemble": 0.1}
+"""Of methods whose labels count less than 1, by default."""
+
+
+@each_method
+def test_class_weights_are_those_of_the_labels_and_of_nothing_else(method_type: type[Method]) -> None:
+    images, labels = batch()
+    ours, theirs = networks(*PAIRS["alike"])
+    student, teacher = capture(ours, images), capture(theirs, images)
+    options = method_type.parse({})
+    given, weights = signals(method_type.needs(options), teacher), torch.linspace(0.1, 3.0, 10)
+    losses = []
+    for each in (None, weights):
+        built = replace(shapes(student, teacher), class_weights=each)
+        method = method_type.make(options, built, generator=generator(5))
+        assert "class_weights" not in method.state_dict()
+        losses.append(method(student, given, labels).detach())
+    ce = nn.functional.cross_entropy(student.logits.detach(), labels, reduction="none")
+    expected = LABELS_SHARE.get(method_type.name, 1.0) * ((weights[labels] - 1.0) * ce).mean()
+    assert abs(float(expected)) > 0.01
+    torch.testing.assert_close(losses[1] - losses[0], expected, rtol=1e-4, atol=1e-4 * float(losses[0].abs()))
 
 
 SIZES = {"unlike": ((5, 3), (2, 6)), "one pixel": ((1, 1), (4, 4)), "larger": ((8, 8), (3, 2))}

@@ -3,11 +3,13 @@
 A study file is checked against it, which is to take no seconds: torch is imported where images are read.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from spaces.errors import BadInput
@@ -21,6 +23,7 @@ from trainers.data.unread import Unread
 __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
+    "STEPS",
     "Dataset",
     "Room",
     "Source",
@@ -34,8 +37,16 @@ __all__ = [
 ]
 
 
-AUGMENTATIONS = ("none", "crop", "crop_flip")
-"""What `trainers.data.augment` does with training images, by name in study files."""
+STEPS = ("crop", "resized_crop", "flip", "color")
+"""What `trainers.data.augment` may do with training images, in the order in which it does."""
+AUGMENTATIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "_".join(steps) or "none": steps
+        for chosen in itertools.product(("", "crop", "resized_crop"), ("", "flip"), ("", "color"))
+        for steps in [tuple(filter(None, chosen))]
+    }
+)
+"""Policy -> its steps: `none`, `crop`, `crop_flip`, `resized_crop_flip_color`, ..."""
 
 
 @dataclass(frozen=True, kw_only=True)

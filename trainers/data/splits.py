@@ -178,11 +178,16 @@ def split_notes(dataset: Dataset) -> tuple[str, ...]:
 
 
 def wilson(share: float, images: int) -> tuple[float, float]:
-    """The 95 % confidence interval of a share of so many images (E. B. Wilson, JASA 1927)."""
-    z = 1.959964  # of the normal distribution
+    """The 95 % confidence interval of a share of so many images, such as an accuracy.
+
+    E. B. Wilson: Probable inference, the law of succession, and statistical inference, JASA 1927. It holds for one
+    network; that of the best of many is too high.
+    """
+    z = 1.959963984540054  # the normal distribution's 97.5th percentile
     middle = share + z**2 / (2 * images)
     half = z * math.sqrt(share * (1 - share) / images + (z / (2 * images)) ** 2)
-    return (middle - half) / (1 + z**2 / images), (middle + half) / (1 + z**2 / images)
+    low, high = ((end / (1 + z**2 / images)) for end in (middle - half, middle + half))
+    return max(0.0, low), min(1.0, high)  # they are never outside but for rounding
 
 
 def shortlist(names: Sequence[str], most: int = SHOWN) -> str:

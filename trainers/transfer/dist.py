@@ -59,7 +59,7 @@ class DIST(Method):
         tau = self.temperature
         ours, theirs = F.softmax(student.logits / tau, dim=1), F.softmax(teacher.logits / tau, dim=1)
         inter, intra = uncorrelated(ours, theirs), uncorrelated(ours.T, theirs.T)
-        return F.cross_entropy(student.logits, labels) + tau**2 * (self.beta * inter + self.gamma * intra)
+        return self.label_loss(student.logits, labels) + tau**2 * (self.beta * inter + self.gamma * intra)
 
 
 def uncorrelated(a: Tensor, b: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ class DKD(Method):
         assert teacher.logits is not None
         target, others = decoupled(student.logits, teacher.logits, labels, self.temperature)
         ramp = ramped(self.progress, self.warm_up)
-        return F.cross_entropy(student.logits, labels) + ramp * (self.alpha * target + self.beta * others)
+        return self.label_loss(student.logits, labels) + ramp * (self.alpha * target + self.beta * others)
 
 
 def ramped(progress: float, warm_up: float) -> float:

@@ -13,7 +13,6 @@ step size: their 1/255 hardly changes small grey images.
 
 from typing import Any
 
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -82,4 +81,4 @@ class Ensemble(Method):
         assert moved is not None
         own = len(labels) // teacher.members.shape[1]
         soft = soft_label_loss(moved, teacher.members[:own].flatten(0, 1), self.temperature)
-        return (1.0 - self.weight) * F.cross_entropy(student.logits, labels) + self.weight * soft
+        return (1.0 - self.weight) * self.label_loss(student.logits, labels) + self.weight * soft

@@ -61,7 +61,7 @@ class FeatureMethod(Method):
 
     def forward(self, student: Features, teacher: TeacherSignals, labels: Tensor) -> Tensor:
         """The labels, the features, and the soft labels."""
-        loss = F.cross_entropy(student.logits, labels)
+        loss = self.label_loss(student.logits, labels)
         if not self.pretrains:
             loss = loss + self.weight * self._distance(student, teacher, labels)
         if self.soft_labels > 0:

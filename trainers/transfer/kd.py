@@ -60,4 +60,4 @@ class KD(Method):
         """The weighted sum of the losses on labels and soft labels."""
         assert teacher.logits is not None
         soft = soft_label_loss(student.logits, teacher.logits, self.temperature)
-        return (1.0 - self.weight) * F.cross_entropy(student.logits, labels) + self.weight * soft
+        return (1.0 - self.weight) * self.label_loss(student.logits, labels) + self.weight * soft

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from spaces import BadInput, Scalar
 from spaces.errors import one_line
 from spaces.recipe import Part
+from trainers.class_weights import label_loss
 from trainers.families import Features
 from trainers.seeding import seeded
 from trainers.transfer.signals import Needs, TeacherSignals
@@ -45,6 +46,8 @@ class Shapes:
     """(N,) int64: the class of each training image, by row; for methods that store something for every image."""
     student_members: int = 1
     teacher_members: int = 1
+    class_weights: Tensor | None = field(default=None, compare=False)
+    """(classes,): how much an image of each class counts in the labels' loss; None if all count the same."""
 
 
 class Method(nn.Module, ABC):
@@ -61,6 +64,7 @@ class Method(nn.Module, ABC):
     minimum_batch: ClassVar[int] = 1
     """Minimum number of images in a batch."""
 
+    class_weights: Tensor | None
     progress: float = 1.0
     """Share of the training's epochs that have begun, including the current one; the loop keeps it up to date."""
 
@@ -117,10 +121,15 @@ class Method(nn.Module, ABC):
     def __init__(self, options: Any, shapes: Shapes) -> None:
         """Build the adapters."""
         super().__init__()
+        self.register_buffer("class_weights", shapes.class_weights, persistent=False)  # it never changes
+
+    def label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The cross-entropy of logits (B, classes) with labels (B,), (); weighted by class if the study asks for it."""
+        return label_loss(logits, labels, self.class_weights)
 
     @abstractmethod
     def forward(self, student: Features, teacher: TeacherSignals, labels: Tensor) -> Tensor:
-        """The student's whole loss, labels included.
+        """The student's whole loss, that of the labels (`label_loss`) included.
 
         Args:
             student: logits (B, classes) and maps (B, C_i, H_i, W_i) with gradient.

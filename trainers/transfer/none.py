@@ -1,6 +1,5 @@
 """No transfer: the student learns from the labels alone. The baseline for every method."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from trainers.families import Features
@@ -26,4 +25,4 @@ class NoTransfer(Method):
 
     def forward(self, student: Features, teacher: TeacherSignals, labels: Tensor) -> Tensor:
         """The labels' cross-entropy."""
-        return F.cross_entropy(student.logits, labels)
+        return self.label_loss(student.logits, labels)

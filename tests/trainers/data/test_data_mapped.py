@@ -66,7 +66,8 @@ def test_it_is_the_same_data_set_with_a_limit_and_another_size(
     assert_same(loaded(pictures, np.inf, tmp_path, **options), loaded(pictures, 1, tmp_path, **options))
 
 
-def test_a_trial_on_mapped_images_is_the_trial_on_those_in_memory(pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("policy", ["none", "resized_crop_flip_color"])
+def test_a_trial_on_mapped_images_is_the_trial_on_those_in_memory(policy: str, pictures: Path, tmp_path: Path) -> None:
     """To the bit: key, teacher, what is learned of it, weights and measurements; and so from a worker's arrays."""
     recipe = Recipe.from_flat(
         {
@@ -81,7 +82,7 @@ def test_a_trial_on_mapped_images_is_the_trial_on_those_in_memory(pictures: Path
     outcomes = []
     for memory in (None, 10_000):
         home = tmp_path / f"home {memory}"
-        spec = TaskSpec(dataset="imagefolder", root=str(pictures), memory=memory, augment="none", teacher=TEACHER)
+        spec = TaskSpec(dataset="imagefolder", root=str(pictures), memory=memory, augment=policy, teacher=TEACHER)
         task = Task.load(spec, home)
         assert (task.data.train.file is not None) == (home / "images").exists() == (memory is not None)
         arrays = task.arrays()
