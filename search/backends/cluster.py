@@ -81,7 +81,7 @@ def cluster(
         BackendDied: Ray died, whatever exception this caused inside.
     """
     own = not ray.is_initialized()
-    watch = _Watch(on_death)
+    watch = Watch(on_death)
     with _quiet(verbose) as settings, ExitStack() as stack:
         if not own:
             watch.begin(watch.head)
@@ -102,11 +102,11 @@ def cluster(
         finally:
             watch.closing.set()
             if address is not None:
-                watch.over.set()
+                watch.end()
             if own:
                 with signals_wait():
                     ray.shutdown()
-            watch.over.set()  # only now if Ray was started here: its shutdown may hang if it dies
+            watch.end()  # only now if Ray was started here: its shutdown may hang if it dies
 
 
 @contextmanager
@@ -126,7 +126,7 @@ def _set_levels(level: int) -> None:
         logging.getLogger(name).setLevel(level)
 
 
-def _start(cpus: int, gpus: float, store_bytes: int, settings: Mapping[str, Any], watch: "_Watch") -> None:
+def _start(cpus: int, gpus: float, store_bytes: int, settings: Mapping[str, Any], watch: "Watch") -> None:
     watch.begin(watch.processes)
     try:
         # Ray's start-up replaces the handler of SIGTERM, and later crashes on it
@@ -140,14 +140,14 @@ def _start(cpus: int, gpus: float, store_bytes: int, settings: Mapping[str, Any]
                 **settings,
             )
     except Exception as error:  # Ray raises a bare one if the machine is too busy
-        watch.over.set()
+        watch.end()
         died = ray_is_dead()
         ray.shutdown()
         if died:
             raise BackendDied(why_dead(True)) from None
         raise BackendDidNotStart(f"Ray did not start ({' '.join(str(error).split())[:150]})") from None
     except BaseException:
-        watch.over.set()
+        watch.end()
         raise
     watch.started.set()
     watch.begin(watch.agents)
@@ -167,17 +167,27 @@ def _join(address: str, settings: Mapping[str, Any]) -> None:
         ) from None
 
 
-class _Watch:
+class Watch:
     """Threads that check whether Ray is alive: its own calls, Tune's included, do not return once it is dead."""
 
     def __init__(self, on_death: OnDeath) -> None:
-        self._on_death = on_death
+        self._on_death, self._lock = on_death, threading.Lock()
         self.started, self.closing, self.over = threading.Event(), threading.Event(), threading.Event()
         """Ray has started; its shutdown begins; no checks are needed any more."""
 
     def begin(self, look: Callable[[], None]) -> None:
         """Start checking, with one of the methods below."""
         threading.Thread(target=look, name="dux-ray", daemon=True).start()
+
+    def end(self) -> None:
+        """No checks are needed any more. Does not return if a death is being reported: it is not reported twice."""
+        with self._lock:
+            self.over.set()
+
+    def _dead(self, why: str) -> None:
+        with self._lock:
+            if not self.over.is_set():
+                self._on_death(why)
 
     def head(self) -> None:
         """Check regularly whether the head of the cluster answers."""
@@ -186,7 +196,7 @@ class _Watch:
             if not ray_is_dead():
                 answered = time.monotonic()
             elif time.monotonic() - answered > SILENCE_S:
-                self._on_death(why_dead(False))
+                self._dead(why_dead(False))
                 return
 
     def processes(self) -> None:
@@ -195,7 +205,7 @@ class _Watch:
             if ray_is_dead():
                 patience_s = HANGING_S if ray_is_dead("gcs_server") else ORDERLY_S
                 if not self.over.wait(patience_s if self.started.is_set() else 0.0) and ray_is_dead():
-                    self._on_death(why_dead(True))
+                    self._dead(why_dead(True))
                     return
 
     def agents(self) -> None:
@@ -215,7 +225,7 @@ class _Watch:
                 while not self.closing.is_set():
                     if ends.poll(1000 * _LOOK_HERE_S):
                         if daemon.poll() is None and not self.closing.is_set():
-                            self._on_death(why_dead(True))
+                            self._dead(why_dead(True))
                         return
         except (AttributeError, OSError):  # not Linux; or it is gone already, which `processes` notices
             return

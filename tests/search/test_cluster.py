@@ -14,6 +14,7 @@ import pytest
 import yaml
 from running import Said
 
+from search.backends.cluster import Watch
 from search.nodes import files_of
 from search.study import Study
 from search.study_file import StudyFile
@@ -160,6 +161,25 @@ def test_a_study_whose_clusters_head_is_gone_ends_in_one_line_and_goes_on_elsewh
     code, _, err = dux_here("resume", "there", "--home", home)
     assert code == 0, err
     assert dux_here("status", "there", "--home", home)[1].startswith("there: finished; 3/3 trials done")
+
+
+def test_a_death_is_not_reported_once_the_study_itself_has_seen_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.backends.cluster.ray_is_dead", lambda *programs: True)
+    monkeypatch.setattr("search.backends.cluster.SILENCE_S", 0.0)
+    monkeypatch.setattr("search.backends.cluster._LOOK_S", 0.0)
+    reported: list[str] = []
+    Watch(reported.append).head()
+    assert reported == ["the head of the Ray cluster does not answer any more"]
+
+    watch = Watch(reported.append)
+
+    def meanwhile(*programs: str) -> bool:
+        watch.end()  # the study's own thread, between this look and the report
+        return True
+
+    monkeypatch.setattr("search.backends.cluster.ray_is_dead", meanwhile)
+    watch.head()
+    assert len(reported) == 1
 
 
 def processes(name: str, argument: str) -> list[int]:

@@ -26,7 +26,7 @@ from spaces import BadInput, Recipe
 from spaces.recipe import RECIPE_NAMES
 
 ROOT = Path(__file__).parents[2]
-SEED, COUNT = int(os.environ.get("FUZZ_SEED", "0")), int(os.environ.get("FUZZ_COUNT", "1000"))
+SEED, COUNT = int(os.environ.get("FUZZ_SEED", "0")), int(os.environ.get("FUZZ_COUNT", "500"))
 ON_THE_COMMAND_LINE = 24
 MOST_S = 2.0
 
