@@ -132,12 +132,15 @@ def _fit(layer: _Layer, given: Tensor, wanted: _Wanted, gone: Sequence[int]) -> 
     weight = layer.weight.double().reshape(groups, outputs, -1)
     if layer.bias is not None:
         weight = torch.cat([weight, layer.bias.double().view(groups, outputs, 1)], 2)
+    used = _used(layer, given, groups)
+    whole, weight = weight, weight[:, :, used]
     size, rows = weight.shape[2], 0
     square, crossed = weight.new_zeros(groups, size, size), weight.new_zeros(groups, size, outputs)
     for x, y in zip(torch.split(given, _PART), torch.split(wanted.outputs, _PART), strict=True):
         inputs = _inputs(layer, x, wanted.step).double()
         if layer.bias is not None:
             inputs = torch.cat([inputs, inputs.new_ones(groups, inputs.shape[1], 1)], 2)
+        inputs = inputs[:, :, used]
         last = y.movedim(1, -1) if isinstance(layer, nn.Conv2d) else y
         missing = last.double().reshape(-1, groups, outputs).movedim(1, 0) - inputs @ weight.mT
         square += inputs.mT @ inputs
@@ -146,15 +149,30 @@ def _fit(layer: _Layer, given: Tensor, wanted: _Wanted, gone: Sequence[int]) -> 
     square, crossed = square / rows, crossed / rows
     if not (square.isfinite().all() and crossed.isfinite().all()):
         return  # a diverged student is reported when it is measured
-    ridge = (RIDGE * square.diagonal(dim1=1, dim2=2).mean(1)).clamp_min(torch.finfo(torch.float64).tiny)
+    ridge = (RIDGE * square.diagonal(dim1=1, dim2=2).sum(1) / whole.shape[2]).clamp_min(torch.finfo(torch.float64).tiny)
     change = torch.linalg.solve(square + torch.diag_embed(ridge[:, None].expand(-1, size)), crossed).mT
-    fitted = (weight + change).reshape(groups * outputs, size)
+    fitted = whole.clone()
+    fitted[:, :, used] += change
+    fitted = fitted.reshape(groups * outputs, -1)
     stays = torch.ones(groups * outputs, dtype=torch.bool, device=fitted.device)
     stays[list(gone)] = False
     if layer.bias is not None:
         layer.bias[stays] = fitted[stays, -1].to(layer.bias.dtype)
         fitted = fitted[:, :-1]
     layer.weight[stays] = fitted[stays].reshape(-1, *layer.weight.shape[1:]).to(layer.weight.dtype)
+
+
+def _used(layer: _Layer, given: Tensor, groups: int) -> Tensor | slice:
+    """Which inputs of an output, its bias included, are ever other than 0: the weights of the others are not changed.
+
+    Solving for half of the inputs takes an eighth of the time.
+    """
+    if groups > 1:
+        return slice(None)
+    channels = given.movedim(1, -1) if isinstance(layer, nn.Conv2d) else given
+    used = channels.reshape(-1, channels.shape[-1]).any(0)
+    used = used.repeat_interleave(layer.weight[0, 0].numel())
+    return used if layer.bias is None else torch.cat([used, used.new_ones(1)])
 
 
 def _fit_to_probabilities(layer: nn.Linear, given: Tensor, wanted: Tensor) -> None:
