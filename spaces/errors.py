@@ -142,7 +142,7 @@ def one_line(error: ValidationError, model: type[BaseModel], prefix: str = "") -
         return f"`{where}` must be given, but is missing; add it{more}"
     rule = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
     default = None if field is None or field.is_required() else field.get_default(call_default_factory=True)
-    usual = "its defaults" if isinstance(default, BaseModel) else shown(default)
+    usual = "its defaults" if isinstance(default, BaseModel) else "the default" if default is None else shown(default)
     way_out = "" if field is None or field.is_required() else f"; leave it out for {usual}"
     if first["type"] == "int_type" and isinstance(first["input"], float):
         way_out += " (a range of whole numbers has a whole `step`)"

@@ -76,7 +76,7 @@ def test_where_images_are_held_makes_no_other_task_of_it() -> None:
     spec = StudyFile.from_mapping({"name": "a", "space": {}, "task": {"memory": "1.5G"}}).task
     assert spec.memory == 1.5e9
     for wrong in (0, -1, "much", "1T"):
-        with pytest.raises(BadInput, match=r"^`task.memory` .*; leave it out for None"):
+        with pytest.raises(BadInput, match=r"^`task.memory` .*; leave it out for the default"):
             StudyFile.from_mapping({"name": "a", "space": {}, "task": {"memory": wrong}})
 
 

@@ -152,7 +152,7 @@ BAD: dict[str, tuple[str, str]] = {
         f"augment {steps}": (
             f"name: a\nspace: {{}}\ntask: {{augment: {steps}}}",
             "`task.augment` must be `none`, or a list of some of `crop` or `resized_crop`, `flip`, `color`, but got "
-            ".*; leave it out for None$",
+            ".*; leave it out for the default$",
         )
         for steps in ("[]", "[none]", "[crop, flop]", "[crop, crop]", "[crop, resized_crop]", "[[crop]]", "[1]")
     },
