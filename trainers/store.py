@@ -1,5 +1,6 @@
 """Networks as files, written and read back without pickle; what is read is checked first."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -92,7 +93,7 @@ def network_description(
     }
 
 
-class _Description(Part):
+class _Description(Part, ABC):
     """What `network_description` writes, as far as it can be of a network at all."""
 
     format: int
@@ -106,13 +107,13 @@ class _Description(Part):
         return c, h, w
 
     @property
+    @abstractmethod
     def is_own(self) -> bool:
         """Whether code of the user's makes the network."""
-        raise NotImplementedError
 
+    @abstractmethod
     def made(self, tensors: int) -> Network:
         """The network before it was cut, of which the shapes are right; `tensors`: how many it has at most."""
-        raise NotImplementedError
 
 
 class _OfFamily(_Description):

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,6 @@ from PIL import Image as Pillow
 from spaces.errors import BadInput
 from trainers.data import check_dataset, load_dataset
 
-datasets = pytest.importorskip("datasets")
 PIXELS = np.random.default_rng(0).integers(256, size=(60, 5, 6, 3), dtype=np.uint8)
 NAMES = ["ant", "bee", "cat"]
 
