@@ -224,6 +224,8 @@ class _Reading:
             if remarks is not None:
                 self._remarks[split] = _Remarks(**remarks)
                 self._done += len(rows)
+                self._sizes[self._shape[1:]] += len(rows)  # what is still to be read must be as large
+                self._first.setdefault(self._shape[1:], (rows.given, int(rows.numbers.min())))
                 return mapped(file.path), file.path
             with file.written() as put:
                 self._each(split, put)

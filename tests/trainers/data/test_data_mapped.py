@@ -143,6 +143,22 @@ def test_where_a_picture_cannot_be_read_no_file_is_left(pictures: Path, tmp_path
     assert all(path.name in ("images.npy", "record.json") for path in left)  # of splits that were sound
 
 
+def test_images_of_another_size_are_refused_each_time(pictures: Path, tmp_path: Path) -> None:
+    """Also where those of the first split are in a file by then."""
+    for number in range(20):
+        path = pictures / "val" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (24, 20), (number, 0, 0)).save(path)
+    said = set()
+    for _ in range(2):
+        with pytest.raises(
+            BadInput, match=r"must be of one size .* but are of 2: 12x10 \(\d+ images, train/a/"
+        ) as raised:
+            loaded(pictures, 1, tmp_path / "home")
+        said.add(str(raised.value))
+    assert len(said) == 1
+
+
 def test_a_disk_without_room_is_one_line_beside_what_else_is_wrong(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
