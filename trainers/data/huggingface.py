@@ -54,13 +54,12 @@ def load(root: Path, image_size: Size | None) -> Unread:
     splits, others = _splits(root)
     columns = {split: _columns(root, given) for split, given in splits.items()}
     images = {split: _Encoded(given, columns[split][0]) for split, given in splits.items()}
-    names: list[str] = []
-    values, called = {}, {}
+    values, called, names = {}, {}, {}
     for split, given in splits.items():
         column = columns[split][1]
         values[split] = np.asarray(given.with_format(None)[column][:])
         called[split] = f"`{column}` of the {split} split of {root}"
-        names = names or list(getattr(given.features[column], "names", ()))
+        names[split] = list(getattr(given.features[column], "names", ()))
     classes = numbered(values, called, names)
     heads = {split: list(in_order(_head, (of[number] for number in range(len(of))))) for split, of in images.items()}
     greys = [grey for of in heads.values() for _, grey in of if grey is not None]

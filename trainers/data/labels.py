@@ -1,5 +1,6 @@
 """Labels as people write them, numbers or names, as classes 0, 1, ...; and splits by the names that they have."""
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,17 +29,20 @@ def split_called(name: str) -> str | None:
     return next((split for split, names in SPELLINGS.items() if name.lower() in names), None)
 
 
-def numbered(values: Mapping[str, np.ndarray], called: Mapping[str, str], names: Sequence[str] = ()) -> Numbered:
+def numbered(
+    values: Mapping[str, np.ndarray], called: Mapping[str, str], names: Mapping[str, Sequence[str]]
+) -> Numbered:
     """Labels (N,) of whole numbers or texts as classes 0, 1, ...
 
     Args:
         values: split -> labels.
         called: split -> what its labels are called in messages.
-        names: of classes 0, 1, ...; where there are none, classes are the values that occur, in their order.
+        names: split -> the names of classes 0, 1, ..., empty where it has none; where no split has any, classes are the
+            values that occur, in their order.
     """
-    problems = []
+    values, problems = {split: decoded(of) for split, of in values.items()}, []
     for split, of in values.items():
-        if of.ndim != 1 or not (np.issubdtype(of.dtype, np.integer) or of.dtype.kind in "US"):
+        if of.ndim != 1 or not (np.issubdtype(of.dtype, np.integer) or of.dtype.kind == "U"):
             way_out = "; take the argmax of one-hot labels" if of.ndim == 2 else ""
             problems.append(
                 f"{called[split]} must be whole numbers or names, (N,), but are {of.shape} {of.dtype}{way_out}"
@@ -46,31 +50,65 @@ def numbered(values: Mapping[str, np.ndarray], called: Mapping[str, str], names:
     if problems:
         empty = {split: np.zeros(len(of), np.int64) for split, of in values.items()}
         return Numbered(("?", "??"), empty, problems=tuple(problems))
-    if names:
-        return _of_names(values, called, names)
-    kinds = {of.dtype.kind in "US" for of in values.values()}
-    together = np.concatenate([of.astype(str) if True in kinds else of for of in values.values()])
+    if named := [split for split, of in names.items() if of]:
+        return _of_names(
+            values, called, names[named[0]], _differences({split: names[split] for split in named}, called)
+        )
+    kinds = {of.dtype.kind == "U" for of in values.values()}
+    together = np.concatenate([of.astype(str if True in kinds else np.int64) for of in values.values()])
     found, numbers = np.unique(together, return_inverse=True)
     ends = np.cumsum([len(of) for of in values.values()])[:-1]
     labels = dict(zip(values, np.split(numbers.astype(np.int64), ends), strict=True))
     class_names = tuple(map(str, found))
     notes = []
-    if found.dtype.kind not in "US" and found.tolist() != list(range(len(found))):
+    if found.dtype.kind != "U" and found.tolist() != list(range(len(found))):
         order = [f"class {label} is {name}" for label, name in enumerate(class_names)]
         notes.append(f"classes are numbered in the order of the labels that occur: {shortlist(order)}")
     return Numbered(class_names, labels, tuple(notes), tuple(_lacking(class_names, labels, called)))
 
 
-def _of_names(values: Mapping[str, np.ndarray], called: Mapping[str, str], names: Sequence[str]) -> Numbered:
-    """Labels of classes whose names are known: numbers of them, or the names themselves."""
-    labels, problems, place = {}, [], {name: number for number, name in enumerate(names)}
+def decoded(names: np.ndarray) -> np.ndarray:
+    """Bytes as the text that they are in UTF-8; anything else as it is."""
+    return np.char.decode(names, "utf-8", "backslashreplace") if names.dtype.kind == "S" else names
+
+
+def _differences(names: Mapping[str, Sequence[str]], called: Mapping[str, str]) -> list[str]:
+    """A line for each split in which a label stands for another class than in the first one."""
+    (first, expected), *others = names.items()
+    problems = []
+    for split, of in others:
+        differing = (
+            f"class {label} is {here} instead of {there}"
+            for label, (here, there) in enumerate(itertools.zip_longest(of, expected, fillvalue="none"))
+            if here != there
+        )
+        if difference := next(differing, ""):
+            problems.append(
+                f"{called[split]} must stand for the same classes as {called[first]}, but there {difference}; give all "
+                "splits the same classes in the same order"
+            )
+    return problems
+
+
+def _of_names(
+    values: Mapping[str, np.ndarray], called: Mapping[str, str], names: Sequence[str], problems: list[str]
+) -> Numbered:
+    """Labels of classes whose names are known: numbers of them, or the names themselves.
+
+    Args:
+        values, called: as in `numbered`.
+        names: of classes 0, 1, ...
+        problems: that are known already.
+    """
+    labels, place = {}, {name: number for number, name in enumerate(names)}
     for split, of in values.items():
-        numbers = of if of.dtype.kind not in "US" else np.array([place.get(str(name), -1) for name in of], np.int64)
+        numbers = of if of.dtype.kind != "U" else np.array([place.get(str(name), -1) for name in of], np.int64)
         wrong = (numbers < 0) | (numbers >= len(names))
         if wrong.any():
             problems.append(
                 f"{called[split]} must be of the {len(names)} classes, but {counted(int(wrong.sum()), 'label')} "
-                f"{'is' if wrong.sum() == 1 else 'are'} not: {shortlist(sorted({str(value) for value in of[wrong]}))}"
+                f"{'is' if wrong.sum() == 1 else 'are'} not: {shortlist(sorted({str(value) for value in of[wrong]}))}; "
+                "correct them, or remove their images"
             )
         labels[split] = np.where(wrong, 0, numbers).astype(np.int64)
     if not problems:

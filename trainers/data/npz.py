@@ -23,7 +23,7 @@ from numpy.lib import format as npy
 
 from spaces.errors import BadInput
 from trainers.data.fetching import fingerprints, one_line
-from trainers.data.labels import numbered, split_called, tokens
+from trainers.data.labels import decoded, numbered, split_called, tokens
 from trainers.data.pictures import Picture, Size, from_array, preparation
 from trainers.data.splits import shortlist
 from trainers.data.unread import Unread
@@ -62,8 +62,9 @@ def load(root: Path, image_size: Size | None) -> Unread:
             raise zipfile.BadZipFile(f"{broken} is broken")
     with _sound(root), np.load(root, allow_pickle=False) as file:
         values = {split: _flat(file[member.name]) for split, member in labels.items()}
-        class_names = [str(name) for name in file[names.name].ravel()] if names is not None else []
-    classes = numbered(values, {split: f"`{member.name}` of {root}" for split, member in labels.items()}, class_names)
+        class_names = [str(name) for name in decoded(file[names.name]).ravel()] if names is not None else []
+    called = {split: f"`{member.name}` of {root}" for split, member in labels.items()}
+    classes = numbered(values, called, dict.fromkeys(values, class_names))
     problems = list(classes.problems)
     for split, member in images.items():
         if len(values[split]) != member.shape[0]:

@@ -3,7 +3,7 @@
 The function returns them as a mapping with `train` and, if there are such, `validation` and `test`; or in this order;
 or the one to train on. Each has a length and items (image, label), the same whenever they are read: an image of
 Pillow's, or an array or a tensor as `pictures.from_array` takes it; a label that is a whole number or a name. Classes
-have the names of the attribute `classes`, if the first data set has one.
+have the names of the attribute `classes`, which must be the same for all data sets that have one.
 """
 
 from __future__ import annotations
@@ -52,11 +52,10 @@ def load(reference: str, root: Path | None, image_size: Size | None) -> Unread:
     function = own_object(reference, "task.dataset")
     splits = _splits(reference, _called(reference, function, root))
     looks = {split: _Look(reference, split, given, image_size) for split, given in splits.items()}
-    names = _class_names(splits["train"])
     classes = numbered(
         {split: np.array(look.labels) for split, look in looks.items()},
         {split: f"labels of the {split} split of {reference}" for split in splits},
-        names,
+        {split: _class_names(given) for split, given in splits.items()},
     )
     channels = [each for look in looks.values() for each in look.channels]
     problems = [*classes.problems]
@@ -148,8 +147,9 @@ class _Look:
             self.digests.append(_digest(picture))
             if picture.pixels is not None:
                 self.channels.append(1 if picture.pixels.ndim == 2 else 3)
+        first = min({*range(len(self.labels))}.difference(unknown), default=0)
         for number in unknown:
-            self.labels[number] = next((label for i, label in enumerate(self.labels) if i not in unknown), 0)
+            self.labels[number] = self.labels[first]
 
     def again(self, numbers: Sequence[int]) -> Iterator[Picture]:
         """Items read a second time, which must be the same."""

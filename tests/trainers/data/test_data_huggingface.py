@@ -100,6 +100,15 @@ BAD = {
 }
 
 
+def test_a_split_that_numbers_other_classes_is_refused(tmp_path: Path) -> None:
+    others = made(range(20), label=([i % 3 for i in range(20)], datasets.ClassLabel(names=["bee", "ant", "cat"])))
+    datasets.DatasetDict({"train": made(), "validation": others}).save_to_disk(tmp_path / "data")
+    with pytest.raises(
+        BadInput, match=r"validation split of .* must stand for the same classes .* class 0 is bee inst"
+    ):
+        load_dataset("huggingface", root=tmp_path / "data")
+
+
 @pytest.mark.parametrize("mistake", BAD)
 def test_what_is_wrong_with_columns_is_one_line(mistake: str, tmp_path: Path) -> None:
     columns, message = BAD[mistake]

@@ -74,6 +74,19 @@ def test_labels_may_be_names_or_begin_at_one(tmp_path: Path) -> None:
     )
 
 
+def test_labels_and_names_may_be_bytes_and_numbers_of_either_sign(tmp_path: Path) -> None:
+    names = np.array(["bär", "ant", "cat"])
+    encoded = np.char.encode(names, "utf-8")
+    for labels, class_names in ((encoded[LABELS], encoded), (names[LABELS], encoded), (LABELS, encoded)):
+        dataset = load_dataset("npz", root=saved(tmp_path, images=IMAGES, labels=labels, names=class_names))
+        assert dataset.class_names == tuple(names)
+        assert dataset.train.labels.unique().tolist() == [0, 1, 2]
+    alone = load_dataset("npz", root=saved(tmp_path, images=IMAGES, labels=encoded[LABELS]))
+    assert alone.class_names == ("ant", "bär", "cat")
+    splits = {"train_x": IMAGES, "train_y": LABELS.astype(np.uint64), "test_x": IMAGES, "test_y": LABELS}
+    assert load_dataset("npz", root=saved(tmp_path, **splits)).class_names == ("0", "1", "2")
+
+
 BAD = {
     "no labels": ({"images": IMAGES}, r"but .*data.npz holds images; rename its arrays"),
     "labels of another split": (
@@ -93,7 +106,7 @@ BAD = {
     "one class": ({"x": IMAGES, "y": LABELS * 0}, r"must be of two classes or more, but are of 1"),
     "class without a name": (
         {"x": IMAGES, "y": LABELS, "names": ["ant", "bee"]},
-        r"must be of the 2 classes, but 20 labels are not: 2",
+        r"must be of the 2 classes, but 20 labels are not: 2; correct them",
     ),
     "class without images": (
         {"x": IMAGES, "y": LABELS, "names": ["ant", "bee", "cat", "dog"]},

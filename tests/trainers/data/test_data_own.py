@@ -1,5 +1,6 @@
 import itertools
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,40 @@ def test_a_data_set_of_torchvisions_is_taken_as_it_is(my_data: Any) -> None:
     my_data.fake = lambda root: FakeData(40, (3, 8, 8), 4, random_offset=len(root))
     dataset = load_dataset("my_data:fake", root=Path("/"), image_size=4)
     assert (len(dataset.train), dataset.image_shape) == (28, (3, 4, 4))
+
+
+class Others(Pictures):
+    """The same, but one is not known, and so the numbers stand for others."""
+
+    classes = ("ant", "cat")
+
+
+def test_a_split_that_numbers_other_classes_is_refused(my_data: Any) -> None:
+    my_data.pets = lambda: {"train": Pictures(), "test": Pictures(), "val": Others(label=lambda label: label % 2)}
+    with pytest.raises(BadInput) as raised:
+        load_dataset("my_data:pets")
+    assert str(raised.value) == (
+        "labels of the validation split of my_data:pets must stand for the same classes as labels of the train split "
+        "of my_data:pets, but there class 1 is cat instead of bee; give all splits the same classes in the same order"
+    )
+
+
+def test_many_items_that_cannot_be_read_are_found_at_once(my_data: Any) -> None:
+    began = time.process_time()
+    my_data.pets = lambda: {"train": Dictionaries()}
+    with pytest.raises(BadInput, match=r"2,000 of 2,000 are not: 2,000 \(not \(image, label\), but \{'image': 0"):
+        load_dataset("my_data:pets")
+    assert time.process_time() - began < 5  # 30 s if each looks through the others
+
+
+class Dictionaries(TorchDataset[dict[str, int]]):
+    """Items of another form."""
+
+    def __len__(self) -> int:
+        return 2000
+
+    def __getitem__(self, number: int) -> dict[str, int]:
+        return {"image": 0, "label": 1}
 
 
 class Moody(Pictures):
