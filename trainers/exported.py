@@ -193,8 +193,9 @@ def _replace(module: GraphModule, target: object, lift: "Lift") -> None:
         given = _given(nodes[0])
         if any(_constants(_given(node)) != _constants(given) for node in nodes):
             continue
-        name = _name(own) if isinstance(own, str) else _free(module, nodes[0].name)
-        inside = [node for node in graph.nodes if node.op == "get_attr" and _is_of(str(node.target), own, name)]
+        stem = _name(own) if isinstance(own, str) else nodes[0].name
+        name = stem if str(own).endswith(".weight") else _free(module, stem)
+        inside = [node for node in graph.nodes if node.op == "get_attr" and _is_of(str(node.target), own, stem)]
         counting = _counting(inside) if lift is _batch_norm else []
         if any(user not in (*nodes, *counting) for node in inside for user in node.users):
             continue
@@ -234,8 +235,9 @@ def _calls(graph: Graph, target: object) -> dict[object, list[Node]]:
 
 
 def _free(module: nn.Module, name: str) -> str:
-    """A name that no module or tensor has."""
-    return name if not hasattr(module, name) else _free(module, f"{name}_")
+    """A name that no module or tensor has: `name`, or one like it."""
+    owner, _, key = name.rpartition(".")
+    return name if not hasattr(module.get_submodule(owner), key) else _free(module, f"{name}_")
 
 
 Lift = Callable[[Mapping[str, Any], Mapping[str, torch.Tensor]], nn.Module | None]
@@ -333,7 +335,8 @@ def _batch_norm(given: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -
     if {"weight", "bias", "running_mean", "running_var"} - tensors.keys():
         return None  # without weights, or with the statistics of the batch: an operation like any other
     kind = nn.BatchNorm2d if given["input"].meta["val"].dim() == 4 else nn.BatchNorm1d
-    layer = kind(len(tensors["weight"]), given["eps"], given["momentum"])
+    momentum = given["momentum"] or None  # of an average over all batches, it is 0 in eval mode
+    layer = kind(len(tensors["weight"]), given["eps"], momentum)
     return _filled(layer, tensors)
 
 

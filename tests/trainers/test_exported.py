@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
@@ -113,6 +114,38 @@ def test_it_computes_what_was_exported_in_layers_in_either_mode(training: bool, 
     before, after = read.get_submodule("norm"), network.get_submodule("norm")
     assert torch.equal(before.get_buffer("running_mean"), after.get_buffer("running_mean"))
     assert [len(read.eval()(images(count))) for count in (1, 2, 7)] == [1, 2, 7]
+
+
+class Bare(nn.Module):
+    """Parameters of its own as weights, some called as other layers are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 1, 3, 3))
+        self.w = nn.Parameter(torch.randn(4, 4, 1, 1))
+        self.proj_weight = nn.Parameter(torch.randn(5, 4))
+        self.layer, self.proj = nn.Linear(5, 3), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.proj(F.conv2d(F.conv2d(x, self.weight), self.w)).mean((2, 3))
+        logits: Tensor = self.layer(F.linear(x, self.proj_weight))
+        return logits
+
+
+def test_weights_of_no_layer_become_layers_whatever_they_are_called(tmp_path: Path) -> None:
+    network = Bare().eval()
+    read = read_exported(exported(network, tmp_path / "bare.pt2"))
+    assert kinds(read) == {"Conv2d": 3, "Linear": 2}
+    assert torch.equal(read(images()), network(images()))
+
+
+def test_a_batch_norm_that_averages_over_all_batches_still_does(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, momentum=None), nn.Flatten(), nn.Linear(144, 3))
+    read = read_exported(exported(drawn(network).eval(), tmp_path / "net.pt2"))
+    for each in (read, network):
+        each.train()(images())
+    means = [dict(each.named_buffers())["1.running_mean"] for each in (read, network)]
+    assert torch.allclose(*means)
 
 
 def test_its_features_and_units_are_those_of_the_network(file: Path) -> None:
