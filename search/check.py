@@ -20,14 +20,14 @@ from search.formats import DEFAULT, Format
 from search.home import default_home
 from search.nodes import check_visible, files_of
 from search.study_file import StudyFile
-from search.tiny import GENTLER, Middle, gentler, tiny_recipe, tiny_task, tiny_trial
+from search.tiny import GENTLER, Middle, gentler, tiny_data, tiny_recipe, tiny_task, tiny_trial
 from search.tracking.mlflow_models import fetched
 from spaces import BadInput, Recipe
 from spaces.errors import Problems
 from trainers.computing import computing
 from trainers.data import pixels
 from trainers.data.dataset import Dataset, Split
-from trainers.data.splits import limit_train, shortlist
+from trainers.data.splits import shortlist
 from trainers.families import Network, outline
 from trainers.files import scratch_folder
 from trainers.knowledge import Knowledge
@@ -39,8 +39,6 @@ from trainers.teacher import Teacher, together, untrained
 from trainers.transfer import StageFailed
 from trainers.trial import TrialResult, run_trial
 
-IMAGES = 512
-"""How many images the tiny trial trains on."""
 STEP_IMAGES = 32
 """How many images each method takes a step with."""
 
@@ -184,9 +182,8 @@ class _DryRun:
     def training(self, data: Dataset) -> None:
         """A step of every method, one tiny trial from end to end, and what the study will take."""
         file, spec = self.file, self.file.task
-        images = len(data.train)
-        tiny = IMAGES if images >= IMAGES + data.classes else images
-        few = data if tiny == images else limit_train(data, tiny)
+        few = tiny_data(data)
+        images, tiny = len(data.train), len(few.train)
         with self.problems.noted(), _as_problems(), scratch_folder() as scratch, computing(file.search.cpus):
             task, teacher_s = tiny_task(spec, few, scratch, self.diverged)
             self._teacher_measured(task, tiny)

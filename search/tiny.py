@@ -11,6 +11,7 @@ from search.preparation import needs_of
 from search.study_file import StudyFile
 from spaces import BadInput, Recipe
 from trainers.data.dataset import Dataset
+from trainers.data.splits import limit_train
 from trainers.knowledge import Knowledge
 from trainers.loop import Diverged
 from trainers.task import Task
@@ -18,10 +19,18 @@ from trainers.task_spec import TaskSpec
 from trainers.teacher_spec import TeacherSpec
 from trainers.trial import TrialResult, run_trial
 
+IMAGES = 512
+"""How many images are trained on; more if there are more classes."""
 GENTLER = 0.01
 """What learning rates are multiplied with where the tiny training diverges: it has next to no warm-up, which a long one
 has, so that a study need not be unsound for it."""
 Made = TypeVar("Made")
+
+
+def tiny_data(data: Dataset) -> Dataset:
+    """The data with IMAGES of the train images, or one of each class if that is more; all if there are few."""
+    images = max(IMAGES, data.classes)
+    return limit_train(data, images) if len(data.train) >= images + data.classes else data
 
 
 def tiny_task(spec: TaskSpec, few: Dataset, scratch: Path, diverged: list[str]) -> tuple[Task, float]:

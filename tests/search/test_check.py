@@ -22,9 +22,10 @@ from search.errors import ExportRefused
 from search.formats import DEFAULT
 from search.study import Study
 from search.study_file import StudyFile
-from search.tiny import tiny_recipe
+from search.tiny import tiny_data, tiny_recipe
 from spaces import BadInput
 from trainers import load_student
+from trainers.data import Dataset, Split
 from trainers.families import Network
 
 
@@ -172,6 +173,15 @@ def test_few_images_are_enough_and_are_all_that_is_trained_on() -> None:
     cut, units = map(int, re.findall(r"(\d+) of (\d+) units cut", trial)[0])
     assert 0 < cut < units
     assert exported == "exported to ONNX, run by ONNX Runtime: the same"
+
+
+@pytest.mark.parametrize(("classes", "each", "kept"), [(2, 400, 512), (600, 3, 600), (600, 1, 600), (600, 2, 600)])
+def test_of_many_classes_as_many_images_are_tried(classes: int, each: int, kept: int) -> None:
+    labels = torch.arange(classes).repeat(each)
+    split = Split(torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8), labels)
+    few = tiny_data(Dataset("made", tuple(map(str, range(classes))), split, split, split))
+    assert len(few.train) == kept
+    assert len(few.train.labels.unique()) == classes
 
 
 def test_a_student_that_measures_otherwise_when_it_is_loaded_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
