@@ -111,7 +111,7 @@ def _stored(client: Any, uri: str) -> str:
     if not uri.startswith("models:/"):
         return uri
     name, *rest = uri.removeprefix("models:/").split("/")
-    if name.startswith("m-") and "@" not in name:
+    if name.startswith("m-") and "@" not in name and not (rest and rest[0].isdecimal()):
         source = client.get_logged_model(name).artifact_location
     else:
         name, _, alias = name.partition("@")

@@ -88,6 +88,15 @@ def test_a_network_is_fetched_by_each_of_its_names_into_one_file(run_id: str, ur
     assert torch.equal(read_exported(Path(file))(images), network()(images))
 
 
+def test_a_name_that_begins_as_ids_of_models_do_is_a_name(run_id: str, stand: Stand, tmp_path: Path) -> None:
+    client = MlflowClient(stand.url, stand.url)
+    client.create_registered_model("m-net")
+    client.create_model_version("m-net", f"{client.get_run(run_id).info.artifact_uri}/weights", run_id)
+    file = fetched(task(network="x:y", weights="models:/m-net/1"), tmp_path, stand.url).teacher.weights
+    assert file is not None
+    assert Path(file).is_file()
+
+
 def test_weights_of_a_members_are_fetched(run_id: str, stand: Stand, tmp_path: Path) -> None:
     members = [{"network": "a.b:C", "weights": f"runs:/{run_id}/weights"}, {"network": "torchvision:resnet18"}]
     spec = fetched(task(input={}, members=members), tmp_path, stand.url)
