@@ -16,6 +16,7 @@ from spaces import BadInput, Student
 from spaces.errors import Problems, shown
 from trainers.class_weights import class_weights, label_loss
 from trainers.computing import computing
+from trainers.data import source_of
 from trainers.data.dataset import Dataset, pixels
 from trainers.families import DeepEnsemble, Network, OwnNetwork, build
 from trainers.files import Damaged, digest, read_hashed, sha256, write_hashed
@@ -124,9 +125,11 @@ class Teacher:
         c, *sides = self.data.image_shape
         size = member.input.size
         if size is not None and sides != ([size, size] if isinstance(size, int) else list(size)):
+            written = size if isinstance(size, int) else list(size)
+            scaled = "image_size" in source_of(self.spec.dataset).options
             raise BadInput(
-                f"`task.teacher.input.size` must match the images, but is {size} and they are {sides[0]} x {sides[1]}; "
-                f"set `task.image_size: {size}`, or leave it out"
+                f"`task.teacher.input.size` must match the images, but is {written} and they are {sides[0]} x "
+                f"{sides[1]}; {f'set `task.image_size: {written}`, or ' if scaled else ''}leave it out"
             )
         network = OwnNetwork(
             inner,
