@@ -17,8 +17,11 @@ from search.fronts.pareto import Axis, hypervolume, non_dominated
 from search.fronts.quantities import show
 from search.seeds import Spread, is_within_noise, spread
 from spaces.errors import BadInput
-from trainers.data.splits import wilson
+from trainers.data.splits import counted, wilson
 from trainers.metrics import Direction, Scale
+
+INTERVAL = "95 % interval"
+"""What pictures and tables call `Front.interval`."""
 
 
 @dataclass(frozen=True)
@@ -223,14 +226,16 @@ class Front:
             return None
         return wilson(accuracy, self.validation_images)
 
+    def interval_cell(self, entry: Entry) -> str:
+        """The same for people."""
+        return "–" if (ends := self.interval(entry)) is None else f"{ends[0]:.3f}–{ends[1]:.3f}"
+
     def chosen_from(self) -> str:
         """From how many students the front was chosen, on how many images, in a line; empty if that is not known."""
         if not self.validation_images or not self.entries:
             return ""
-        return (
-            f"chosen from {len(self.entries):,} students on {self.validation_images:,} validation images, which "
-            "flatters the best; 95 % intervals are Wilson's"
-        )
+        students, images = counted(len(self.entries), "student"), counted(self.validation_images, "validation image")
+        return f"chosen from {students} on {images}, which flatters the best; {INTERVAL}s are Wilson's"
 
     def to_json(self, study: str) -> dict[str, object]:
         """The front as a value for `json.dumps`; counts are integers, values that are not finite are None."""

@@ -7,12 +7,13 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from search.fronts.front import Entry, Front
+from search.fronts.front import INTERVAL, Entry, Front
 from search.fronts.pareto import Axis
 from search.fronts.picture import (
     FAINT,
     GRID,
     INK,
+    Intervals,
     Look,
     Picture,
     axis_label,
@@ -21,6 +22,7 @@ from search.fronts.picture import (
     decades,
     frame,
     groups,
+    intervals,
     legend_title,
     pictured,
     spreads,
@@ -70,10 +72,11 @@ def front_html(front: Front, study: str, link: str | None, teacher: Mapping[str,
     drawn = figure.to_html(include_plotlyjs=True, full_html=False, div_id="front", config=config)
     title = escape(f"{study}: the front")
     note = escape(caption(front, picture)) + ("; a double click shows all" if ends else "")
+    chosen = f"<br>{escape(line)}" if (line := front.chosen_from()) else ""
     linked = f' · <a href="{escape(link)}" target="_blank" rel="noopener">the study in MLflow</a>' if link else ""
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
-        f"<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>\n<p>{note}{linked}</p>\n"
+        f"<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>\n<p>{note}{linked}{chosen}</p>\n"
         f'{drawn}\n<div class="wide">{_table(front)}</div>\n</main>\n</body>\n</html>\n'
     )
 
@@ -86,6 +89,8 @@ def _figure(
         xs, ys = coordinates(picture, corners)
         steps = {"color": INK, "width": 1.5, "shape": "hv" if picture.x.direction == "min" else "vh"}
         figure.add_scatter(x=xs, y=ys, mode="lines", line=steps, name="front", hoverinfo="skip")
+    if (known := intervals(front, picture)).entries:
+        figure.add_scatter(**_bars(picture, known))
     for method, look, on_front, group in groups(front, picture):
         figure.add_scatter(**_marks(front, picture, method, look, on_front, group))
     label, over_x, over_y = spreads(front, picture)
@@ -120,6 +125,21 @@ def _figure(
         legend={"title": {"text": legend_title(front).replace("\n", "<br>"), "font": {"size": 13}}},
         hoverlabel={"align": "left", "bgcolor": "#fff", "bordercolor": FAINT, "font": {"color": INK}},
     )
+
+
+def _bars(picture: Picture, known: Intervals) -> dict[str, Any]:
+    """The trace of the accuracies' intervals."""
+    xs, ys = coordinates(picture, known.entries)
+    reach = {"type": "data", "symmetric": False, "array": known.above, "arrayminus": known.below}
+    return {
+        "x": xs,
+        "y": ys,
+        f"error_{known.axis}": reach | {"thickness": 1, "width": 3, "color": FAINT},
+        "mode": "markers",
+        "name": INTERVAL,
+        "marker": {"color": FAINT, "symbol": "line-ew-open" if known.axis == "x" else "line-ns-open", "size": 8},
+        "hoverinfo": "skip",
+    }
 
 
 def _marks(
@@ -159,7 +179,11 @@ def _hover(front: Front, entry: Entry, on_front: bool) -> str:
     seeds = [f"{name}: {cell}" for name, cell in front.seed_cells(entry).items() if cell] if on_front else []
     recipe = [f"{name} = {value}" for name, value in entry.recipe.items()]
     head = f"<b>{entry.called}</b>" + (", on the front" if on_front else "")
-    return "<br>".join([head, *map(escape, [*_measured(entry.measurements), *seeds]), "", *map(escape, recipe)])
+    measured = _measured(entry.measurements)
+    if front.interval(entry) is not None:
+        accuracy = list(entry.measurements).index("accuracy")
+        measured[accuracy] += f" ({INTERVAL} {front.interval_cell(entry)})"
+    return "<br>".join([head, *map(escape, [*measured, *seeds]), "", *map(escape, recipe)])
 
 
 def _measured(measurements: Mapping[str, float]) -> list[str]:
@@ -167,16 +191,19 @@ def _measured(measurements: Mapping[str, float]) -> list[str]:
 
 
 def _table(front: Front) -> str:
-    seeds = [front.seed_cells(entry) for entry in front.non_dominated]
-    names = ("student", *front.objectives, *(seeds[0] if seeds else ()))
-    head = "".join(f'<th class="number">{escape(name)}</th>' for name in names)
+    members = front.non_dominated
+    columns = {"student": [str(entry.trial) for entry in members]}
+    for name in front.objectives:
+        columns[name] = [show(entry.value(name)) for entry in members]
+        if name == "accuracy" and any(map(front.interval, members)):
+            columns[INTERVAL] = [front.interval_cell(entry) for entry in members]
+    seeds = [front.seed_cells(entry) for entry in members]
+    columns |= {name: [cells[name] for cells in seeds] for name in (seeds[0] if seeds else ())}
+    head = "".join(f'<th class="number">{escape(name)}</th>' for name in columns)
     rows = [
-        "".join(
-            f'<td class="number">{cell}</td>'
-            for cell in (entry.trial, *(show(entry.value(n)) for n in front.objectives), *cells.values())
-        )
+        "".join(f'<td class="number">{cells[place]}</td>' for cells in columns.values())
         + f"<td><code>{escape(front.brief(entry))}</code></td><td><code>{escape(entry.run_id or '–')}</code></td>"
-        for entry, cells in zip(front.non_dominated, seeds, strict=True)
+        for place, entry in enumerate(members)
     ]
     return (
         f"<table><thead><tr>{head}<th>recipe</th><th>MLflow run</th></tr></thead>"

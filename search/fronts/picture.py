@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -98,6 +98,31 @@ def spreads(front: Front, picture: Picture) -> tuple[str, list[Spread], list[Spr
     few_to_many = "–".join(str(count) for count in dict.fromkeys((*counts[:1], *counts[-1:])))
     over_x, over_y = ([entry.spread(axis.name) for entry in repeated] for axis in (picture.x, picture.y))
     return f"mean ± deviation of {few_to_many} seeds" if repeated else "", over_x, over_y
+
+
+class Intervals(NamedTuple):
+    """The intervals of accuracies in the picture."""
+
+    axis: Literal["x", "y"]
+    """That of the accuracy."""
+    entries: list[Entry]
+    """The students on the front that have one; empty if the accuracy is on neither axis."""
+    below: list[float]
+    """How far each reaches below the student's accuracy."""
+    above: list[float]
+
+
+def intervals(front: Front, picture: Picture) -> Intervals:
+    """The intervals of the front's students, for bars."""
+    axis: Literal["x", "y"] = "x" if picture.x.name == "accuracy" else "y"
+    found = Intervals(axis, [], [], [])
+    for entry in front.non_dominated if "accuracy" in (picture.x.name, picture.y.name) else ():
+        ends, accuracy = front.interval(entry), entry.value("accuracy")
+        if ends is not None and entry in picture.entries:
+            found.entries.append(entry)
+            found.below.append(max(0.0, accuracy - ends[0]))
+            found.above.append(max(0.0, ends[1] - accuracy))
+    return found
 
 
 def teacher_place(picture: Picture, teacher: Mapping[str, float] | None) -> tuple[float, float] | None:

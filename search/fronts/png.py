@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
 
-from search.fronts.front import Front
+from search.fronts.front import INTERVAL, Front
 from search.fronts.picture import (
     FAINT,
     GRID,
@@ -22,6 +22,7 @@ from search.fronts.picture import (
     decades,
     frame,
     groups,
+    intervals,
     legend_title,
     pictured,
     spreads,
@@ -40,7 +41,7 @@ def front_png(front: Front, study: str, path: Path, teacher: Mapping[str, float]
 
 
 def front_figure(front: Front, study: str, teacher: Mapping[str, float] | None = None) -> Figure:
-    """The picture: every student, the front as a step line, means and deviations where trials were repeated.
+    """The picture: every student, the front as a step line, intervals of accuracies, means and deviations over seeds.
 
     Args:
         front: the front to show.
@@ -54,6 +55,7 @@ def front_figure(front: Front, study: str, teacher: Mapping[str, float] | None =
     if corners := stairs(front, picture):
         steps = "steps-post" if picture.x.direction == "min" else "steps-pre"
         legend += axes.plot(*coordinates(picture, corners), drawstyle=steps, color=INK, lw=1.4, label="front", zorder=2)
+    legend += _draw_intervals(axes, front, picture)
     legend += _draw_students(axes, front, picture)
     legend += _draw_spreads(axes, front, picture)
     place = teacher_place(picture, teacher)
@@ -63,13 +65,37 @@ def front_figure(front: Front, study: str, teacher: Mapping[str, float] | None =
     axes.set(xscale=picture.x.scale, yscale=picture.y.scale, ylim=frame(picture, place))
     _label_axes(axes, picture)
     axes.set_title(f"{study}: {caption(front, picture)}", loc="left", color=INK, fontsize=13, parse_math=False)
+    if line := front.chosen_from():
+        figure.supxlabel(line, x=0.995, ha="right", color=FAINT, fontsize=9)
     axes.grid(color=GRID)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if legend:
-        corner = "lower right" if picture.y.direction == "max" else "upper right"  # the corner of large, bad students
-        axes.legend(handles=legend, loc=corner, title=legend_title(front), edgecolor=GRID)
+        # the corner of students that are bad on both axes
+        vertical = "lower" if picture.y.direction == "max" else "upper"
+        horizontal = "left" if picture.x.direction == "max" else "right"
+        axes.legend(handles=legend, loc=f"{vertical} {horizontal}", title=legend_title(front), edgecolor=GRID)
     return figure
+
+
+def _draw_intervals(axes: Axes, front: Front, picture: Picture) -> list[Artist]:
+    """Returns the legend's entries."""
+    known = intervals(front, picture)
+    if not known.entries:
+        return []
+    reach, along_x = [known.below, known.above], known.axis == "x"
+    axes.errorbar(
+        *coordinates(picture, known.entries),
+        xerr=reach if along_x else None,
+        yerr=None if along_x else reach,
+        fmt="none",
+        ecolor=FAINT,
+        elinewidth=0.8,
+        capsize=2,
+        zorder=2,
+    )
+    marker = "_" if along_x else "|"
+    return [Line2D([], [], ls="", marker=marker, color=FAINT, ms=12, mew=0.8, label=INTERVAL)]
 
 
 def _draw_students(axes: Axes, front: Front, picture: Picture) -> list[Artist]:

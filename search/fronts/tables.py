@@ -6,13 +6,12 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from search.fronts.front import Front
+from search.fronts.front import INTERVAL, Front
 from search.fronts.quantities import shortened, show
 from search.output import WIDTH
 
 _WITH_THE_OBJECTIVES = ("accuracy", "nll", "parameters", "macs", "size_bytes")
 """Measurements that the terminal has room for besides the objectives."""
-_INTERVAL = "95 % interval"
 
 
 def front_table(front: Front) -> Table:
@@ -48,13 +47,12 @@ def front_table(front: Front) -> Table:
 
 def _with_interval(front: Front, columns: dict[str, list[str]], most: int) -> dict[str, list[str]]:
     """The columns with the accuracy's interval next to it, if known and at most `most` characters are then taken."""
-    intervals = [front.interval(entry) for entry in front.non_dominated]
-    if _INTERVAL in columns or "accuracy" not in columns or not any(intervals):
+    if INTERVAL in columns or "accuracy" not in columns or not any(map(front.interval, front.non_dominated)):
         return columns
-    cells = ["–" if ends is None else f"{ends[0]:.3f}–{ends[1]:.3f}" for ends in intervals]
+    cells = [front.interval_cell(entry) for entry in front.non_dominated]
     more: dict[str, list[str]] = {}
     for name, each in columns.items():
-        more |= {name: each, _INTERVAL: cells} if name == "accuracy" else {name: each}
+        more |= {name: each, INTERVAL: cells} if name == "accuracy" else {name: each}
     return more if sum(map(_width, more.items())) <= most else columns
 
 

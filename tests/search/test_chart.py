@@ -6,7 +6,9 @@ import re
 import shutil
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import pytest
@@ -20,7 +22,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from search.fronts.front import Entry, Front
 from search.fronts.page import front_html
 from search.fronts.pareto import Axis
-from search.fronts.png import front_png
+from search.fronts.png import front_figure, front_png
 from trainers.metrics import Direction
 
 ACCURACY = Axis("accuracy", "max", "linear", worst=0.0, best=1.0)
@@ -88,6 +90,40 @@ def test_the_table_of_the_page_has_the_members_by_size() -> None:
         ["2", "0.9500", "50,000"],
     ]
     assert [row[-1] for row in rows[1:]] == ["run-3", "run-1", "run-2"]
+
+
+def traces(page: str) -> dict[str, dict[str, Any]]:
+    """What plotly draws, by name."""
+    drawn = own_part(page).partition("Plotly.newPlot(")[2].partition("[")[1:]
+    found: list[dict[str, Any]] = json.JSONDecoder().raw_decode("".join(drawn))[0]
+    return {trace["name"]: trace for trace in found if trace.get("showlegend", True)}
+
+
+@pytest.mark.parametrize("names", [("accuracy", "parameters"), ("parameters", "accuracy")])
+def test_accuracies_on_a_known_number_of_images_have_bars(names: tuple[str, str]) -> None:
+    some = replace(front(*names), validation_images=100)
+    page = front_html(some, "digits", None)
+    assert "<br>chosen from 6 students on 100 validation images, which flatters the best; 95 % int" in own_part(page)
+    assert '<th class="number">accuracy</th><th class="number">95 % interval</th>' in page
+    assert '<td class="number">0.8000</td><td class="number">0.711–0.867</td>' in page
+    ends = [some.interval(student) for student in some.non_dominated]
+    bars, axis = traces(page)["95 % interval"], "y" if names[0] == "accuracy" else "x"
+    error = bars[f"error_{axis}"]
+    for value, below, above, end in zip(bars[axis], error["arrayminus"], error["array"], ends, strict=True):
+        assert (value - below, value + above) == pytest.approx(end)
+    assert "accuracy 0.9500 (95 % interval 0.888–0.978)<br>" in traces(page)["kd"]["hovertext"][0]
+    figure = front_figure(some, "digits")
+    assert figure.get_supxlabel() == some.chosen_from()
+    (_, _, (drawn,)) = figure.axes[0].containers[0].lines
+    for segment, end in zip(drawn.get_segments(), ends, strict=True):
+        assert segment[:, "xy".index(axis)].tolist() == pytest.approx(end)
+
+
+def test_without_a_number_of_images_or_an_accuracy_there_are_no_bars() -> None:
+    sizes = replace(front("parameters", "size_bytes"), validation_images=100)
+    for some in (TWO, sizes):
+        assert "95 % interval" not in traces(front_html(some, "digits", None))
+        assert front_figure(some, "digits").axes[0].containers == []
 
 
 CASES = [
