@@ -280,7 +280,7 @@ def _groups(teacher: Network, data: Dataset, file: StudyFile) -> list[str]:
     try:
         traced = trace(spectralize(teacher, keep=teacher.heads), data.image_shape)
         groups = plan(traced, 0.0, floor=0.0).groups
-    except (RuntimeError, ValueError, TypeError, KeyError, AssertionError) as error:  # Torch-Pruning's own, too
+    except (RuntimeError, ValueError, TypeError, KeyError, AssertionError) as error:  # of the network's code, too
         if isinstance(error, BadInput):
             raise
         raise BadInput(
