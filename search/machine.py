@@ -52,8 +52,19 @@ def free_memory(root: Path = Path("/")) -> int | None:
     for limit in group_files(root, "memory", "memory.max", "memory.limit_in_bytes"):
         used = limit.with_name("memory.current" if limit.name == "memory.max" else "memory.usage_in_bytes")
         with suppress(OSError, ValueError):  # "max": none
-            free.append(int(limit.read_text()) - int(used.read_text()))
+            taken = int(used.read_text()) - _forgettable(limit.with_name("memory.stat"))
+            free.append(int(limit.read_text()) - taken)
     return max(0, min(free)) if free else None
+
+
+def _forgettable(file: Path) -> int:
+    """Bytes that a control group counts as used, of files that were read and are not in use: the kernel forgets them
+    when memory is asked for, as `docker stats` and Kubernetes take it."""
+    try:
+        values = dict(line.split() for line in file.read_text().splitlines())
+        return int(values.get("total_inactive_file") or values.get("inactive_file") or 0)
+    except (OSError, ValueError):
+        return 0
 
 
 def check_machine(cpus: int, gpus: float, *, starts_ray: bool) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from search.machine import check_loopback, oom_kills
+from search.machine import check_loopback, free_memory, oom_kills
 from trainers.machine import usable_cpus, usable_memory
 
 HERE = os.sched_getaffinity(0)
@@ -89,6 +89,45 @@ def written(folder: Path, files: dict[str, str]) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)
     return folder
+
+
+FREE: dict[str, tuple[dict[str, str], int | None]] = {
+    "nobody says": ({}, None),
+    "no limit": ({"proc/meminfo": "MemTotal: 900 kB\nMemAvailable:   500 kB\n"}, 512_000),
+    "v2": (
+        {
+            "proc/meminfo": "MemAvailable: 500 kB\n",
+            "proc/self/cgroup": "0::/a\n",
+            "sys/fs/cgroup/a/memory.max": "400000\n",
+            "sys/fs/cgroup/a/memory.current": "390000\n",
+            "sys/fs/cgroup/a/memory.stat": "anon 100000\nfile 290000\ninactive_file 250000\nactive_file 40000\n",
+        },
+        260_000,
+    ),
+    "v1, nothing known of files": (
+        {
+            "proc/self/cgroup": "3:memory:/a\n",
+            "sys/fs/cgroup/memory/a/memory.limit_in_bytes": "400000\n",
+            "sys/fs/cgroup/memory/a/memory.usage_in_bytes": "390000\n",
+        },
+        10_000,
+    ),
+    "v1": (
+        {
+            "proc/self/cgroup": "3:memory:/a\n",
+            "sys/fs/cgroup/memory/a/memory.limit_in_bytes": "400000\n",
+            "sys/fs/cgroup/memory/a/memory.usage_in_bytes": "390000\n",
+            "sys/fs/cgroup/memory/a/memory.stat": "inactive_file 1\ntotal_inactive_file 50000\n",
+        },
+        60_000,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FREE)
+def test_memory_is_free_unless_processes_hold_it(case: str, tmp_path: Path) -> None:
+    files, expected = FREE[case]
+    assert free_memory(written(tmp_path, files)) == expected
 
 
 @pytest.mark.parametrize("quota", QUOTAS)
