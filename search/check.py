@@ -65,7 +65,10 @@ class Checked:
 
 
 def check(file: StudyFile, format: Format = DEFAULT, home: Path | None = None, address: str | None = None) -> Checked:
-    """Try all that the study will do, in small; nothing is left behind but images larger than `task.memory`, in files.
+    """Try all that the study will do, in small.
+
+    Nothing is left behind but, in files, images larger than `task.memory` and, where machines of a cluster are asked
+    for it, what MLflow stores of the teacher.
 
     Args:
         file: the study.
@@ -80,7 +83,8 @@ def check(file: StudyFile, format: Format = DEFAULT, home: Path | None = None, a
     with scratch_folder() as scratch:
         run = _DryRun(file, format, home)
         with run.problems.noted():
-            task = fetched(file.task, scratch / "networks", StudyFolder(file.name, home).tracking_uri)
+            where = scratch if address is None else home  # machines must see it where the study will put it
+            task = fetched(file.task, where / "networks", StudyFolder(file.name, home).tracking_uri)
             run.file = file.model_copy(update={"task": task})
         data = run.data()
         if address is not None:

@@ -12,7 +12,8 @@ import yaml
 from spaces.errors import BadInput, known
 
 _HERE = Path(__file__).parent
-_DOWNLOADED, _EXPORTED = "DEFAULT", ".pt2"  # as `trainers.teacher_spec` has it, which imports numpy
+_DOWNLOADED, _EXPORTED, _REGISTERED = "DEFAULT", ".pt2", ("models:/", "runs:/")
+"""As `trainers.teacher_spec` has them, which imports numpy."""
 
 
 def content_of(name: str) -> str:
@@ -72,8 +73,10 @@ def study_of(file: Path, network: str, weights: str | None, data: str, image_siz
 
 
 def _from(folder: Path, path: str) -> str:
-    """A path of the current folder's, as a study file in `folder` names it."""
+    """A path of the current folder's, as a study file in `folder` names it; what MLflow stores has the same name."""
     named = Path(path).expanduser()
+    if path.startswith(_REGISTERED):
+        return path
     return path if named.is_absolute() or folder == Path() else os.path.relpath(named, folder)
 
 

@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search.backends.deaths import last_words
 from search.backends.worker import Disk, OwnDisk, content_of
+from spaces import BadInput
 from trainers import save_student
 from trainers.files import write_whole
 
@@ -84,7 +85,11 @@ def last_words_of(error: str) -> str:
 
 
 def unseen(paths: Sequence[Path]) -> list[tuple[str, Path]]:
-    """Which paths do not exist on which machines of the cluster, by the machines' addresses."""
+    """Which paths do not exist on which machines of the cluster, by the machines' addresses.
+
+    Raises:
+        BadInput: a machine does not answer.
+    """
     if not paths:
         return []
     asked = [
@@ -92,7 +97,17 @@ def unseen(paths: Sequence[Path]) -> list[tuple[str, Path]]:
         for node in ray.nodes()
         if node["Alive"]
     ]
-    return [(address, path) for address, answer in asked for path in ray.get(answer, timeout=_START_S)]
+    missing = []
+    for address, answer in asked:
+        try:
+            missing += [(address, path) for path in ray.get(answer, timeout=_START_S)]
+        except ray.exceptions.RayError as error:  # too slow, gone, or without Dux's dependencies
+            reason = " ".join(str(error).split())[:150] or type(error).__name__
+            raise BadInput(
+                f"every machine of the cluster must start a worker within {_START_S:.0f} s, but {address} does not "
+                f"({reason}); repair it, or take it out of the cluster"
+            ) from None
+    return missing
 
 
 def _missing(paths: Sequence[Path]) -> list[Path]:

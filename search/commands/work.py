@@ -230,7 +230,10 @@ def init(
     ] = None,
     network: Annotated[
         str | None,
-        typer.Option(help="Of your own: torchvision:NAME, timm:NAME or package.module:Class.", show_default=False),
+        typer.Option(
+            help="Of your own: torchvision:NAME, timm:NAME, package.module:Class, a .pt2 file, models:/NAME/VERSION.",
+            show_default=False,
+        ),
     ] = None,
     weights: Annotated[str | None, typer.Option(help="Its weights, a file; or DEFAULT.", show_default=False)] = None,
     data: Annotated[str | None, typer.Option(help="The folder of its images.", show_default=False)] = None,

@@ -92,6 +92,7 @@ def test_a_file_that_a_machine_of_the_cluster_lacks_is_named(cluster: str, tmp_p
     here.touch()
     program = f"""
 from pathlib import Path
+from search.backends import remote
 from search.backends.cluster import cluster
 from search.nodes import check_visible
 from spaces import BadInput
@@ -102,13 +103,19 @@ with cluster({cluster!r}, cpus=0, gpus=0.0, store_bytes=0, verbose=False):
         check_visible([Path("/nowhere/a.pt2"), Path({str(here)!r}), Path("/nowhere/b.py")])
     except BadInput as error:
         print(*error.problems, sep="\\n")
+    remote._START_S = 1e-4
+    try:
+        check_visible([Path("/nowhere/a.pt2")])
+    except BadInput as error:
+        print(error)
 """
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    *lines, slow = done.stdout.splitlines()
     assert len(lines) == 2
+    assert slow.startswith("every machine of the cluster must start a worker within 0 s, but ")
     for line, name in zip(lines, ("a.pt2", "b.py"), strict=True):
         assert line.startswith(f"workers must find /nowhere/{name} on every machine of the cluster, but it is not on ")
 

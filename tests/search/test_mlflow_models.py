@@ -13,7 +13,9 @@ from mlflow import MlflowClient
 from running import Said, Stand
 from torch import nn
 
+from search.check import check
 from search.study import Study
+from search.study_file import StudyFile
 from search.tracking.mlflow_models import fetched
 from spaces import BadInput
 from trainers import TaskSpec, TeacherSpec
@@ -140,6 +142,18 @@ def test_no_store_and_no_answer_are_one_line_with_exit_code_2(
     assert (code, err.count("\n")) == (2, 1)
     assert re.search(r"must be in MLflow at http://127.0.0.1:9, but API request to", err)
     assert not (tmp_path / "home").exists()
+
+
+def test_machines_of_a_cluster_are_asked_for_the_network_where_the_study_will_have_it(
+    run_id: str, tmp_path: Path, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stand.url)
+    spec = task(network="models:/net/1").model_dump(exclude_defaults=True, mode="json")
+    file = StudyFile.from_mapping({"name": "mine", "task": spec, "space": {"transfer": "kd"}})
+    (problem,) = check(file, home=tmp_path, address=NOBODY.removeprefix("http://")).problems
+    assert problem.startswith("`--address` must be that of a running Ray cluster")
+    (there,) = (tmp_path / "networks").iterdir()
+    assert there == Path(str(fetched(file.task, tmp_path / "networks", stand.url).teacher.network))
 
 
 def test_a_study_goes_on_with_the_network_that_it_began_with(

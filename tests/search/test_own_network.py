@@ -127,6 +127,10 @@ def test_init_names_files_as_its_study_file_finds_them(
     assert dux("init", Path("sub") / "file.yaml", *given)[0] == 0
     raw = yaml.safe_load((tmp_path / "sub" / "file.yaml").read_text())
     assert raw["task"]["teacher"] == {"network": "../net.pt2"}
+    given = ("--network", "models:/net/1/net.pt2", "--weights", "runs:/1/w", "--data", "bilder")
+    assert dux("init", Path("sub") / "stored.yaml", *given)[0] == 0
+    raw = yaml.safe_load((tmp_path / "sub" / "stored.yaml").read_text())
+    assert raw["task"]["teacher"] == {"network": "models:/net/1/net.pt2", "weights": "runs:/1/w"}
 
 
 @pytest.mark.parametrize("path", ["~nobody-has-this-name/x", "x" * 300])
