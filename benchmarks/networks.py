@@ -165,7 +165,7 @@ def document(path: Path) -> str:
     for line in lines:
         start = f"| {line['key']} | {line['side']} |"
         if "error" in line:
-            rows.append(f"{start} does not work: {line['error']} | | | | | | |")
+            rows.append(f"{start} does not work: {line['error']} | | | | | | | |")
             continue
         whole = "; ".join(f"{count} {why}" for why, count in Counter(line["whole"]).most_common()) or "none"
         rows.append(

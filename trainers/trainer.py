@@ -23,6 +23,8 @@ from trainers.spectral import Plan, Traced, cut, plan, recalibrate, rescale, spe
 from trainers.task import Task
 from trainers.transfer import Method, Shapes, TeacherSignals, method_of
 
+EACH_EPOCH = ("accuracy", "balanced_accuracy", "macro_f1", "nll")
+"""Measurements that take next to no time once there are predictions: early stopping compares trials by them."""
 SEEN = 1024
 """Training images to which weights are fitted, and from which batch norm statistics are estimated, after a cut."""
 SEEN_AT_ONCE = 2**26
@@ -41,7 +43,7 @@ class Report:
     phase: str
     """`pretrain` (of methods that have it), `train` or `fine_tune`."""
     metrics: dict[str, float]
-    """loss (mean over the epoch), accuracy and nll on validation data of the network as it is; where images are
+    """loss (mean over the epoch), and EACH_EPOCH on validation data of the network as it is; where images are
     perturbed, unmoved: the share of them that stayed as they were, for want of a gradient."""
     cost: dict[str, float]
     """parameters, macs and size_bytes of what the student will be: `expected_cost` until it is cut, then exact."""
@@ -259,7 +261,7 @@ class Trainer:
 
         def on_epoch(epoch: int, mean_loss: float) -> None:
             method.progress = min(1.0, (epoch + 1) / schedule.epochs)
-            measured = quality(predictions(network, data.validation), data.validation.labels)
+            measured = quality(predictions(network, data.validation), data.validation.labels, EACH_EPOCH)
             log.add(phase, {"loss": mean_loss, **measured, **loss.unmoved()})
 
         done = 0 if start is None else start.epoch

@@ -205,7 +205,7 @@ def reports(recipe: Recipe, task: Task) -> list[Report]:
 def test_every_epoch_is_reported(task: Task) -> None:
     reported = reports(PRUNED_KD, task)
     assert [(r.step, r.steps, r.phase) for r in reported] == [(1, 3, "train"), (2, 3, "train"), (3, 3, "fine_tune")]
-    assert all(set(r.metrics) == {"loss", "accuracy", "nll"} for r in reported)
+    assert all(set(r.metrics) == {"loss", "accuracy", "balanced_accuracy", "macro_f1", "nll"} for r in reported)
     assert [r.steps for r in reports(RECIPES["labels alone"], task)] == [2, 2]
 
 
