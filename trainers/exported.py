@@ -36,9 +36,10 @@ _RECORDS = re.compile(
 )
 """Those of an archive that are read as tensors, JSON or text; the sample inputs are looked at besides."""
 _OPERATIONS = re.compile(
-    r"torch\.ops\.aten\.\w+(\.\w+)?|math\.[a-z]\w*|torch\.sym_[a-z]\w*"
+    r"torch\.ops\.aten\.(?!(from_file|save)\b)\w+(\.\w+)?|math\.[a-z]\w*|torch\.sym_[a-z]\w*"
     r"|_operator\.(getitem|add|sub|mul|floordiv|truediv|mod|pow|neg|pos|eq|ne|lt|le|gt|ge|and_|or_|not_)"
 )
+"""All of PyTorch's own but those that open files, which a network could have any content written into."""
 _SIZES = re.compile(
     r"(Symbol\('[a-z]+\d+'(, [a-z]+=(True|False))*\)|[a-z]\d+|Add|Mul|Pow|Integer|Rational|Max|Min|Mod|PythonMod"
     r"|FloorDiv|CleanDiv|CeilDiv|True|False|\d+|[-+*/(),<>= &|~])*"
@@ -103,9 +104,9 @@ def _check_content(content: bytes, called: str) -> None:
 
     def refuse(what: str) -> None:
         raise BadInput(
-            f"{called} must be only tensors and PyTorch's own operations, but reading it could run code ({what}), "
-            "which Dux does not do; export it anew with this PyTorch, or name its class in `network` and its "
-            "state_dict in `weights`"
+            f"{called} must be only tensors and PyTorch's own operations, but it could run code or open files "
+            f"({what}), which Dux does not let it; export it anew with this PyTorch, or name its class in `network` "
+            "and its state_dict in `weights`"
         )
 
     archive = PT2ArchiveReader(io.BytesIO(content))

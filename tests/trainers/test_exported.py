@@ -302,8 +302,29 @@ def test_a_file_that_could_run_code_is_refused_before_it_does(way: str, file: Pa
     bad = changed(file, tmp_path / "bad.pt2", with_code(ran)[way])
     assert bad.read_bytes() != changed(file, tmp_path / "same.pt2", lambda name, content: content).read_bytes()
     read_exported(tmp_path / "same.pt2")
-    assert refused(bad).startswith("must be only tensors and PyTorch's own operations, but reading it could run code (")
+    assert refused(bad).startswith(
+        "must be only tensors and PyTorch's own operations, but it could run code or open files ("
+    )
     assert not ran.exists()
+
+
+class Writer(nn.Module):
+    """Writes into a file of this name when it is run."""
+
+    def __init__(self, name: Path) -> None:
+        super().__init__()
+        self.name, self.layer = str(name), nn.Linear(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layer(x.mean((2, 3))) + torch.ops.aten.from_file(self.name, True, 2).fill_(1.0)
+        return logits
+
+
+def test_a_network_that_would_open_files_is_refused(tmp_path: Path) -> None:
+    with torch.library._scoped_library("aten", "IMPL", "Meta") as library:  # without it export refuses to write it
+        library.impl("from_file", lambda name, shared=None, size=0, **_: torch.empty(size, device="meta"))
+        bad = exported(Writer(tmp_path / "made").eval(), tmp_path / "bad.pt2")
+    assert refused(bad).startswith("must be only tensors and PyTorch's own operations, but it could run code or open f")
 
 
 def test_a_file_with_other_records_is_refused(file: Path, tmp_path: Path) -> None:
