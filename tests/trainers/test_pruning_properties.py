@@ -459,6 +459,26 @@ def test_a_plan_that_would_change_what_a_network_computes_is_refused(
         cut(odd(between), planned)
 
 
+class Magnifier(nn.Module):
+    """Magnifies rounding a million times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.fc = nn.Linear(3, 100), nn.Linear(100, 100), nn.Linear(100, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(torch.sin(1e6 * self.two(F.relu(self.one(x.mean((2, 3)))))))
+        return logits
+
+
+def test_rounding_that_a_network_magnifies_is_not_taken_for_a_wrong_cut() -> None:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        network = spectralize(Magnifier(), keep=["fc"])
+    smaller = cut(network, plan(trace(network, (3, 4, 4)), 0.5, floor=0.5))
+    assert (smaller.one.out_features, smaller.two.out_features) == (50, 50)
+
+
 def test_a_tensor_that_is_used_twice_is_kept_once() -> None:
     tied = fresh("tied", 0)
     names = set(safetensors.torch.load(weights_bytes(tied)))

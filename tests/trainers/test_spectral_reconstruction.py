@@ -54,7 +54,7 @@ def silenced(network: nn.Sequential, layer: int, channels: list[int]) -> nn.Sequ
 
 def ridge_regression(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """(O, n) as the solution of a taller system: rows x for y, and rows of the ridge for the old weight."""
-    size = math.sqrt(RIDGE * np.square(x).mean(0).mean() * len(x))
+    size = math.sqrt(np.square(x).mean() * x.shape[1])
     tall = np.concatenate([x, size * np.eye(x.shape[1])])
     solution: np.ndarray = np.linalg.lstsq(tall, np.concatenate([y, size * weight.T]), rcond=None)[0].T
     return solution

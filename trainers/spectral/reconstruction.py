@@ -35,7 +35,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 RIDGE = 1e-3
-"""Ridge penalty, relative to the mean square of the inputs; ten times as much changed nothing (digits)."""
+"""A classifier's ridge penalty, relative to the mean square of its inputs; ten times as much changed nothing (digits).
+Other layers' is the number of unknowns over that of equations."""
 ROWS = 2**16
 """About how many positions of a layer's outputs are fitted, spread evenly over images and maps."""
 STEPS = 50
@@ -149,7 +150,8 @@ def _fit(layer: _Layer, given: Tensor, wanted: _Wanted, gone: Sequence[int]) -> 
     square, crossed = square / rows, crossed / rows
     if not (square.isfinite().all() and crossed.isfinite().all()):
         return  # a diverged student is reported when it is measured
-    ridge = (RIDGE * square.diagonal(dim1=1, dim2=2).sum(1) / whole.shape[2]).clamp_min(torch.finfo(torch.float64).tiny)
+    # unknowns over equations, times the inputs' mean square
+    ridge = (square.diagonal(dim1=1, dim2=2).sum(1) / rows).clamp_min(torch.finfo(torch.float64).tiny)
     change = torch.linalg.solve(square + torch.diag_embed(ridge[:, None].expand(-1, size)), crossed).mT
     fitted = whole.clone()
     fitted[:, :, used] += change

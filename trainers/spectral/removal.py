@@ -1,7 +1,9 @@
 """Channels masked in a network, or removed from it, and whether both compute the same."""
 
+import copy
 import math
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -100,12 +102,25 @@ def _state_sizes(module: nn.Module) -> None:
 
 
 def difference(silent: nn.Module, smaller: nn.Module, image_shape: tuple[int, ...]) -> str:
-    """How two networks differ on random images; empty if they agree, or their outputs are not finite anyway."""
+    """How two networks differ on random images; empty if they agree, or their outputs are not finite anyway.
+
+    A network whose outputs grow without bounds magnifies the rounding in which they may differ; so networks that
+    disagree are asked again in double precision, if they run in it.
+    """
+    images = random_images(silent, image_shape)
     try:
-        pairs = zip(_outputs(silent, image_shape), _outputs(smaller, image_shape), strict=True)
-        return next(filter(None, (_unlike(*pair) for pair in pairs)), "")
+        differs = _difference(silent, smaller, images)
     except Exception as error:  # a network that somebody else wrote may raise anything
         return f"it does not run ({(str(error) or type(error).__name__).splitlines()[0]})"
+    if differs:
+        with suppress(Exception):
+            return _difference(copy.deepcopy(silent).double(), copy.deepcopy(smaller).double(), images.double())
+    return differs
+
+
+def _difference(silent: nn.Module, smaller: nn.Module, images: Tensor) -> str:
+    pairs = zip(_outputs(silent, images), _outputs(smaller, images), strict=True)
+    return next(filter(None, (_unlike(*pair) for pair in pairs)), "")
 
 
 def _unlike(expected: Tensor, actual: Tensor) -> str:
@@ -124,10 +139,10 @@ def random_images(network: nn.Module, image_shape: tuple[int, ...]) -> Tensor:
     return images.to(next(network.parameters()).device)
 
 
-def _outputs(network: nn.Module, image_shape: tuple[int, ...]) -> Collection[Tensor]:
+def _outputs(network: nn.Module, images: Tensor) -> Collection[Tensor]:
     training = [module for module in network.modules() if module.training]
     with torch.no_grad():
-        outputs = network.eval()(random_images(network, image_shape))
+        outputs = network.eval()(images)
     for module in training:
         module.training = True
     return [output for output in tree_leaves(outputs) if isinstance(output, Tensor)]
