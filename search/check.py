@@ -23,7 +23,7 @@ from search.study_file import StudyFile
 from search.tiny import GENTLER, Middle, gentler, tiny_data, tiny_recipe, tiny_task, tiny_trial
 from search.tracking.mlflow_models import fetched
 from spaces import BadInput, Recipe
-from spaces.errors import Problems
+from spaces.errors import Problems, brief
 from trainers.computing import computing
 from trainers.data import pixels
 from trainers.data.dataset import Dataset, Split
@@ -267,7 +267,7 @@ def _as_problems() -> Iterator[None]:
     except (BadInput, ExportRefused):
         raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        reason = brief(error, 300)
         raise BadInput(f"the study must run in small, but it does not: {reason}") from None
 
 
@@ -288,8 +288,8 @@ def _groups(teacher: Network, data: Dataset, file: StudyFile) -> list[str]:
         if isinstance(error, BadInput):
             raise
         raise BadInput(
-            f"`student.start: teacher` must be of a network that can be traced, but {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}; have students start from scratch"
+            f"`student.start: teacher` must be of a network that can be traced, but {brief(error)}; "
+            "have students start from scratch"
         ) from None
     units = sum(len(group.units) for group in groups)
     is_cut = min(file.space.extremes_of("student.width")) < 1 or max(file.space.extremes_of("pruning.fraction")) > 0

@@ -14,9 +14,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, InstanceOf, PlainSe
 from search.constraints import Limits
 from search.ledger.samplers import make_sampler
 from search.study_checks import check_constraints, check_objectives, check_sizes, check_space
-from search.study_yaml import brief, read_yaml
+from search.study_yaml import read_yaml
 from spaces import BadInput, Recipe, Scalar, Space, Student
-from spaces.errors import Problems, one_line, shown
+from spaces.errors import Problems, brief, one_line, shown
 from spaces.own import own_object
 from spaces.recipe import Part, in_one_level
 from trainers.depths import titled

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from spaces import BadInput
+from spaces.errors import brief
 
 MOST_BYTES = 100_000
 MOST_VALUES = 10_000
@@ -52,11 +53,6 @@ def read_yaml(path: Path) -> Any:
         raise BadInput(f"{path}: {error}") from None
     except Exception as error:  # PyYAML raises more than its own errors
         raise BadInput(f"{path} must be YAML, but {brief(error)}; `dux init` writes an example") from None
-
-
-def brief(error: BaseException) -> str:
-    """An error in at most one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
 
 
 def _text(path: Path) -> str:

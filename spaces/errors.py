@@ -94,6 +94,11 @@ def shown(value: object, length: int = 80) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
+def brief(error: BaseException, length: int = 200) -> str:
+    """An error's class and message as one short line for a message."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:length]
+
+
 def known(names: Iterable[str], asked: object) -> str:
     """The way out for an unknown name: a close match first, then all known names."""
     listed = sorted(name[:80] for name in names)

@@ -4,7 +4,7 @@ import importlib
 import sys
 from typing import Any
 
-from spaces.errors import BadInput
+from spaces.errors import BadInput, brief
 
 _NOT_OWN = {*sys.stdlib_module_names, *sys.builtin_module_names, "dux"}
 
@@ -36,7 +36,7 @@ def own_object(reference: str, where: str) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a user's module may raise anything; it may be a script that exits
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = brief(error)
         missing = isinstance(error, ModuleNotFoundError)
         way_out = "modules are looked for beside the study file and in PYTHONPATH" if missing else "try it in Python"
         raise BadInput(

@@ -25,7 +25,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import CodeGen
 
 from spaces import BadInput
-from spaces.errors import shown
+from spaces.errors import brief, shown
 
 HOW = "torch.export.export(network.eval(), (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))"
 """How a network is exported for images in batches of any size."""
@@ -81,7 +81,7 @@ def _as_bad_input(called: str) -> Iterator[None]:
     except BadInput:
         raise
     except Exception as error:  # torch raises anything for a damaged file, and for one of another version
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = brief(error)
         raise BadInput(
             f"{called} must be a file that torch.export.save of this PyTorch ({torch.__version__}) or an older one "
             f"wrote, but {reason}"

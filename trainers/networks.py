@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from spaces import BadInput
-from spaces.errors import known, shown
+from spaces.errors import brief, known, shown
 from spaces.own import own_object
 from trainers.families import OwnNetwork
 from trainers.seeding import seeded
@@ -101,10 +101,10 @@ def _made(function: Any, arguments: Mapping[str, Any], called: str) -> nn.Module
     except (BadInput, KeyboardInterrupt):
         raise
     except OSError as error:
-        raise BadInput(f"{called} must exist or be downloadable, but {_brief(error)}") from None
+        raise BadInput(f"{called} must exist or be downloadable, but {brief(error)}") from None
     except BaseException as error:  # it may be a script that exits
         raise BadInput(
-            f"{called} must accept `arguments: {shown(dict(arguments))}`, but {_brief(error)}; try it in Python"
+            f"{called} must accept `arguments: {shown(dict(arguments))}`, but {brief(error)}; try it in Python"
         ) from None
     if not isinstance(network, nn.Module):
         raise BadInput(f"{called} must be a torch.nn.Module, but is {shown(network)}")
@@ -194,7 +194,7 @@ def read_weights(path: Path) -> Weights:
             "`network.state_dict()` with torch.save or safetensors"
         ) from None
     except Exception as error:  # torch.load raises anything for a damaged file
-        raise BadInput(f"{called} must be a safetensors or torch.save file, but {_brief(error)}") from None
+        raise BadInput(f"{called} must be a safetensors or torch.save file, but {brief(error)}") from None
     return _state_dict(content, called)
 
 
@@ -306,7 +306,3 @@ def _alike(tensor: Tensor, own: Tensor) -> bool:
 
 def _finite(tensor: Tensor | None) -> bool:
     return tensor is None or bool(torch.isfinite(tensor).all())
-
-
-def _brief(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

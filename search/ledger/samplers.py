@@ -17,7 +17,7 @@ from optuna.samplers import (
 )
 
 from spaces import BadInput
-from spaces.errors import known, shown
+from spaces.errors import brief, known, shown
 from spaces.own import own_object
 
 SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = MappingProxyType(
@@ -76,6 +76,5 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
         return sampler
     except (Exception, SystemExit) as error:  # a user's class may raise anything
         raise BadInput(
-            f"`search.sampler: {name}` must be a class that can be created, but "
-            f"{' '.join(f'{type(error).__name__}: {error}'.split())[:200]}; try it in Python"
+            f"`search.sampler: {name}` must be a class that can be created, but {brief(error)}; try it in Python"
         ) from None

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from spaces.errors import BadInput, shown
+from spaces.errors import BadInput, brief, shown
 from spaces.own import own_object
 from trainers.data.labels import numbered, split_called
 from trainers.data.pictures import Picture, Size, from_array, from_image, preparation, why_not
@@ -87,7 +87,7 @@ def _called(reference: str, function: Any, root: Path | None) -> Any:
         raise
     except BaseException as error:  # it may be a script that exits
         raise BadInput(
-            f"`task.dataset: {reference}` must be a function that runs, but {_brief(error)}; try it in Python"
+            f"`task.dataset: {reference}` must be a function that runs, but {brief(error)}; try it in Python"
         ) from None
 
 
@@ -191,7 +191,3 @@ def _digest(picture: Picture) -> str:
     if picture.pixels is None:
         return ""
     return hashlib.blake2b(picture.pixels.tobytes(), digest_size=16, key=str(picture.pixels.shape).encode()).hexdigest()
-
-
-def _brief(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

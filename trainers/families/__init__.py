@@ -6,6 +6,7 @@ from types import MappingProxyType
 import torch
 
 from spaces import BadInput, Student
+from spaces.errors import brief
 from trainers.depths import shape_of
 from trainers.families.batch_ensemble import batch_ensemble
 from trainers.families.deep_ensemble import DeepEnsemble
@@ -69,7 +70,7 @@ def _own(student: Student, image_shape: tuple[int, int, int], classes: int) -> N
         try:
             find_places(network, image_shape)
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            reason = brief(error)
             raise BadInput(
                 f"`family: {student.family}` must be a network whose layers are called one by one to have "
                 f"{student.members} members, but {reason}; leave `student.members` at 1"

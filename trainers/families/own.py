@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from spaces import BadInput
-from spaces.errors import shown
+from spaces.errors import brief, shown
 from trainers.depths import own_function
 from trainers.families.family import Network, Normalize
 from trainers.families.taps import find_places
@@ -72,7 +72,7 @@ class OwnNetwork(Network):
             places = find_places(network, image_shape, names)
         except Exception as error:  # a user's network may raise anything
             raise BadInput(
-                f"{called} must take images (B, {c}, {h}, {w}), but {_brief(error)}; try it in Python"
+                f"{called} must take images (B, {c}, {h}, {w}), but {brief(error)}; try it in Python"
             ) from None
         if places.outputs != (2, classes):
             given = "no tensor" if places.outputs is None else f"{places.outputs}"
@@ -124,10 +124,6 @@ def own_network(reference: str, width: float, image_shape: tuple[int, int, int],
         except BaseException as error:  # it may be a script that exits
             raise BadInput(
                 f"`family: {reference}` must be a function(width, num_classes, in_channels) that runs, but "
-                f"{_brief(error)}; try it in Python"
+                f"{brief(error)}; try it in Python"
             ) from None
         return OwnNetwork(network, image_shape, classes, called=f"what `{reference}` returns")
-
-
-def _brief(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
