@@ -4,18 +4,15 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from search.machine import free_memory
 from search.study_file import StudyFile
 from spaces import BadInput
 from trainers.data.dataset import Dataset
 from trainers.families import Network
+from trainers.measure import Sizes
 
 PROCESS = 600 * 2**20
 """Bytes of a worker before it holds a network: Python, torch and Ray. About 550 MB on Linux (torch 2.15, Ray 2.60)."""
@@ -99,41 +96,26 @@ def needs_of(file: StudyFile, data: Dataset, teacher: Network, students: Sequenc
 
 def _training(network: Network, image_shape: tuple[int, int, int], batch: int) -> int:
     """Bytes that training a network takes: its parameters, and all that a batch leaves for the backward pass."""
-    return _parameters(network) * OF_A_PARAMETER + _Made.of(network, image_shape).total * FLOAT * batch
+    return _parameters(network) * OF_A_PARAMETER + sum(_made(network, image_shape)) * FLOAT * batch
 
 
 def _passing(network: Network, image_shape: tuple[int, int, int]) -> int:
     """Bytes of an image's largest maps on their way through a network, of which some are there at a time."""
-    return 5 * _Made.of(network, image_shape).largest * FLOAT
+    return 5 * max(_made(network, image_shape)) * FLOAT
 
 
 def _parameters(network: Network) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-class _Made(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the numbers that a forward pass makes."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.total = self.largest = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        sizes = [leaf.numel() for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
-        self.total += sum(sizes)
-        self.largest = max([self.largest, *sizes])
-        return made
-
-    @classmethod
-    def of(cls, network: Network, image_shape: tuple[int, int, int]) -> "_Made":
-        """What one image makes."""
-        device, training = next(network.parameters()).device, network.training
-        counted = cls()
-        with torch.no_grad(), counted:
-            network.eval()(torch.zeros(1, *image_shape, device=device))
-        network.train(training)
-        return counted
+def _made(network: Network, image_shape: tuple[int, int, int]) -> list[int]:
+    """How many numbers each tensor has that a forward pass of one image makes."""
+    device, training = next(network.parameters()).device, network.training
+    with torch.no_grad(), Sizes() as seen:
+        network.eval()(torch.zeros(1, *image_shape, device=device))
+    network.train(training)
+    numbers: list[int] = seen.numbers
+    return numbers
 
 
 def _size(number: int) -> str:

@@ -57,7 +57,7 @@ def batch_size(
     network.eval()
     sizes = []
     for images in (1, 2):
-        with torch.no_grad(), _Sizes() as seen:
+        with torch.no_grad(), Sizes() as seen:
             (network.outputs if isinstance(network, Network) else network)(
                 torch.zeros(images, *image_shape, device=device)
             )
@@ -67,7 +67,7 @@ def batch_size(
     return max(1, min(most, largest // max(1, each)))
 
 
-class _Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside, notes how many numbers each tensor has that torch computes."""
 
     def __init__(self) -> None:
