@@ -207,6 +207,8 @@ def from_array(values: np.ndarray, size: Size | None, *, channels_first: bool = 
         values = values[:, :, 0]
     if values.ndim not in (2, 3) or values.shape[2:] not in ((), (3,)):
         return Picture(None, f"of shape {values.shape}, and not of 1 or 3 channels")
+    if not values.size:
+        return Picture(None, "without pixels")
     if values.dtype.kind == "f":
         if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
             return Picture(None, "floats that are not in [0, 1]")

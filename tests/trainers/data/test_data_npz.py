@@ -112,6 +112,7 @@ BAD = {
         {"x": IMAGES, "y": LABELS, "names": ["ant", "bee", "cat", "dog"]},
         r"must have all 4 classes, but lack dog; add images, or remove the classes",
     ),
+    "no pixels": ({"x": np.zeros((60, 0, 4), np.float32), "y": LABELS}, r"x\[0\] \(without pixels\)"),
     "floats out of range": (
         {"x": np.where(np.arange(60)[:, None, None] < 2, 1.5, np.ones((60, 4, 4))), "y": LABELS},
         r"but 2 of 60 are not: x\[0\] \(floats that are not in \[0, 1\]\), x\[1\] \(floats",
