@@ -50,7 +50,8 @@ class Student(Part):
 class Training(Part):
     """Stochastic gradient descent with Nesterov momentum; the rate warms up linearly, then falls as a cosine.
 
-    A student that starts as the teacher has other defaults: 10 epochs, and a learning rate of 0.02.
+    A student that starts as the teacher has other defaults: 10 epochs, a learning rate of 0.02, and gradients of a norm
+    of 3 at most.
     """
 
     epochs: int = Field(default=30, ge=1, le=100_000)
@@ -59,6 +60,8 @@ class Training(Part):
     momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
     weight_decay: float = Field(default=5e-4, ge=0.0)
     """For every weight that is not spectral (those have the `spectral` penalties); not for biases and batch norms."""
+    max_gradient_norm: float = Field(default=0.0, ge=0.0)
+    """What the L2 norm of the whole gradient is cut down to in each step; 0 is no limit. In fine-tuning, too."""
     fast_learning_rate: float = Field(default=1.0, ge=0.0)
     """For a BatchEnsemble's fast weights, as a multiple of `learning_rate`; fine-tuning uses the same multiple."""
     fast_weight_decay: float = Field(default=0.0, ge=0.0)
@@ -177,7 +180,7 @@ _PARTS: dict[str, type[Part]] = {"student": Student, "training": Training, "spec
 
 STARTS: Mapping[str, Mapping[str, Scalar]] = {
     "scratch": {},
-    "teacher": {"training.epochs": 10, "training.learning_rate": 0.02},
+    "teacher": {"training.epochs": 10, "training.learning_rate": 0.02, "training.max_gradient_norm": 3.0},
 }
 """What a student can start as, and the defaults that it has then in place of the ordinary ones."""
 

@@ -43,6 +43,8 @@ class Schedule:
     fast_learning_rate: float = 1.0
     """For a BatchEnsemble's fast weights, as a multiple of `learning_rate`."""
     fast_weight_decay: float = 0.0
+    max_gradient_norm: float = 0.0
+    """What the L2 norm of the gradient of everything that is trained is cut down to; 0 is no limit."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,8 @@ def fit(
             with SoundConvolutions():
                 value = loss(batch)
                 value.backward()  # type: ignore[no-untyped-call]
+            if schedule.max_gradient_norm:
+                nn.utils.clip_grad_norm_(whole.parameters(), schedule.max_gradient_norm)
             optimizer.step()
             sum_loss += value.item()
             count += 1

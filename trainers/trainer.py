@@ -164,6 +164,7 @@ class Trainer:
             t.weight_decay,
             t.fast_learning_rate,
             t.fast_weight_decay,
+            t.max_gradient_norm,
         )
         self._pretraining_epochs = self._method_type.pretraining_epochs(self._options)
         self.epochs = self._pretraining_epochs + t.epochs

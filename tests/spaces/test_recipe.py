@@ -21,6 +21,7 @@ ODD = Recipe(
         learning_rate=1e-7,
         momentum=0.0,
         weight_decay=1e300,
+        max_gradient_norm=2.5,
         fast_learning_rate=0.25,
         fast_weight_decay=1e-3,
     ),
@@ -154,6 +155,7 @@ def test_a_recipe_cannot_be_changed() -> None:
 def test_a_student_that_starts_as_the_teacher_is_trained_shorter_and_gentler_by_default() -> None:
     recipe = Recipe.from_flat({"student.start": "teacher", "student.width": 0.5})
     assert (recipe.training.epochs, recipe.training.learning_rate) == (10, 0.02)
+    assert recipe.training.max_gradient_norm == 3.0
     asked = Recipe.from_flat({"student.start": "teacher", "training.epochs": 30, "training.learning_rate": 0.1})
     assert (asked.training.epochs, asked.training.learning_rate) == (30, 0.1)
     assert Recipe.from_json(recipe.to_json()) == recipe

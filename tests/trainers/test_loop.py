@@ -135,6 +135,24 @@ def test_spectral_layers_biases_and_batch_norms_do_not_decay_and_other_matrices_
         torch.testing.assert_close(p, before[id(p)] * (0.95 if id(p) in decayed else 1.0))
 
 
+@pytest.mark.parametrize("limit", [0.01, 100.0])
+def test_the_gradient_of_all_that_is_trained_is_cut_down_to_the_norm(limit: float) -> None:
+    network, method = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), nn.Linear(3, 3)
+
+    def loss(batch: Batch) -> Tensor:
+        return F.cross_entropy(method(network(batch.images)), batch.labels)
+
+    parameters = [*network.parameters(), *method.parameters()]
+    before = [p.detach().clone() for p in parameters]
+    (batch,) = batches(split(8), 8, "none", generator(), CPU)
+    gradients = torch.autograd.grad(loss(batch), parameters)
+    norm = torch.cat([g.flatten() for g in gradients]).norm()
+    schedule = Schedule(1, 8, 0.5, 0.0, 0.0, max_gradient_norm=limit)
+    fit(network, loss, split(8), schedule, policy="none", generator=generator(), others=[method])
+    for p, old, g in zip(parameters, before, gradients, strict=True):
+        torch.testing.assert_close(p, old - 0.5 * g * min(1.0, limit / float(norm)), atol=1e-6, rtol=1e-4)
+
+
 def test_a_methods_own_parameters_are_trained_with_the_network() -> None:
     network, method = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), nn.Linear(3, 3)
     before = method.weight.detach().clone()

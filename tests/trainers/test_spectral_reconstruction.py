@@ -13,7 +13,7 @@ import trainers.spectral.reconstruction as reconstruction
 from spaces import Student
 from trainers.families import Network, build
 from trainers.spectral import cut, fold, plan, recalibrate, spectralize, trace
-from trainers.spectral.reconstruction import RIDGE, reconstruct
+from trainers.spectral.reconstruction import CLASSIFIER_RIDGE, RIDGE, reconstruct
 from trainers.store import weights_bytes
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -54,7 +54,7 @@ def silenced(network: nn.Sequential, layer: int, channels: list[int]) -> nn.Sequ
 
 def ridge_regression(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """(O, n) as the solution of a taller system: rows x for y, and rows of the ridge for the old weight."""
-    size = math.sqrt(np.square(x).mean() * x.shape[1])
+    size = math.sqrt(RIDGE * np.square(x).mean() * x.shape[1])
     tall = np.concatenate([x, size * np.eye(x.shape[1])])
     solution: np.ndarray = np.linalg.lstsq(tall, np.concatenate([y, size * weight.T]), rcond=None)[0].T
     return solution
@@ -124,7 +124,7 @@ def test_a_last_linear_layer_is_fitted_to_probabilities(bias: bool) -> None:
         actual = fitted(IMAGES).softmax(1).double().numpy()
         before = least_squares[:4](IMAGES).softmax(1).double().numpy()
     assert -(wanted * np.log(actual)).sum() < -(wanted * np.log(before)).sum()
-    ridge = 2 * RIDGE * np.square(x).mean()
+    ridge = 2 * CLASSIFIER_RIDGE * np.square(x).mean()
     for name, slope in (("weight", (actual - wanted).T @ x / len(x)), ("bias", (actual - wanted).mean(0))):
         if name == "weight" or bias:
             moved = (getattr(fitted[3], name) - getattr(least_squares[3], name)).detach().double().numpy()
@@ -159,7 +159,7 @@ def test_a_twin_is_made_up_for(family: str, members: int) -> None:
     """Every second unit is a copy of the one before it; without it the network can do what it did."""
     student = Student(family=family, depth=8 if family == "resnet" else 3, width=0.5, members=members)
     network = build(student, (1, 8, 8), 10, generator=torch.Generator().manual_seed(0)).eval()
-    images = torch.rand(300, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    images = torch.rand(1024, 1, 8, 8, generator=torch.Generator().manual_seed(3))
     alphas = [name for name, _ in network.named_parameters() if name.endswith("alpha")]
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -180,7 +180,7 @@ def test_a_twin_is_made_up_for(family: str, members: int) -> None:
         recalibrate(fitted, [images])
         actual = fitted.eval()(images)
     size = float((wanted - wanted.mean(0)).norm())
-    assert float((actual - wanted).norm()) < 0.05 * size < 0.3 * float((lost - wanted).norm())
+    assert float((actual - wanted).norm()) < 0.15 * size < 0.3 * float((lost - wanted).norm())
 
 
 def trained() -> Network:
