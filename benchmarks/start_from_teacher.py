@@ -194,7 +194,12 @@ def plain(task: Task, knowledge: Knowledge, share: float, seed: int) -> nn.Modul
         return value
 
     schedule = Schedule(
-        training.epochs, training.batch_size, training.learning_rate, training.momentum, training.weight_decay
+        training.epochs,
+        training.batch_size,
+        training.learning_rate,
+        training.momentum,
+        training.weight_decay,
+        max_gradient_norm=training.max_gradient_norm,
     )
     with computing(1):
         fit(network, loss, task.data.train, schedule, policy="none", generator=generator, others=[method])
