@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from running import TINY, Finished, Said, Stand
 
 from search.cli import main
 from search.study import Study
+from search.tracking.mlflow_view import make_store, quiet_mlflow
 
 HOME = "a home, 100%41 #1? 'é'"
 """Whatever is made of a home's path must hold for any."""
@@ -43,10 +45,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Finished:
-    """Carried out by the first of the tests' processes that wants it."""
+def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that all of the tests' processes have."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "tiny"
+    folder = (base if worker_id == "master" else base.parent) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(shared: Path) -> Finished:
+    """Carried out by the first of the tests' processes that wants it."""
+    folder = shared / "tiny"
     file, home, kept = folder / "tiny.yaml", folder / "parent" / HOME, folder / "done.json"
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w") as lock:
@@ -62,8 +72,34 @@ def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Finish
 
 
 @pytest.fixture(scope="session")
-def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
-    stand = Stand(tmp_path_factory.mktemp("stand"))
+def empty_store(shared: Path) -> Path:
+    """The file of an MLflow store with its tables and nothing else; making the tables takes MLflow seconds."""
+    with quiet_mlflow():
+        make_store(shared / "mlflow.db")
+    return shared / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def new_home(empty_store: Path) -> Callable[[Path], Path]:
+    """Makes `home` in a folder: with an empty MLflow store, as any study but the first finds it."""
+
+    def made(folder: Path) -> Path:
+        home = folder / "home"
+        home.mkdir()
+        shutil.copy(empty_store, home)
+        return home
+
+    return made
+
+
+@pytest.fixture
+def home(tmp_path: Path, new_home: Callable[[Path], Path]) -> Path:
+    return new_home(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def stand(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Stand]:
+    stand = Stand(tmp_path_factory.mktemp("stand"), empty_store)
     yield stand
     stand.server.stop()
 

@@ -71,10 +71,11 @@ def trial_runs(study: Study) -> dict[int, Run]:
     return dict(zip(trials, of_trials, strict=True))
 
 
-def search_here(text: str, folder: Path) -> Study:
-    """Carry out the study of a file, in this process; its home is `home` in the folder."""
-    (folder / "study.yaml").write_text(text)
-    study = Study(StudyFile.read(folder / "study.yaml"), folder / "home")
+def search_here(text: str, home: Path) -> Study:
+    """Carry out the study of a file, which is put beside its home, in this process."""
+    file = home.parent / "study.yaml"
+    file.write_text(text)
+    study = Study(StudyFile.read(file), home)
     study.search(backend="local")
     return study
 
@@ -114,11 +115,9 @@ class Finished:
 class Stand:
     """A SQLite store and a server on it that a test may kill and start again at the same address."""
 
-    def __init__(self, folder: Path) -> None:
-        self.store = f"sqlite:///{folder / 'mlflow.db'}"
+    def __init__(self, folder: Path, empty_store: Path) -> None:
+        self.store = f"sqlite:///{shutil.copy(empty_store, folder)}"
         self.server: Server = serve(self.store)
-        self.empty = shutil.copy(folder / "mlflow.db", folder / "empty.db")
-        """A store with its tables and nothing else; making the tables takes MLflow seconds."""
 
     @property
     def url(self) -> str:

@@ -22,7 +22,7 @@ TRIED = {"none": 1, "wrong": 1, "no memory": 2, "hang once": 2, "die once": 2, "
 
 
 def test_what_dies_hangs_or_lacks_memory_is_tried_again_and_what_is_wrong_is_not(
-    tmp_path: Path, dux: Callable[..., Said]
+    tmp_path: Path, home: Path, dux: Callable[..., Said]
 ) -> None:
     code = shutil.copy(tricks.__file__, tmp_path)
     tries = tmp_path / "tries"
@@ -39,7 +39,6 @@ space:
 search: {{sampler: grid, concurrent: 2, retries: 1, trial_timeout: 30}}
 """
     )
-    home = tmp_path / "home"
     done = run("search", "study.yaml", "--home", str(home), folder=tmp_path)
     assert done.returncode == 0
     remarks = r"dux: (all \d so far are the same student|none of \d trials so far succeeded), .*\n"
@@ -81,12 +80,11 @@ search: {{sampler: grid, concurrent: 2, retries: 1, trial_timeout: 30}}
     assert not (study.folder / "spool.refused.jsonl").exists()
 
 
-def test_a_study_whose_trials_all_fail_says_why(tmp_path: Path, dux_here: Callable[..., Said]) -> None:
+def test_a_study_whose_trials_all_fail_says_why(tmp_path: Path, home: Path, dux_here: Callable[..., Said]) -> None:
     (tmp_path / "study.yaml").write_text(
         f"name: hopeless\n{TASK}\nspace: {{training.learning_rate: 1.0e+15, training.epochs: 1, seed: [0, 1, 2]}}\n"
         "search: {trials: 3, concurrent: 1}"
     )
-    home = tmp_path / "home"
     code, out, err = dux_here("search", tmp_path / "study.yaml", "--home", home)
     assert (code, out) == (4, "")
     assert err.startswith("dux: all 3 trials failed: 3 x Diverged: the loss must be finite, but is ")

@@ -1,4 +1,4 @@
-"""A running Ray cluster, joined; and the cluster file."""
+"""A running Ray cluster, joined by a study that later loses it; and the cluster file."""
 
 import os
 import signal
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from running import Said
+from processes import environment
+from running import Said, wait_for
 
 from search.backends.cluster import Watch
 from search.nodes import files_of
@@ -29,9 +30,10 @@ space:
   transfer: [none, kd]
   pruning.fraction: 0.5
   pruning.fine_tune_epochs: 1
-  training.epochs: 1
-search: {trials: 3, concurrent: 2}
+  training.epochs: 30
+search: {trials: 2, concurrent: 2}
 """
+ENVIRONMENT = environment() | {"RAY_AUTH_MODE": "token"}
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +47,15 @@ def cluster() -> Iterator[str]:
         log = Path(scratch) / "head.log"
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
         command += ["--num-cpus=2", f"--temp-dir={scratch}/ray", "--disable-usage-stats", "--include-dashboard=false"]
-        environment = {**os.environ, "RAY_AUTH_MODE": "token"}
         # without a token nothing can join; Ray makes one in the user's home if it is not there
         subprocess.run(
             [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"],
-            env=environment,
+            env=ENVIRONMENT,
             check=True,
             capture_output=True,
         )
         with log.open("wb") as output:
-            head = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+            head = subprocess.Popen(command, env=ENVIRONMENT, stdout=output, stderr=output, start_new_session=True)
         try:
             deadline = time.monotonic() + 120
             while "block forever" not in log.read_text():
@@ -71,16 +72,25 @@ def cluster() -> Iterator[str]:
                     os.killpg(head.pid, signal.SIGKILL)
 
 
-def test_a_study_runs_on_a_running_cluster_and_leaves_it_running(cluster: str, tmp_path: Path) -> None:
-    file = tmp_path / "there.yaml"
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory, new_home: Callable[[Path], Path]) -> Path:
+    """The home of the study."""
+    return new_home(tmp_path_factory.mktemp("there"))
+
+
+def dux_on(cluster: str, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "dux", *arguments, "--address", cluster]
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_study_runs_on_a_running_cluster_and_leaves_it_running(cluster: str, there: Path) -> None:
+    file = there.parent / "there.yaml"
     file.write_text(STUDY)
-    command = [sys.executable, "-m", "dux", "search", str(file), "--home", str(tmp_path / "home"), "--address", cluster]
-    done = subprocess.run(
-        command, env={**os.environ, "RAY_AUTH_MODE": "token"}, capture_output=True, text=True, timeout=400, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    trials = tmp_path / "home" / "studies" / "there" / "trials"
-    assert sorted(folder.name for folder in trials.iterdir()) == ["0", "1", "2"]
+    with dux_on(cluster, "search", str(file), "--home", str(there)) as study:
+        out, err = study.communicate(timeout=400)
+    assert study.returncode == 0, out + err
+    trials = there / "studies" / "there" / "trials"
+    assert sorted(folder.name for folder in trials.iterdir()) == ["0", "1"]
     assert all((folder / "student.safetensors").is_file() for folder in trials.iterdir())
     host, _, port = cluster.partition(":")
     with socket.create_connection((host, int(port)), timeout=5):
@@ -109,9 +119,8 @@ with cluster({cluster!r}, cpus=0, gpus=0.0, store_bytes=0, verbose=False):
     except BadInput as error:
         print(error)
 """
-    environment = {**os.environ, "RAY_AUTH_MODE": "token"}
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     *lines, slow = done.stdout.splitlines()
     assert len(lines) == 2
@@ -135,39 +144,28 @@ def test_what_workers_open_is_the_users_own(tmp_path: Path) -> None:
 
 
 def test_a_study_whose_clusters_head_is_gone_ends_in_one_line_and_goes_on_elsewhere(
-    cluster: str, tmp_path: Path, dux_here: Callable[..., Said]
+    cluster: str, there: Path, dux_here: Callable[..., Said]
 ) -> None:
     # after the other tests of the cluster: there is none any more
-    file, home = tmp_path / "there.yaml", tmp_path / "home"
-    file.write_text(STUDY.replace("training.epochs: 1", "training.epochs: 30"))
-    environment = {**os.environ, "RAY_AUTH_MODE": "token"}
-    study = subprocess.Popen(
-        [sys.executable, "-m", "dux", "search", str(file), "--home", str(home), "--address", cluster],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        deadline = time.monotonic() + 300
-        # a trial is under way
-        while not ((home / "studies" / "there" / "task.json").exists() and Study.open("there", home).lines()):
+    lines = Study.open("there", there).lines
+    assert [line.outcome for line in lines() if line.counts] == ["complete"] * 2
+    with dux_on(cluster, "resume", "there", "--trials", "4", "--home", str(there)) as study:
+        try:
+            wait_for(lambda: any(line.outcome == "running" for line in lines()) or study.poll() is not None, "a trial")
             assert study.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        for server in processes("gcs_server", cluster.rpartition(":")[2]):
-            os.kill(server, signal.SIGKILL)
-        out, err = study.communicate(timeout=120)
-    finally:
-        study.kill()
+            for server in processes("gcs_server", cluster.rpartition(":")[2]):
+                os.kill(server, signal.SIGKILL)
+            out, err = study.communicate(timeout=120)
+        finally:
+            study.kill()
     assert (study.returncode, out) == (130, "")
     assert err.strip() == (
         "dux: stopped, because the head of the Ray cluster does not answer any more; "
-        f"`dux resume there --home {home}` continues"
+        f"`dux resume there --home {there}` continues"
     )
-    code, _, err = dux_here("resume", "there", "--home", home)
+    code, _, err = dux_here("resume", "there", "--home", there)
     assert code == 0, err
-    assert dux_here("status", "there", "--home", home)[1].startswith("there: finished; 3/3 trials done")
+    assert dux_here("status", "there", "--home", there)[1].startswith("there: finished; 4/4 trials done")
 
 
 def test_a_death_is_not_reported_once_the_study_itself_has_seen_it(monkeypatch: pytest.MonkeyPatch) -> None:

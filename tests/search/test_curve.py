@@ -36,9 +36,8 @@ search: {{trials: {TRIALS}, concurrent: 2}}
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    folder = tmp_path_factory.mktemp("curved")
-    return search_here(CURVED, folder)
+def study(tmp_path_factory: pytest.TempPathFactory, new_home: Callable[[Path], Path]) -> Study:
+    return search_here(CURVED, new_home(tmp_path_factory.mktemp("curved")))
 
 
 def test_every_trial_has_its_whole_curve_in_ledger_files_and_mlflow_exactly_once(study: Study) -> None:

@@ -41,12 +41,14 @@ def write_folder(root: Path, images: np.ndarray, labels: np.ndarray) -> None:
         Image.fromarray(image).save(path)
 
 
-def test_oblong_images_larger_than_the_memory_go_from_the_folder_to_the_exported_file(tmp_path: Path) -> None:
+def test_oblong_images_larger_than_the_memory_go_from_the_folder_to_the_exported_file(
+    tmp_path: Path, home: Path
+) -> None:
     write_folder(tmp_path / "pictures", *stripes(120, 9, 14))
     study = search_here(
         "name: oblong\ntask: {dataset: imagefolder, root: pictures, image_size: [8, 12], memory: 10k, "
         "augment: crop_flip, teacher: {depth: 8, width: 0.25, epochs: 2, batch_size: 16}}" + SPACE,
-        tmp_path,
+        home,
     )
     entry = study.front().entries[0]
     card = json.loads(export(study, entry, tmp_path / "out", ["onnx", "pt2"])[-1].read_text())

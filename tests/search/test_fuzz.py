@@ -27,7 +27,7 @@ from spaces.recipe import RECIPE_NAMES
 
 ROOT = Path(__file__).parents[2]
 SEED, COUNT = int(os.environ.get("FUZZ_SEED", "0")), int(os.environ.get("FUZZ_COUNT", "500"))
-ON_THE_COMMAND_LINE = 24
+ON_THE_COMMAND_LINE = 12
 MOST_S = 2.0
 
 EVERYTHING: dict[str, Any] = {

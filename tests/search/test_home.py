@@ -17,7 +17,6 @@ from running import Finished, Said
 from search.home import check_ray_folders, make_writable
 from search.secrets import sqlite_url
 from search.study import Study
-from search.tracking.mlflow_view import serve
 from spaces import BadInput
 
 
@@ -26,14 +25,6 @@ def test_all_of_a_study_is_in_its_home_whatever_that_is_called(finished: Finishe
     assert there == {"ledger.db", "mlflow.db", "mlflow-artifacts", "studies", "teachers", "knowledge"}
     files = {path.name for path in finished.home.glob("mlflow-artifacts/dux-tiny/*/artifacts/student/*")}
     assert files >= {"student.json", "student.safetensors", "recipe.json", "result.json"}
-
-
-def test_mlflow_leaves_no_folder_beside_a_home(tmp_path: Path) -> None:
-    home = tmp_path / "parent" / "50%25 ?" / "inner"
-    home.mkdir(parents=True)
-    serve(sqlite_url(home / "mlflow.db")).stop()
-    assert [path.name for path in tmp_path.iterdir()] == ["parent"]
-    assert [path.name for path in (tmp_path / "parent").iterdir()] == ["50%25 ?"]
 
 
 def test_a_new_home_and_its_databases_are_their_owners_alone(finished: Finished, tmp_path: Path) -> None:

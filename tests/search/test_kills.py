@@ -2,9 +2,14 @@
 
 import json
 import os
+import re
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from kills import Kind, Round, carry_out
+from mlflow import MlflowClient
+from running import Said, trial_runs
 
 from trainers import Knowledge, Task, run_trial
 
@@ -19,9 +24,11 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Round:
-    """A study that was killed several times and resumed to its end."""
-    return carry_out("curves", KILLED, SEED, tmp_path_factory.mktemp("curves"))
+def killed(tmp_path_factory: pytest.TempPathFactory, new_home: Callable[[Path], Path]) -> Round:
+    """A study with early stopping that was killed several times and resumed to its end."""
+    folder = tmp_path_factory.mktemp("stopped")
+    new_home(folder)
+    return carry_out("stopped", KILLED, SEED, folder)
 
 
 def test_a_study_that_is_killed_and_resumed_has_every_trial_exactly_once(killed: Round) -> None:
@@ -44,9 +51,43 @@ def test_trials_go_on_from_their_checkpoints_to_the_student_of_an_uninterrupted_
     task = Task.load(study.file.task, study.home)
     for line in resumed[:2]:
         assert line.recipe is not None
-        again = run_trial(
-            line.recipe, task, Knowledge(task, study.home / "knowledge"), curve=study.file.space.fractions()
-        )
+        again = run_trial(line.recipe, task, Knowledge(task, study.home / "knowledge"))
         written = (study.files.trial(line.trial) / "student.safetensors").read_bytes()
         assert again.files(task)["student.safetensors"] == written
         assert again.measurements == line.measurements
+
+
+def test_early_stopping_goes_on_after_a_kill_and_stops_only_what_others_beat(
+    killed: Round, dux: Callable[..., Said]
+) -> None:
+    study, lines = killed.study, killed.study.lines()
+    stopped = [line for line in lines if line.outcome == "stopped"]
+    complete = [line for line in lines if line.outcome == "complete"]
+    assert len(stopped) >= 2
+    assert len(complete) + len(stopped) == study.file.trials
+    rungs = (3, 6, 12)
+    for line in complete:
+        assert set(line.rungs) == set(rungs)
+        assert line.stopped_at is None
+    for line in stopped:
+        assert line.stopped_at in rungs
+        assert max(line.rungs) == line.stopped_at
+        here = line.rungs[line.stopped_at]
+        others = [other.rungs[line.stopped_at] for other in stopped + complete if line.stopped_at in other.rungs]
+        assert any(
+            other["accuracy"] >= here["accuracy"] and other["parameters"] <= here["parameters"] and other != here
+            for other in others
+        )
+        assert not study.files.trial(line.trial).exists()
+    assert {entry.trial for entry in study.front().entries} == {line.trial for line in complete}
+
+    state, _, listed = dux("status", study.name, "--home", study.home)[1].partition("\n")
+    assert f"trials done, 0 of them failed, {len(stopped)} stopped early; front" in state
+    for line in stopped:
+        assert re.search(rf"^  stopped after {line.stopped_at} epochs: (.*, )?{line.trial}(, |$)", listed, re.MULTILINE)
+    runs = trial_runs(study)
+    client = MlflowClient(tracking_uri=study.files.tracking_uri)
+    for line in stopped:
+        assert runs[line.trial].data.tags["dux.stopped_at"] == str(line.stopped_at)
+        assert "accuracy" not in runs[line.trial].data.metrics
+        assert len(client.get_metric_history(runs[line.trial].info.run_id, "epoch.accuracy")) == line.stopped_at

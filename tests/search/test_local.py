@@ -29,14 +29,14 @@ print(sorted({name.partition(".")[0] for name in sys.modules} & {"ray", "torch"}
 
 
 def test_a_study_has_the_same_measurements_by_either_backend_and_locally_no_ray(
-    finished: Finished, tmp_path: Path
+    finished: Finished, home: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "study.yaml").write_text(TINY)
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (0, "['torch']\n"), done.stderr
-    by_ray, here = finished.study, Study.open("tiny", tmp_path / "home")
+    by_ray, here = finished.study, Study.open("tiny", home)
     assert len(by_ray.lines()) == 6
     for one, other in zip(by_ray.lines(), here.lines(), strict=True):
         assert (one.trial, one.outcome, one.recipe) == (other.trial, other.outcome, other.recipe)
@@ -54,7 +54,7 @@ TRIED = {"none": 1, "wrong": 1, "no memory once": 2, "no memory": 2, SLOW: 2, "C
 
 
 def test_what_goes_wrong_is_tried_again_or_not_as_by_ray_and_ctrl_c_leaves_its_trial_open(
-    tmp_path: Path,
+    tmp_path: Path, home: Path
 ) -> None:
     tries = tmp_path / "tries"
     tries.mkdir()
@@ -70,8 +70,8 @@ space:
 search: {{sampler: grid, retries: 1, trial_timeout: 10, checkpoint_seconds: 0, curve: false}}
 """
     with pytest.raises(Interrupted, match=r"^stopped after \d of 6 trials; `dux resume tricky --home .*` continues$"):
-        search_here(text, tmp_path)
-    study = Study.open("tricky", tmp_path / "home")
+        search_here(text, home)
+    study = Study.open("tricky", home)
     (cut_short,) = (line for line in study.lines() if line.outcome == "interrupted" and not line.reason)
     study.resume(backend="local")
     assert {file.name: len(file.read_text()) for file in tries.iterdir()} == TRIED
@@ -111,8 +111,8 @@ search: {{sampler: grid, stopping: pareto, min_epochs: 2, reduction: 2, seeds: 2
 """
 
 
-def test_trials_are_stopped_early_and_those_of_the_front_repeated(tmp_path: Path) -> None:
-    study = search_here(HALVED, tmp_path)
+def test_trials_are_stopped_early_and_those_of_the_front_repeated(home: Path) -> None:
+    study = search_here(HALVED, home)
     lines = study.lines()
     trials = [line for line in lines if line.repeat is None]
     assert len(trials) == 6

@@ -157,7 +157,12 @@ def test_machines_of_a_cluster_are_asked_for_the_network_where_the_study_will_ha
 
 
 def test_a_study_goes_on_with_the_network_that_it_began_with(
-    run_id: str, stand: Stand, tmp_path: Path, dux_here: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+    run_id: str,
+    stand: Stand,
+    tmp_path: Path,
+    home: Path,
+    dux_here: Callable[..., Said],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     study = {
         "name": "mine",
@@ -166,7 +171,6 @@ def test_a_study_goes_on_with_the_network_that_it_began_with(
         "search": {"trials": 1},
     }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(study))
-    home = tmp_path / "home"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", stand.url)
     code, _, err = dux_here("search", tmp_path / "mine.yaml", "--home", home)
     assert code == 0, err

@@ -8,20 +8,21 @@ import math
 import os
 import random
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from processes import Command, alive, descendants
-from running import wait_for
+from running import Stand, wait_for
 from selenium.webdriver.common.by import By
 
+from search.secrets import sqlite_url
 from search.study import Study
 from search.study_file import StudyFile
 from search.tracking.events import FrontMembers, StudyFinished, StudyStarted, TrialFinished, TrialReported, TrialStarted
 from search.tracking.mlflow_runs import find_runs
-from search.tracking.mlflow_view import Server, database, serve, view_path, view_state
+from search.tracking.mlflow_view import database, serve, view_path, view_state
 from search.tracking.tracker import Tracker
 from spaces import BadInput, Space
 
@@ -65,26 +66,9 @@ def recipe(trial: int, rng: random.Random) -> dict[str, object]:
     return {"student.width": width, "transfer": method, **options[method], "pruning.fraction": fraction, "seed": 0}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("view")
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[Server]:
-    server = serve(f"sqlite:///{folder / 'mlflow.db'}")
-    yield server
-    server.stop()
-    with pytest.raises(ProcessLookupError):  # neither it nor a worker of its is left
-        os.killpg(server.process.pid, 0)
-
-
-def test_the_link_opens_the_front_with_every_student_in_both_charts(
-    folder: Path, server: Server, tmp_path: Path
-) -> None:
-    store = f"sqlite:///{folder / 'mlflow.db'}"
+def test_the_link_opens_the_front_with_every_student_in_both_charts(stand: Stand, tmp_path: Path) -> None:
     rng = random.Random(0)
-    tracker = Tracker(folder, "digits", store)
+    tracker = Tracker(tmp_path, "digits", stand.store)
     tracker.record(StudyStarted.of({}, {}, OBJECTIVES, SPACE))
     for trial in range(TRIALS):
         parameters = rng.randint(1_000, 60_000)
@@ -96,7 +80,7 @@ def test_the_link_opens_the_front_with_every_student_in_both_charts(
     page.write_text("<p id='words'></p><script>document.getElementById('words').innerText = 'a' + 'live'</script>")
     tracker.record(StudyFinished("FINISHED", [page], [{"trial": 3, "accuracy": 0.9}]))
     assert tracker.close(60.0) == 0, tracker.last_error
-    runs = find_runs(folder, "digits", store)
+    runs = find_runs(tmp_path, "digits", stand.store)
     assert runs is not None
 
     script = screenshot_script()
@@ -105,7 +89,7 @@ def test_the_link_opens_the_front_with_every_student_in_both_charts(
         def texts(selector: str) -> list[str]:
             return [element.text for element in browser.find_elements(By.CSS_SELECTOR, selector)]
 
-        browser.get(f"{server.url}/{view_path(runs.experiment_id)}")
+        browser.get(f"{stand.url}/{view_path(runs.experiment_id)}")
         script.wait_for_charts(browser)
         browser.save_screenshot(tmp_path / "view.png")
         assert len(browser.find_elements(By.CSS_SELECTOR, script.SCATTER_POINTS)) == TRIALS
@@ -117,7 +101,7 @@ def test_the_link_opens_the_front_with_every_student_in_both_charts(
         assert {"none", "kd", "factor", "mean", "sum", "n/a"} <= set(texts(".parcoords .tick text"))
         assert f"{TRIALS} matching runs" in browser.find_element(By.TAG_NAME, "body").text
 
-        artifacts = f"{server.url}/#/experiments/{runs.experiment_id}/runs/{runs.parent_run_id}/artifacts/front"
+        artifacts = f"{stand.url}/#/experiments/{runs.experiment_id}/runs/{runs.parent_run_id}/artifacts/front"
         browser.get(f"{artifacts}/table.json")
         script.wait_for(browser, "[role=table]")
         assert "View as table" in browser.find_element(By.TAG_NAME, "body").text
@@ -129,10 +113,9 @@ def test_the_link_opens_the_front_with_every_student_in_both_charts(
         assert browser.find_element(By.ID, "words").text == "alive"
 
 
-def test_of_more_runs_than_the_charts_load_the_front_is_shown(folder: Path, server: Server) -> None:
-    store = f"sqlite:///{folder / 'mlflow.db'}"
+def test_of_more_runs_than_the_charts_load_the_front_is_shown(stand: Stand, tmp_path: Path) -> None:
     rng = random.Random(0)
-    tracker = Tracker(folder / "many", "many", store)
+    tracker = Tracker(tmp_path, "many", stand.store)
     tracker.record(StudyStarted.of({}, {}, OBJECTIVES, SPACE))
     front = {200: 0.3, 1_000: 0.6, 5_000: 0.7}  # the least accurate of all, first to be told of
     others = {10_000 + trial: 0.6 + trial / 1_000 for trial in range(110)}
@@ -142,11 +125,11 @@ def test_of_more_runs_than_the_charts_load_the_front_is_shown(folder: Path, serv
     tracker.record(FrontMembers([*range(len(front))]))
     tracker.record(StudyFinished("FINISHED"))
     assert tracker.close(120.0) == 0, tracker.last_error
-    runs = find_runs(folder / "many", "many", store)
+    runs = find_runs(tmp_path, "many", stand.store)
     assert runs is not None
     script = screenshot_script()
     with script.browser() as browser:
-        browser.get(f"{server.url}/{view_path(runs.experiment_id)}")
+        browser.get(f"{stand.url}/{view_path(runs.experiment_id)}")
         script.wait_for_charts(browser)
         shown = browser.execute_script(
             "return [...document.querySelectorAll('.js-plotly-plot')].flatMap(plot => plot.data)"
@@ -156,17 +139,24 @@ def test_of_more_runs_than_the_charts_load_the_front_is_shown(folder: Path, serv
     assert {round(math.log10(parameters), 6) for parameters in front} <= {round(x, 6) for x in shown}
 
 
-def test_a_study_and_a_server_may_make_the_store_at_the_same_time(tmp_path: Path) -> None:
-    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    tracker = Tracker(tmp_path, "race", store)
+def test_a_study_and_a_server_may_make_the_store_at_the_same_time_and_leave_nothing_beside_it(tmp_path: Path) -> None:
+    home = tmp_path / "parent" / "50%25 ?" / "inner"
+    home.mkdir(parents=True)
+    store = sqlite_url(home / "mlflow.db")
+    tracker = Tracker(home, "race", store)
     tracker.record(StudyStarted.of({}, {}, OBJECTIVES, SPACE))
     server = serve(store)
     try:
         assert tracker.close(120.0) == 0, tracker.last_error
-        assert find_runs(tmp_path, "race", server.url) is not None
+        assert find_runs(home, "race", server.url) is not None
     finally:
         server.stop()
-    assert {file.name for file in tmp_path.glob("*mlflow.db*")} <= {"mlflow.db", ".mlflow.db.lock"}
+    with pytest.raises(ProcessLookupError):  # neither it nor a worker of its is left
+        os.killpg(server.process.pid, 0)
+    assert {file.name for file in home.glob("*mlflow.db*")} <= {"mlflow.db", ".mlflow.db.lock"}
+    # MLflow makes a folder of its own where a path has `?` or `%`
+    assert [path.name for path in tmp_path.iterdir()] == ["parent"]
+    assert [path.name for path in (tmp_path / "parent").iterdir()] == ["50%25 ?"]
 
 
 def test_a_killed_dux_ui_takes_its_server_with_it(tmp_path: Path, start: Callable[..., Command]) -> None:

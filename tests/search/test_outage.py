@@ -178,7 +178,9 @@ def without_ids(uri: str, study: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return runs, logged
 
 
-def test_every_kind_of_request_may_be_refused_once_and_its_answer_lost_once(tmp_path: Path, stand: Stand) -> None:
+def test_every_kind_of_request_may_be_refused_once_and_its_answer_lost_once(
+    tmp_path: Path, stand: Stand, empty_store: Path
+) -> None:
     seen: Counter[str] = Counter()
 
     def rule(method: str, path: str) -> str:
@@ -196,7 +198,7 @@ def test_every_kind_of_request_may_be_refused_once_and_its_answer_lost_once(tmp_
         assert proxy.told["error"] >= 10
         assert not (tmp_path / "spool.refused.jsonl").exists()
         stored = without_ids(stand.url, "flaky")
-        plain = f"sqlite:///{shutil.copy(stand.empty, tmp_path / 'plain.db')}"
+        plain = f"sqlite:///{shutil.copy(empty_store, tmp_path / 'plain.db')}"
         with tracking(tmp_path, plain, "flaky") as tracker:  # the same spool, to a store that never failed
             assert tracker.flush(60.0) == 0, tracker.last_error
         assert stored == without_ids(plain, "flaky")
@@ -407,9 +409,9 @@ def test_nobody_who_looks_waits_long_for_a_hung_mlflow(
 
 
 def test_what_mlflow_refuses_is_told_at_the_end_and_by_status(
-    again: Study, stand: Stand, dux: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+    again: Study, empty_store: Path, dux: Callable[..., Said]
 ) -> None:
-    shutil.copy(stand.empty, again.home / "mlflow.db")
+    shutil.copy(empty_store, again.home)
     with tracking(again.folder, again.files.tracking_uri, "tiny") as tracker:
         tracker.record(TrialStarted(0, {"student.width": "another"}))  # MLflow lets no parameter change
         assert tracker.flush(60.0) == 0, tracker.last_error

@@ -63,10 +63,10 @@ def commands() -> list[list[str]]:
 
 
 def test_the_page_leads_from_a_trained_network_to_a_student_in_onnx(
-    folder: Path, dux_here: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+    folder: Path, home: Path, dux_here: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    where = ("--home", str(folder / "home"))
+    where = ("--home", str(home))
     for words in commands():
         smaller = [str(SIDE) if word == "96" else word for word in words]
         code, out, err = dux_here(*smaller, *(() if words[0] == "init" else where))

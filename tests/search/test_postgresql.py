@@ -139,12 +139,12 @@ def test_a_server_that_refuses_is_told_in_one_line_without_the_password(
 
 
 def test_a_study_whose_database_goes_away_ends_in_one_line_and_goes_on_when_it_is_back(
-    database: Database, tmp_path: Path, start: Callable[..., Command]
+    database: Database, tmp_path: Path, home: Path, start: Callable[..., Command]
 ) -> None:
     (tmp_path / "study.yaml").write_text(LOST)
-    told = tmp_path / "home/studies/lost/spool.jsonl"
+    told = home / "studies/lost/spool.jsonl"
     where = {"settings": {"DUX_STORAGE": database.url}, "program": HERE}
-    command = start("search", str(tmp_path / "study.yaml"), "--home", str(tmp_path / "home"), **where)
+    command = start("search", str(tmp_path / "study.yaml"), "--home", str(home), **where)
     wait_for(lambda: (told.exists() and "trial_started" in told.read_text()) or not command.running, "a trial")
     database.stop()
     try:
@@ -158,7 +158,7 @@ def test_a_study_whose_database_goes_away_ends_in_one_line_and_goes_on_when_it_i
         command.err,
     ), command.err
     assert PASSWORD not in command.err
-    again = start("resume", "lost", "--home", str(tmp_path / "home"), **where)
+    again = start("resume", "lost", "--home", str(home), **where)
     wait_for(lambda: not again.running, "the end of the study")
     assert again.process.returncode == 0, again.err
     assert sorted(line.outcome for line in read_lines(database.url, "lost") if line.counts) == ["complete"] * 3

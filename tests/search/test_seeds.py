@@ -428,21 +428,21 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
+def story(tmp_path_factory: pytest.TempPathFactory, new_home: Callable[[Path], Path]) -> Story:
     folder = tmp_path_factory.mktemp("seeded")
     (folder / "study.yaml").write_text(SEEDED)
     (folder / "recorder.py").write_text(RECORDER)
-    home, looks = folder / "home", []
+    home, looks = new_home(folder), []
     program = ("recorder.py", "study.yaml", str(home), "records.jsonl")
     command = Command(folder, program=program)
     try:
-        wait_for(lambda: (home / "mlflow.db").exists() or not command.running, "the beginning")
+        wait_for(lambda: (home / "studies/seeded/task.json").exists() or not command.running, "the task")
         study = Study.open("seeded", home)
 
         def look() -> Look:
             in_mlflow = {trial for trial, run in mlflow_runs(study).items() if run.info.status == "FINISHED"}
             looks.append(Look(in_mlflow, from_optuna(study), status(study), from_optuna(study)))
-            time.sleep(0.4)
+            time.sleep(1.0)
             return looks[-1]
 
         wait_for(lambda: look().said["repeated"] > 0 or not command.running, "a repeat")

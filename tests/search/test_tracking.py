@@ -393,11 +393,11 @@ def test_a_resumed_study_opens_its_run_again(tmp_path: Path, stand: Stand, study
     assert [stored[f"/{trial}"]["tags"]["dux.pareto"] for trial in range(4)] == ["false", "false", "false", "true"]
 
 
-def test_a_store_without_the_study_gets_all_of_it(tmp_path: Path, stand: Stand, study: str) -> None:
+def test_a_store_without_the_study_gets_all_of_it(tmp_path: Path, stand: Stand, empty_store: Path, study: str) -> None:
     run_study(tmp_path, stand.store, study)
     client = MlflowClient(tracking_uri=stand.store)
     client.rename_experiment(client.get_experiment_by_name(f"dux-{study}").experiment_id, f"lost-{study}")
-    another = f"sqlite:///{shutil.copy(stand.empty, tmp_path / 'another.db')}"
+    another = f"sqlite:///{shutil.copy(empty_store, tmp_path / 'another.db')}"
     for store in (stand.store, another):
         with tracking(tmp_path, store, study) as tracker:
             start(tracker)

@@ -109,9 +109,9 @@ def test_units_that_are_coupled_count_once() -> None:
 @pytest.mark.parametrize("student", [STUDENTS[0], STUDENTS[4], STUDENTS[6]], ids=["resnet", "mlp2", "mlp5"])
 @pytest.mark.parametrize("floor", [0.0, 0.07, 0.1, 0.5, 1.0])
 def test_the_fraction_is_cut_unless_the_floor_forbids_it(student: Student, floor: float) -> None:
-    network = spectral(student)
+    traced = trace(spectral(student), GREY)
     for fraction in (0.0, 0.01, 0.1, 0.29, 0.3, 0.57, 0.7, 0.9, 0.99):
-        planned = plan(trace(network, GREY), fraction, floor=floor)
+        planned = plan(traced, fraction, floor=floor)
         stay = [max(1, math.ceil(Decimal(str(floor)) * c.units)) for c in planned.cuts]
         asked = math.floor(Decimal(str(fraction)) * planned.units)
         assert planned.removed == min(asked, planned.units - sum(stay))
