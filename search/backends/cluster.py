@@ -130,7 +130,7 @@ def _start(cpus: int, gpus: float, store_bytes: int, settings: Mapping[str, Any]
     watch.begin(watch.processes)
     try:
         # Ray's start-up replaces the handler of SIGTERM, and later crashes on it
-        with handlers_stay(), on_loopback_alone(), known_from_its_start():
+        with handlers_stay(), on_loopback_alone(), known_from_its_start(settings["log_to_driver"]):
             ray.init(
                 "local",  # whatever RAY_ADDRESS says
                 num_cpus=cpus,

@@ -62,6 +62,11 @@ FALSE_ANSWERS: dict[str, tuple[int, bytes, str]] = {
 FAULTS = [*FALSE_ANSWERS, "login", "reset", "short"]
 
 
+@pytest.fixture(autouse=True)
+def tried_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.tracking.tracker._FIRST_WAIT_S", 0.05)
+
+
 class Proxy:
     """Passes requests on to a server, unless told otherwise.
 

@@ -199,8 +199,8 @@ KINDS = {
     "gated": Kind(Gated),
     "branches": Kind(Branches),
     "file": Kind(from_file, draws=1),
-    "resnet18": Kind(lambda _: torchvision.models.resnet18(weights=None, num_classes=4), (3, 32, 32), 2),
-    "mobilenet_v2": Kind(lambda _: torchvision.models.mobilenet_v2(weights=None, num_classes=4), (3, 32, 32), 2),
+    "resnet18": Kind(lambda _: torchvision.models.resnet18(weights=None, num_classes=4), (3, 32, 32), 1),
+    "mobilenet_v2": Kind(lambda _: torchvision.models.mobilenet_v2(weights=None, num_classes=4), (3, 32, 32), 1),
     "mobilenet_v3": Kind(
         lambda _: torchvision.models.mobilenet_v3_small(num_classes=4, width_mult=0.25), (3, 32, 32), 1
     ),

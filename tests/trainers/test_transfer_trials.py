@@ -37,7 +37,8 @@ def recipe(name: str, **more: float | str) -> Recipe:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_trial_with_pruning_is_carried_out_and_is_the_same_again(name: str, knowledge: Knowledge) -> None:
+def test_a_trial_with_pruning_is_carried_out(name: str, knowledge: Knowledge) -> None:
+    # that it is the same again, to the bit, test_checkpoint.py says of every method
     reports: list[Report] = []
     asked = recipe(name, **{"pruning.fraction": 0.4, "training.learning_rate": 0.02})
     result = run_trial(asked, knowledge.task, knowledge, reports.append)
@@ -45,8 +46,6 @@ def test_a_trial_with_pruning_is_carried_out_and_is_the_same_again(name: str, kn
     assert [r.phase for r in reports] == [*expected, "train", "fine_tune"]
     assert [(r.step, r.steps) for r in reports] == [(i + 1, len(reports)) for i in range(len(reports))]
     assert result.units_cut > 0
-    again = run_trial(asked, knowledge.task, knowledge)
-    assert weights_bytes(again.network) == weights_bytes(result.network)
     assert {key.partition(".")[0] for key in result.network.state_dict()} == {
         "classifier",
         "groups",
