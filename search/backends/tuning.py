@@ -18,10 +18,9 @@ from search.backends.attempts import Attempt, Attempts
 from search.backends.backend import BackendDied, Job
 from search.backends.cluster import OnDeath, cluster, why_dead
 from search.backends.deaths import why_died
-from search.backends.messages import EpochDone, from_tune, to_tune
-from search.backends.remote import disk_of, last_words_of, this_node
-from search.backends.worker import Worker
-from spaces import Recipe
+from search.backends.messages import EpochDone, from_tune
+from search.backends.remote import last_words_of, this_node
+from search.backends.trainable import work
 
 
 class RayBackend:
@@ -62,7 +61,7 @@ class RayBackend:
             on_death=self._on_death,
         ):
             attempts.watcher.ready()
-            trainable = tune.with_parameters(_work, job=job, arrays=dict(arrays), driver=this_node())
+            trainable = tune.with_parameters(work, job=job, arrays=dict(arrays), driver=this_node())
             try:
                 self._tuner(trainable, _Driver(attempts)).fit()
             except _RayIsGone:
@@ -185,21 +184,3 @@ class _Callback(tune.Callback):  # type: ignore[misc]
                 if self._driver.by_id[trial.trial_id] in overdue:
                     ray.kill(trial.temporary_state.ray_actor)
         self._driver.attempts.watcher.tick()
-
-
-_worker = Worker(transient=(ray.exceptions.RayError,))
-"""This process's worker, if it is a worker process; Ray uses one for many trials."""
-
-
-def _work(config: Mapping[str, Any], job: Job, arrays: Mapping[str, np.ndarray], driver: str) -> None:
-    """Run one trial in a worker process; called by Tune. `driver`: the machine to whose disk its files go."""
-    outcome = _worker.carry_out(
-        config["trial"],
-        config["root"],
-        Recipe.from_json(config["recipe"]),
-        job,
-        arrays,
-        disk_of(driver),
-        lambda message: tune.report(to_tune(message)),
-    )
-    tune.report(to_tune(outcome))
