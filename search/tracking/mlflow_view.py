@@ -191,6 +191,7 @@ class Server:
     process: subprocess.Popen[bytes]
     guard: Guard
     """Ends it with this process."""
+    tracking_uri: str
 
     def stop(self) -> None:
         """Ends the server with all its processes; safe to call twice."""
@@ -200,6 +201,7 @@ class Server:
             self.process.wait(10.0)
         self.guard.close()
         self.process.wait()
+        remove_stray_folder(self.tracking_uri)  # made anew at the first request
 
 
 def serve(tracking_uri: str, port: int = 0, timeout_s: float = 180.0) -> Server:
@@ -239,7 +241,7 @@ def serve(tracking_uri: str, port: int = 0, timeout_s: float = 180.0) -> Server:
             stdout=said,
             stderr=subprocess.STDOUT,
         )
-        server = Server(f"http://127.0.0.1:{server_port}", process, guard)
+        server = Server(f"http://127.0.0.1:{server_port}", process, guard, tracking_uri)
         try:
             deadline = time.monotonic() + timeout_s
             while process.poll() is None and time.monotonic() < deadline:

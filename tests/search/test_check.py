@@ -57,10 +57,9 @@ def test_a_dry_run_of_a_sound_study_says_so_and_leaves_nothing_behind(tmp_path: 
 
 
 def test_an_export_that_is_not_what_was_measured_is_refused() -> None:
-    file = StudyFile.from_mapping(yaml.safe_load(TINY))
     a_little_else = replace(DEFAULT, run=lambda *given: 1.001 * DEFAULT.run(*given))
     with pytest.raises(ExportRefused, match=r"must match the measured network within .* but differs by"):
-        check(file, a_little_else)
+        check(tiny(transfer=["none"]), a_little_else)
 
 
 def tiny(**changed: object) -> StudyFile:
@@ -156,10 +155,7 @@ def test_a_search_says_what_is_left_out_of_the_data(folder: StudyFile, tmp_path:
 
 
 def test_longer_training_is_estimated_to_take_longer() -> None:
-    raw = yaml.safe_load(TINY)
-    short = check(StudyFile.from_mapping(raw)).study_seconds
-    raw["space"]["training.epochs"] = 2000
-    long = check(StudyFile.from_mapping(raw)).study_seconds
+    short, long = (check(tiny(transfer=["none"], training__epochs=epochs)).study_seconds for epochs in (2, 2000))
     assert long > 10 * short
 
 
@@ -193,7 +189,7 @@ def test_a_student_that_measures_otherwise_when_it_is_loaded_is_refused(monkeypa
 
     monkeypatch.setattr("search.check.load_student", load_and_spoil)
     with pytest.raises(ExportRefused, match="a student that is saved and loaded must measure the same, but does not"):
-        check(StudyFile.from_mapping(yaml.safe_load(TINY)))
+        check(tiny(transfer=["none"]))
 
 
 BROKEN = """
