@@ -94,7 +94,7 @@ with catch_ctrl_c():
     try:
         with cluster(None, cpus=1, gpus=0, store_bytes=0, verbose=False):
             kept = [ray.put(1)]
-            threading.Thread(target=lambda: (time.sleep(0.1), os.kill(os.getpid(), signal.SIGINT))).start()
+            threading.Thread(target=lambda: (time.sleep(0.03), os.kill(os.getpid(), signal.SIGINT))).start()
     except KeyboardInterrupt:
         kept.clear()  # after half of a shutdown this ended the process with code 1, without a word
         time.sleep(0.5)
