@@ -79,6 +79,8 @@ space:
   training.epochs: 16
   training.batch_size: 16
   training.learning_rate: [0.1, 0.05, 1.0e-6, 2.0e-6]  # the last two learn nothing: others beat them
+  pruning.fraction: [0.3, 0.6]
+  pruning.fine_tune_epochs: 0
   seed: {{low: 0, high: 100000}}
 search: {{trials: 10, sampler: random, stopping: pareto, min_epochs: 3, reduction: 2, {SEARCH}}}
 """,

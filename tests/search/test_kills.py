@@ -11,6 +11,7 @@ from kills import Kind, Round, carry_out
 from mlflow import MlflowClient
 from running import Said, trial_runs
 
+from search.ledger.lines import CurvePoint
 from trainers import Knowledge, Task, run_trial
 
 SEED = int(os.environ.get("KILLS_SEED", "0"))
@@ -25,7 +26,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory, new_home: Callable[[Path], Path]) -> Round:
-    """A study with early stopping that was killed several times and resumed to its end."""
+    """A study with early stopping and curves that was killed several times and resumed to its end."""
     folder = tmp_path_factory.mktemp("stopped")
     new_home(folder)
     return carry_out("stopped", KILLED, SEED, folder)
@@ -36,6 +37,9 @@ def test_a_study_that_is_killed_and_resumed_has_every_trial_exactly_once(killed:
     assert killed.faults == [], f"seed {SEED}\n{story}"
     assert [(kill.lost, kill.doubled) for kill in killed.kills] == [(0, 0)] * len(killed.kills), f"seed {SEED}\n{story}"
     assert len(killed.kills) >= 2, f"seed {SEED}\n{story}"  # it may have come to its end before the last
+    lines = killed.study.lines()
+    points = [line.kind.of for line in lines if isinstance(line.kind, CurvePoint)]
+    assert sorted(points) == [line.trial for line in lines if line.outcome == "complete" and not line.is_point]
 
 
 def test_some_trials_went_on_from_a_checkpoint(killed: Round) -> None:
@@ -51,7 +55,9 @@ def test_trials_go_on_from_their_checkpoints_to_the_student_of_an_uninterrupted_
     task = Task.load(study.file.task, study.home)
     for line in resumed[:2]:
         assert line.recipe is not None
-        again = run_trial(line.recipe, task, Knowledge(task, study.home / "knowledge"))
+        again = run_trial(
+            line.recipe, task, Knowledge(task, study.home / "knowledge"), curve=study.file.space.fractions()
+        )
         written = (study.files.trial(line.trial) / "student.safetensors").read_bytes()
         assert again.files(task)["student.safetensors"] == written
         assert again.measurements == line.measurements
@@ -62,7 +68,7 @@ def test_early_stopping_goes_on_after_a_kill_and_stops_only_what_others_beat(
 ) -> None:
     study, lines = killed.study, killed.study.lines()
     stopped = [line for line in lines if line.outcome == "stopped"]
-    complete = [line for line in lines if line.outcome == "complete"]
+    complete = [line for line in lines if line.outcome == "complete" and not line.is_point]
     assert len(stopped) >= 2
     assert len(complete) + len(stopped) == study.file.trials
     rungs = (3, 6, 12)
@@ -79,7 +85,8 @@ def test_early_stopping_goes_on_after_a_kill_and_stops_only_what_others_beat(
             for other in others
         )
         assert not study.files.trial(line.trial).exists()
-    assert {entry.trial for entry in study.front().entries} == {line.trial for line in complete}
+    own = {entry.trial for entry in study.front().entries if entry.curve_of is None}
+    assert own == {line.trial for line in complete}
 
     state, _, listed = dux("status", study.name, "--home", study.home)[1].partition("\n")
     assert f"trials done, 0 of them failed, {len(stopped)} stopped early; front" in state

@@ -37,7 +37,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 RIDGE = 0.3
 """Ridge penalty, relative to the mean square of the inputs and to the number of unknowns over that of equations. The
 fewer positions a map has, the more the fit would follow these images alone: with a fixed penalty of 0.001, as before, a
-MobileNetV3 of 32 x 32 pixels, whose last maps are single positions, got weights of thirteen times the teacher's sum of
+MobileNetV3 of 32 x 32 pixels, whose last maps are single positions, got weights of twelve times the teacher's sum of
 squares, and then diverged. Validation NLL of students that start as the teacher with this share of its units, not
 trained (Fashion-MNIST, 3,000 training images; torch 2.15, Xeon):
 
